@@ -1,0 +1,1 @@
+//! The gateway: from one configuration file to running listeners.

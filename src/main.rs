@@ -1,0 +1,2 @@
+//! The `portway` binary.
+fn main() {}

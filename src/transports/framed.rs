@@ -1,0 +1,4 @@
+//! Length-prefixed messages over TCP.
+
+pub mod codec;
+pub mod state;
