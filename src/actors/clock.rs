@@ -1,0 +1,242 @@
+//! The only reader of time: real on an arbiter, virtual inside a simulation.
+//!
+//! Everything that needs an instant or a timer takes it from here, so the same code runs under `Mesh::sim`, where the
+//! hands of the clock are moved by the simulator. Outside a simulation a timer is tokio's: it needs a running tokio
+//! time driver, fires at most about a millisecond late on an idle thread, and panics nowhere.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+thread_local! {
+    static VIRTUAL: RefCell<Option<Rc<VirtualClock>>> = const { RefCell::new(None) };
+    /// The same fact as `VIRTUAL`, readable without a borrow: `now` is called on every turn.
+    static IS_VIRTUAL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The current instant: monotonic time on an arbiter, the simulator's time inside a simulation.
+#[must_use]
+pub fn now() -> Instant {
+    if IS_VIRTUAL.get()
+        && let Some(at) = VIRTUAL.with(|v| v.try_borrow().ok().and_then(|v| v.as_ref().map(|v| v.now.get())))
+    {
+        return at;
+    }
+    real_now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "this file is the one place that reads the clock")]
+fn real_now() -> Instant {
+    Instant::now()
+}
+
+/// A future that is ready at `at`.
+#[must_use]
+pub fn sleep_until(at: Instant) -> Sleep {
+    let virtual_clock = VIRTUAL.with(|v| v.borrow().clone());
+    match virtual_clock {
+        Some(clock) => Sleep { kind: Kind::Virtual { clock, at, key: None } },
+        None => Sleep { kind: Kind::Real(Box::pin(tokio::time::sleep_until(at.into()))) },
+    }
+}
+
+/// A future that is ready after `time`.
+#[must_use]
+pub fn sleep(time: Duration) -> Sleep {
+    sleep_until(later(now(), time))
+}
+
+/// `from + time`, or a century later where that would overflow.
+#[must_use]
+pub fn later(from: Instant, time: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    from.checked_add(time).or_else(|| from.checked_add(CENTURY)).unwrap_or(from)
+}
+
+/// The answer of [`within`] when time ran out first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elapsed;
+
+impl fmt::Display for Elapsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the time allowed has passed")
+    }
+}
+
+impl std::error::Error for Elapsed {}
+
+/// Waits for `future`, at most for `time`.
+///
+/// # Errors
+/// [`Elapsed`] if `time` passed first; the future is dropped then.
+pub async fn within<F: Future>(time: Duration, future: F) -> Result<F::Output, Elapsed> {
+    let mut future = pin!(future);
+    let mut alarm = sleep(time);
+    std::future::poll_fn(move |cx| {
+        if let Poll::Ready(out) = future.as_mut().poll(cx) {
+            return Poll::Ready(Ok(out));
+        }
+        Pin::new(&mut alarm).poll(cx).map(|()| Err(Elapsed))
+    })
+    .await
+}
+
+/// A timer; see [`sleep_until`].
+pub struct Sleep {
+    kind: Kind,
+}
+
+enum Kind {
+    Real(Pin<Box<tokio::time::Sleep>>),
+    Virtual { clock: Rc<VirtualClock>, at: Instant, key: Option<TimerKey> },
+}
+
+impl Sleep {
+    /// Moves the timer to `at`. It must be polled again to be armed.
+    pub fn reset(&mut self, to: Instant) {
+        match &mut self.kind {
+            Kind::Real(sleep) => sleep.as_mut().reset(to.into()),
+            Kind::Virtual { clock, at, key } => {
+                if let Some(key) = key.take() {
+                    clock.forget(key);
+                }
+                *at = to;
+            }
+        }
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.kind {
+            Kind::Real(sleep) => sleep.as_mut().poll(cx),
+            Kind::Virtual { clock, at, key } => {
+                if let Some(key) = key.take() {
+                    clock.forget(key);
+                }
+                if clock.now.get() >= *at {
+                    return Poll::Ready(());
+                }
+                *key = Some(clock.remember(*at, cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Kind::Virtual { clock, key: Some(key), .. } = &self.kind {
+            clock.forget(*key);
+        }
+    }
+}
+
+impl fmt::Debug for Sleep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sleep").finish_non_exhaustive()
+    }
+}
+
+type TimerKey = (Instant, u64);
+
+/// The clock of one simulation; its owner moves it from timer to timer.
+pub(crate) struct VirtualClock {
+    now: Cell<Instant>,
+    timers: RefCell<BTreeMap<TimerKey, Waker>>,
+    sequence: Cell<u64>,
+}
+
+impl VirtualClock {
+    pub(crate) fn new() -> Rc<Self> {
+        Rc::new(Self { now: Cell::new(real_now()), timers: RefCell::default(), sequence: Cell::new(0) })
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.now.get()
+    }
+
+    /// When the next timer is due.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.timers.borrow().first_key_value().map(|(key, _)| key.0)
+    }
+
+    /// Moves time forward to `to` and wakes what is due by then.
+    pub(crate) fn advance(&self, to: Instant) {
+        self.now.set(self.now.get().max(to));
+        loop {
+            let due = {
+                let mut timers = self.timers.borrow_mut();
+                match timers.first_key_value() {
+                    Some((key, _)) if key.0 <= to => timers.pop_first(),
+                    Some(_) | None => None,
+                }
+            };
+            match due {
+                Some((_, waker)) => waker.wake(),
+                None => return,
+            }
+        }
+    }
+
+    /// Makes this clock the thread's, for as long as the guard lives.
+    pub(crate) fn enter(self: &Rc<Self>) -> Entered {
+        let before = VIRTUAL.with(|v| v.borrow_mut().replace(self.clone()));
+        IS_VIRTUAL.set(true);
+        Entered { before }
+    }
+
+    fn remember(&self, at: Instant, waker: Waker) -> TimerKey {
+        let key = (at, self.sequence.get());
+        self.sequence.set(key.1.wrapping_add(1));
+        self.timers.borrow_mut().insert(key, waker);
+        key
+    }
+
+    fn forget(&self, key: TimerKey) {
+        self.timers.borrow_mut().remove(&key);
+    }
+}
+
+/// Ends the rule of a virtual clock over its thread when dropped.
+pub(crate) struct Entered {
+    before: Option<Rc<VirtualClock>>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let before = self.before.take();
+        IS_VIRTUAL.set(before.is_some());
+        VIRTUAL.with(|v| *v.borrow_mut() = before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtual_timers_fire_in_order_and_only_when_due() {
+        let clock = VirtualClock::new();
+        let _entered = clock.enter();
+        let start = now();
+        let mut late = sleep(Duration::from_secs(2));
+        let mut soon = sleep(Duration::from_secs(1));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut late).poll(&mut cx).is_pending());
+        assert!(Pin::new(&mut soon).poll(&mut cx).is_pending());
+        assert_eq!(clock.next(), Some(start + Duration::from_secs(1)));
+        clock.advance(start + Duration::from_secs(1));
+        assert!(Pin::new(&mut soon).poll(&mut cx).is_ready());
+        assert!(Pin::new(&mut late).poll(&mut cx).is_pending());
+        drop(late);
+        assert_eq!(clock.next(), None, "a dropped timer leaves nothing behind");
+    }
+}
