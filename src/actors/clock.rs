@@ -111,6 +111,17 @@ impl Sleep {
     }
 }
 
+impl Sleep {
+    /// True once the time has come.
+    #[must_use]
+    pub fn is_elapsed(&self) -> bool {
+        match &self.kind {
+            Kind::Real(sleep) => sleep.is_elapsed(),
+            Kind::Virtual { clock, at, .. } => clock.now.get() >= *at,
+        }
+    }
+}
+
 impl Future for Sleep {
     type Output = ();
 

@@ -1,0 +1,175 @@
+//! The gentle end of a mesh: new work refused, actors asked to finish from the leaves to the root, all under one
+//! deadline, with a report of who did not make it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::clock;
+use super::lane::StopCause;
+use super::local;
+use super::mailbox::ActorId;
+use super::mesh::Mesh;
+
+/// What remains is told to stop at the deadline and gets this long to do so.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// An actor that was still there at the deadline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Who it is.
+    pub id: ActorId,
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its own name, if it has one.
+    pub name: Option<Arc<str>>,
+    /// The arbiter it is pinned to.
+    pub arbiter: usize,
+    /// Messages that waited in its mailbox.
+    pub inbox: usize,
+}
+
+/// How a drain went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DrainReport {
+    /// Actors that were alive when the drain began.
+    pub began_with: usize,
+    /// Those that were not done at the deadline and were ended then.
+    pub unfinished: Vec<Unfinished>,
+    /// Arbiters that did not answer, by number: a turn there does not end.
+    pub stuck: Vec<usize>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl DrainReport {
+    /// True if everybody finished in time.
+    #[must_use]
+    pub const fn complete(&self) -> bool {
+        self.unfinished.is_empty() && self.stuck.is_empty()
+    }
+}
+
+impl Mesh {
+    /// Ends all actors gently within `time`: spawns are refused, every actor is told to take no new work, then the
+    /// actors of the deepest level of the tree are asked to finish, and when they have, the next level. At the
+    /// deadline whoever is left is ended. Actors on the System's thread ([`Place::System`](super::Place::System)) are
+    /// left alone: they serve the administration, which has to see this. The arbiters go on: call
+    /// [`stop`](Self::stop) afterwards.
+    pub async fn drain(&self, time: Duration) -> DrainReport {
+        let began = clock::now();
+        let by = clock::later(began, time);
+        self.inner.draining.store(true, Ordering::Release);
+        let mut report = DrainReport::default();
+        let arbiters = self.arbiters();
+        let mut alive: Vec<_> = (0..arbiters).map(|_| true).collect();
+
+        let counts = self.on_each(&alive, by, |here| {
+            let entries = here.entries();
+            entries.iter().for_each(|entry| entry.control.quiesce());
+            (entries.len(), here.deepest())
+        });
+        let mut deepest = None;
+        for (index, answer) in counts.await.into_iter().enumerate() {
+            match answer {
+                Some((count, depth)) => {
+                    report.began_with += count;
+                    deepest = deepest.max(depth);
+                }
+                None => {
+                    report.stuck.push(index);
+                    alive.iter_mut().skip(index).take(1).for_each(|alive| *alive = false);
+                }
+            }
+        }
+        for depth in (0..=deepest.unwrap_or(0)).rev() {
+            self.drain_level(&alive, depth, by).await;
+        }
+        let left = self.on_each(&alive, clock::later(clock::now(), GRACE), |here| {
+            here.entries()
+                .iter()
+                .map(|entry| {
+                    let inbox = entry.control.depth().messages;
+                    entry.control.stop(StopCause::Deadline);
+                    Unfinished { id: entry.id, kind: entry.kind, name: entry.name.clone(), arbiter: here.index, inbox }
+                })
+                .collect::<Vec<_>>()
+        });
+        report.unfinished = left.await.into_iter().flatten().flatten().collect();
+        if !report.unfinished.is_empty() {
+            self.none_below(&alive, 0, clock::later(clock::now(), GRACE)).await;
+        }
+        report.took = clock::now().saturating_duration_since(began);
+        report
+    }
+
+    /// Asks everybody at `depth` or deeper to finish, and again whoever was started meanwhile, until none is left or
+    /// time is up.
+    async fn drain_level(&self, alive: &[bool], depth: u16, by: Instant) {
+        self.on_each(alive, by, move |here| {
+            for entry in here.entries().iter().filter(|entry| entry.depth >= depth) {
+                entry.control.drain(by);
+            }
+        })
+        .await;
+        self.none_below(alive, depth, by).await;
+    }
+
+    async fn none_below(&self, alive: &[bool], depth: u16, by: Instant) {
+        let mut waiting = Vec::new();
+        for (seat, _) in self.inner.seats.iter().zip(alive).filter(|(_, alive)| **alive) {
+            let (tell, told) = oneshot::channel();
+            seat.run(Box::new(move || {
+                if let Some(here) = local::current() {
+                    here.when_none_below(depth, tell);
+                }
+            }));
+            waiting.push(told);
+        }
+        for told in waiting {
+            let left = by.saturating_duration_since(clock::now());
+            // Elapsed or gone: both are seen by the caller, who looks at what is left.
+            let _late = clock::within(left, told).await;
+        }
+    }
+
+    /// Runs `f` on each arbiter that is alive; `None` where no answer came by `by`.
+    async fn on_each<R: Send + 'static>(
+        &self,
+        alive: &[bool],
+        by: Instant,
+        f: impl Fn(&local::Local) -> R + Clone + Send + 'static,
+    ) -> Vec<Option<R>> {
+        let asked: Vec<_> = self
+            .inner
+            .seats
+            .iter()
+            .zip(alive)
+            .map(|(seat, alive)| {
+                let (tell, told) = oneshot::channel();
+                let f = f.clone();
+                let run = *alive
+                    && seat.run(Box::new(move || {
+                        if let Some(here) = local::current() {
+                            let _gone = tell.send(f(&here));
+                        }
+                    }));
+                run.then_some(told)
+            })
+            .collect();
+        let mut answers = Vec::with_capacity(asked.len());
+        for told in asked {
+            answers.push(match told {
+                Some(told) => {
+                    let left = by.saturating_duration_since(clock::now());
+                    clock::within(left, told).await.ok().and_then(Result::ok)
+                }
+                None => None,
+            });
+        }
+        answers
+    }
+}

@@ -1,0 +1,450 @@
+//! The host: the actix actor that runs one `Protocol`, turn by turn.
+//!
+//! A `Runner` holds the protocol, its lane, its jobs and its one timer, and is polled by whoever hosts it: an actix
+//! context on an arbiter, the simulator's executor under `Mesh::sim`. Everything of the protocol that can panic runs
+//! inside one `catch_unwind` per turn; after a panic no hook runs on the half-changed state, only its destructor,
+//! contained as well. A turn that leaves work behind yields through the runtime's driver, so that sockets and timers
+//! of the same arbiter are served in between: waking oneself at once would not do that (up to 61 polls per tick).
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use actix::fut::ActorFuture;
+use actix::{Actor, ActorContext, AsyncContext, Handler, Message};
+
+use super::clock;
+pub(crate) use super::jobs::Jobs;
+use super::jobs::{contain, count_panic};
+use super::lane::{Refused, StopCause};
+use super::local::{Entry, Local};
+use super::mailbox::{ActorId, Shared};
+use super::protocol::{Exit, Fault, Progress, Protocol, Turn, Whose, Wish};
+
+/// Messages per turn, at most.
+const TURN_MESSAGES: usize = 64;
+/// Time per turn, at most; looked at every eight messages.
+const TURN_TIME: Duration = Duration::from_micros(100);
+/// Answers of jobs per turn, at most.
+const TURN_JOBS: usize = 16;
+/// A turn longer than this is logged.
+const SLOW_TURN: Duration = Duration::from_millis(5);
+
+pub(crate) struct Runner<P: Protocol> {
+    state: Option<P>,
+    batch: VecDeque<P::Msg>,
+    urgent: VecDeque<P::Msg>,
+    jobs: Jobs<P::Msg>,
+    shared: Arc<Shared<P::Msg>>,
+    local: Rc<Local>,
+    entry: Rc<Entry>,
+    slot: usize,
+    alarm: Option<clock::Sleep>,
+    armed: Option<Instant>,
+    draining: Option<Instant>,
+    wish: Wish,
+    started: bool,
+    finished: bool,
+    #[cfg(debug_assertions)]
+    owner: std::thread::ThreadId,
+}
+
+/// How a turn ended, when it did not end in a panic.
+struct Done {
+    handled: u64,
+    handled_bytes: usize,
+    more: bool,
+    deadline: Option<Instant>,
+    held: usize,
+    last: &'static str,
+}
+
+/// What of a runner's identity its arbiter wants to know.
+pub(crate) struct Identity {
+    pub(crate) name: Option<Arc<str>>,
+    pub(crate) parent: Option<ActorId>,
+    pub(crate) depth: u16,
+}
+
+impl<P: Protocol> Runner<P> {
+    /// Makes the protocol on this thread. If `make` panics, the actor has ended with that panic and there is nothing
+    /// to run.
+    pub(crate) fn make(
+        local: &Rc<Local>,
+        shared: Arc<Shared<P::Msg>>,
+        identity: Identity,
+        make: impl FnOnce() -> P,
+    ) -> Option<Self> {
+        let entry = Rc::new(Entry {
+            id: shared.id,
+            kind: P::KIND,
+            name: identity.name,
+            parent: identity.parent,
+            depth: identity.depth,
+            born: clock::now(),
+            control: shared.clone(),
+            turns: Cell::new(0),
+            handled: Cell::new(0),
+            busy: Cell::new(Duration::ZERO),
+            longest: Cell::new(Duration::ZERO),
+            held: Cell::new(0),
+        });
+        let slot = local.enter(entry.clone());
+        let mut runner = Self {
+            state: None,
+            batch: VecDeque::new(),
+            urgent: VecDeque::new(),
+            jobs: Jobs::new(P::KIND),
+            shared,
+            local: local.clone(),
+            entry,
+            slot,
+            alarm: None,
+            armed: None,
+            draining: None,
+            wish: Wish::GoOn,
+            started: false,
+            finished: false,
+            #[cfg(debug_assertions)]
+            owner: std::thread::current().id(),
+        };
+        match contain(make) {
+            Ok(state) => {
+                runner.state = Some(state);
+                Some(runner)
+            }
+            Err(message) => {
+                count_panic(P::KIND, "factory", &message);
+                runner.finish(Exit::Panic(message));
+                None
+            }
+        }
+    }
+
+    /// One turn. Ready when the actor has ended.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        #[cfg(debug_assertions)]
+        debug_assert_eq!(self.owner, std::thread::current().id(), "an actor was polled off its arbiter");
+        if self.finished {
+            return Poll::Ready(());
+        }
+        let now = clock::now();
+        let signals = self.shared.lane.begin(&mut self.batch, &mut self.urgent);
+        if let Some(cause) = signals.stop {
+            self.finish(match cause {
+                StopCause::Asked => Exit::Normal,
+                StopCause::Deadline => Exit::Deadline,
+                StopCause::Memory => Exit::Fault(Fault::local("memory", "the memory budget took it back")),
+            });
+            return Poll::Ready(());
+        }
+        let drain = signals.drain.filter(|by| self.draining.is_none_or(|old| *by < old));
+        if let Some(by) = drain {
+            self.draining = Some(by);
+        }
+        if self.draining.is_some_and(|by| by <= now) {
+            self.finish(Exit::Deadline);
+            return Poll::Ready(());
+        }
+
+        let place = Cell::new("started");
+        let done = match contain(|| self.turn(now, signals.quiesce, drain, cx, &place)) {
+            Ok(Ok(done)) => done,
+            Ok(Err(exit)) => {
+                self.finish(exit);
+                return Poll::Ready(());
+            }
+            Err(message) => {
+                count_panic(P::KIND, place.get(), &message);
+                self.finish(Exit::Panic(message));
+                return Poll::Ready(());
+            }
+        };
+        self.account(now, &done);
+
+        let more = self.shared.lane.end(self.batch.len(), done.handled_bytes, cx.waker()) || done.more;
+        match self.wish {
+            Wish::Stop => {
+                self.finish(Exit::Normal);
+                return Poll::Ready(());
+            }
+            Wish::StopWhenEmpty if !more && self.jobs.is_empty() && self.shared.lane.close_if_empty() => {
+                self.finish(Exit::Normal);
+                return Poll::Ready(());
+            }
+            Wish::StopWhenEmpty | Wish::GoOn => {}
+        }
+        let due = self.arm(done.deadline, cx);
+        if more || due {
+            self.yield_turn(cx);
+        }
+        Poll::Pending
+    }
+
+    fn turn(
+        &mut self,
+        now: Instant,
+        quiesce: bool,
+        drain: Option<Instant>,
+        cx: &Context<'_>,
+        place: &Cell<&'static str>,
+    ) -> Result<Done, Exit> {
+        let Some(state) = &mut self.state else { return Err(Exit::Normal) };
+        let mut turn = Turn {
+            now,
+            waker: cx.waker(),
+            shared: &self.shared,
+            jobs: &mut self.jobs,
+            local: &self.local,
+            depth: self.entry.depth,
+            wish: self.wish,
+            again: false,
+            draining: self.draining,
+            _pinned: PhantomData,
+        };
+        let mut done = Done { handled: 0, handled_bytes: 0, more: false, deadline: None, held: 0, last: "io" };
+        if !self.started {
+            self.started = true;
+            state.started(&mut turn).map_err(Exit::Fault)?;
+        }
+        if quiesce {
+            place.set("quiesce");
+            state.quiesce(&mut turn);
+        }
+        if let Some(by) = drain {
+            place.set("drain");
+            state.drain(by, &mut turn);
+        }
+        place.set("handler");
+        while turn.wish != Wish::Stop
+            && let Some(m) = self.urgent.pop_front()
+        {
+            done.last = P::label(&m);
+            done.handled += 1;
+            state.on(m, &mut turn).map_err(Exit::Fault)?;
+        }
+        if turn.wish != Wish::Stop && state.deadline().is_some_and(|at| at <= now) {
+            place.set("deadline");
+            state.on_deadline(&mut turn).map_err(Exit::Fault)?;
+        }
+        if turn.wish != Wish::Stop {
+            place.set("io");
+            done.more |= state.io(&mut turn).map_err(Exit::Fault)? == Progress::More;
+        }
+        place.set("handler");
+        for n in 1..=TURN_MESSAGES {
+            if turn.wish == Wish::Stop {
+                break;
+            }
+            let Some(m) = self.batch.pop_front() else { break };
+            done.last = P::label(&m);
+            done.handled_bytes += self.shared.lane.size_of(&m);
+            done.handled += 1;
+            state.on(m, &mut turn).map_err(Exit::Fault)?;
+            if n % 8 == 0 && clock::now().saturating_duration_since(now) > TURN_TIME {
+                break;
+            }
+        }
+        for n in 1..=TURN_JOBS {
+            if turn.wish == Wish::Stop {
+                break;
+            }
+            let answer = turn.jobs.poll(&mut Context::from_waker(turn.waker));
+            let Poll::Ready(Some(answer)) = answer else { break };
+            turn.shared.lane.release(0);
+            let m = answer.map_err(|message| {
+                count_panic(P::KIND, "job", &message);
+                Exit::Panic(message)
+            })?;
+            done.last = P::label(&m);
+            done.handled += 1;
+            state.on(m, &mut turn).map_err(Exit::Fault)?;
+            done.more |= n == TURN_JOBS;
+        }
+        place.set("flush");
+        done.more |= state.flush(&mut turn).map_err(Exit::Fault)? == Progress::More;
+        done.more |= turn.again;
+        self.wish = turn.wish;
+        place.set("deadline");
+        done.deadline = state.deadline();
+        done.held = state.held();
+        Ok(done)
+    }
+
+    fn account(&self, began: Instant, done: &Done) {
+        let entry = &*self.entry;
+        let took = clock::now().saturating_duration_since(began);
+        entry.turns.set(entry.turns.get() + 1);
+        entry.handled.set(entry.handled.get() + done.handled);
+        entry.busy.set(entry.busy.get() + took);
+        entry.held.set(done.held);
+        if took > entry.longest.get() {
+            entry.longest.set(took);
+        }
+        if took > SLOW_TURN {
+            self.local.counters.raise("actor_slow_turns", P::KIND, done.last);
+            tracing::warn!(
+                kind = P::KIND, id = %entry.id, message = done.last, ms = took.as_millis() as u64,
+                "a turn held its arbiter for long"
+            );
+        }
+    }
+
+    /// Arms the one timer for the earlier of the protocol's deadline and the end of the drain. A timer already armed
+    /// for an earlier time is left alone: it costs one early turn, where moving it would cost every turn. True if the
+    /// time has come already.
+    fn arm(&mut self, deadline: Option<Instant>, cx: &mut Context<'_>) -> bool {
+        let at = match (deadline, self.draining) {
+            (Some(a), Some(b)) => a.min(b),
+            (Some(at), None) | (None, Some(at)) => at,
+            (None, None) => return false,
+        };
+        if self.armed.is_some_and(|armed| armed <= at) && self.alarm.as_ref().is_some_and(|a| !a.is_elapsed()) {
+            return false;
+        }
+        let alarm = match &mut self.alarm {
+            Some(alarm) => {
+                alarm.reset(at);
+                alarm
+            }
+            none @ None => none.insert(clock::sleep_until(at)),
+        };
+        self.armed = Some(at);
+        Pin::new(alarm).poll(cx).is_ready()
+    }
+
+    fn yield_turn(&self, cx: &mut Context<'_>) {
+        if self.local.simulated {
+            cx.waker().wake_by_ref();
+        } else {
+            // Registers a wake-up for after the driver's next round, in its first poll.
+            let _pending = pin!(tokio::task::yield_now()).poll(cx);
+        }
+    }
+
+    fn finish(&mut self, exit: Exit) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        match &exit {
+            Exit::Normal => tracing::trace!(kind = P::KIND, id = %self.entry.id, "ended"),
+            Exit::Fault(fault) => match fault.whose {
+                Whose::Peer => tracing::debug!(kind = P::KIND, id = %self.entry.id, %fault, "ended"),
+                Whose::Local => tracing::warn!(kind = P::KIND, id = %self.entry.id, %fault, "ended"),
+                Whose::Bug => tracing::error!(kind = P::KIND, id = %self.entry.id, %fault, "ended"),
+            },
+            Exit::Panic(message) => tracing::error!(kind = P::KIND, id = %self.entry.id, %message, "ended by a panic"),
+            Exit::Deadline => tracing::warn!(kind = P::KIND, id = %self.entry.id, "ended before it was done"),
+        }
+        if !matches!(exit, Exit::Panic(_))
+            && let Some(state) = &mut self.state
+            && let Err(message) = contain(|| state.closed(&exit))
+        {
+            count_panic(P::KIND, "closed", &message);
+        }
+        let queued = self.shared.lane.close();
+        let state = self.state.take();
+        let jobs = std::mem::replace(&mut self.jobs, Jobs::new(P::KIND));
+        let mine = (std::mem::take(&mut self.batch), std::mem::take(&mut self.urgent));
+        let dropped = [contain(|| drop(state)), contain(|| drop(jobs)), contain(|| drop(mine)), contain(|| drop(queued))];
+        for message in dropped.into_iter().filter_map(Result::err) {
+            count_panic(P::KIND, "drop", &message);
+        }
+        self.alarm = None;
+        self.local.counters.raise("actor_exits", P::KIND, exit.reason());
+        self.local.leave(self.slot);
+        self.shared.ended(&exit);
+    }
+}
+
+impl<P: Protocol> Drop for Runner<P> {
+    fn drop(&mut self) {
+        self.finish(Exit::Fault(Fault::local("arbiter_stopped", "")));
+    }
+}
+
+impl<P: Protocol> Unpin for Runner<P> {}
+
+impl<P: Protocol> Future for Runner<P> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.get_mut().poll(cx)
+    }
+}
+
+/// The actix actor around a protocol. Its `Addr` takes [`Deliver`] from any stock actix actor.
+pub struct Host<P: Protocol> {
+    runner: Option<Runner<P>>,
+    shared: Arc<Shared<P::Msg>>,
+}
+
+impl<P: Protocol> fmt::Debug for Host<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host").field("kind", &P::KIND).field("id", &self.shared.id).finish()
+    }
+}
+
+impl<P: Protocol> Host<P> {
+    pub(crate) const fn new(runner: Option<Runner<P>>, shared: Arc<Shared<P::Msg>>) -> Self {
+        Self { runner, shared }
+    }
+}
+
+impl<P: Protocol> Actor for Host<P> {
+    type Context = actix::Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.spawn(Drive);
+    }
+}
+
+/// The one resident future of a host's context.
+struct Drive;
+
+impl<P: Protocol> ActorFuture<Host<P>> for Drive {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, host: &mut Host<P>, ctx: &mut actix::Context<Host<P>>, cx: &mut Context<'_>) -> Poll<()> {
+        let ended = host.runner.as_mut().is_none_or(|runner| runner.poll(cx).is_ready());
+        if ended {
+            host.runner = None;
+            ctx.terminate();
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+}
+
+/// A message for a protocol, sent through the actix address of its host. It goes into the same bounded mailbox.
+#[derive(Debug)]
+pub struct Deliver<M>(pub M);
+
+impl<M: Send + 'static> Message for Deliver<M> {
+    type Result = Result<(), Refused<M>>;
+}
+
+impl<P: Protocol> Handler<Deliver<P::Msg>> for Host<P> {
+    type Result = Result<(), Refused<P::Msg>>;
+
+    fn handle(&mut self, m: Deliver<P::Msg>, _: &mut Self::Context) -> Self::Result {
+        self.shared.lane.tell(m.0)
+    }
+}
+
+/// Runs `runner` on this thread's event loop.
+pub(crate) fn start<P: Protocol>(local: &Rc<Local>, runner: Runner<P>) {
+    if local.simulated {
+        super::sim::run_local(local.index, runner);
+    } else {
+        let shared = runner.shared.clone();
+        Host::new(Some(runner), shared).start();
+    }
+}

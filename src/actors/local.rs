@@ -1,0 +1,205 @@
+//! What one arbiter knows of its own: its actors, counters and spare buffers. Never shared with another thread.
+//!
+//! Plain cells, no atomics: whoever wants to read them from elsewhere sends a closure to the arbiter. The one thing
+//! others see directly is `Load`, which placement needs without asking.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::clock;
+use super::mailbox::{ActorId, Controlled};
+use super::mesh::Mesh;
+use super::metrics::Counters;
+
+/// Size of the read buffer that all actors of an arbiter share.
+pub(crate) const SCRATCH: usize = 64 << 10;
+
+const SPARES: usize = 256;
+const SPARE_BYTES: usize = 64 << 10;
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
+}
+
+/// The arbiter this thread is, if it is one.
+pub(crate) fn current() -> Option<Rc<Local>> {
+    CURRENT.try_with(|c| c.try_borrow().ok().and_then(|c| c.clone())).ok().flatten()
+}
+
+/// Makes `local` the thread's arbiter (or none); answers what was before.
+pub(crate) fn replace(local: Option<Rc<Local>>) -> Option<Rc<Local>> {
+    CURRENT.with(|c| c.replace(local))
+}
+
+/// True where a blocking wait would stop actors.
+pub(crate) fn on_event_loop() -> bool {
+    current().is_some() || actix_rt::Arbiter::try_current().is_some()
+}
+
+/// What other threads may read of an arbiter at any time.
+#[derive(Debug, Default)]
+pub(crate) struct Load {
+    /// Actors alive or on their way.
+    pub(crate) live: AtomicUsize,
+    /// CPU time of the thread per thousand of wall time, over the last tick.
+    pub(crate) busy_permille: AtomicU32,
+    /// By how much the last tick was late: what a message waits for at least.
+    pub(crate) delay_us: AtomicU32,
+}
+
+/// One actor in the eyes of its arbiter.
+pub(crate) struct Entry {
+    pub(crate) id: ActorId,
+    pub(crate) kind: &'static str,
+    pub(crate) name: Option<Arc<str>>,
+    pub(crate) parent: Option<ActorId>,
+    pub(crate) depth: u16,
+    pub(crate) born: Instant,
+    pub(crate) control: Arc<dyn Controlled>,
+    pub(crate) turns: Cell<u64>,
+    pub(crate) handled: Cell<u64>,
+    pub(crate) busy: Cell<Duration>,
+    pub(crate) longest: Cell<Duration>,
+    pub(crate) held: Cell<usize>,
+}
+
+pub(crate) struct Local {
+    pub(crate) mesh: Mesh,
+    pub(crate) index: usize,
+    /// Hosts run on the simulator's executor instead of actix's.
+    pub(crate) simulated: bool,
+    pub(crate) load: Arc<Load>,
+    pub(crate) counters: Counters,
+    pub(crate) scratch: Cell<Vec<u8>>,
+    pub(crate) spares: RefCell<Vec<Vec<u8>>>,
+    entries: RefCell<Entries>,
+}
+
+#[derive(Default)]
+struct Entries {
+    slots: Vec<Option<Rc<Entry>>>,
+    free: Vec<usize>,
+    /// How many live at each depth of the tree.
+    by_depth: Vec<usize>,
+    waiting: Vec<(u16, oneshot::Sender<()>)>,
+}
+
+impl Local {
+    pub(crate) fn new(mesh: Mesh, index: usize, simulated: bool, load: Arc<Load>) -> Rc<Self> {
+        Rc::new(Self {
+            mesh,
+            index,
+            simulated,
+            load,
+            counters: Counters::default(),
+            scratch: Cell::default(),
+            spares: RefCell::default(),
+            entries: RefCell::default(),
+        })
+    }
+
+    pub(crate) fn enter(&self, entry: Rc<Entry>) -> usize {
+        let mut entries = self.entries.borrow_mut();
+        let depth = usize::from(entry.depth);
+        if entries.by_depth.len() <= depth {
+            entries.by_depth.resize(depth + 1, 0);
+        }
+        if let Some(count) = entries.by_depth.get_mut(depth) {
+            *count += 1;
+        }
+        if let Some(slot) = entries.free.pop()
+            && let Some(place) = entries.slots.get_mut(slot)
+        {
+            *place = Some(entry);
+            return slot;
+        }
+        entries.slots.push(Some(entry));
+        entries.slots.len() - 1
+    }
+
+    pub(crate) fn leave(&self, slot: usize) {
+        let mut entries = self.entries.borrow_mut();
+        let Some(entry) = entries.slots.get_mut(slot).and_then(Option::take) else { return };
+        entries.free.push(slot);
+        if let Some(count) = entries.by_depth.get_mut(usize::from(entry.depth)) {
+            *count = count.saturating_sub(1);
+        }
+        self.load.live.fetch_sub(1, Ordering::Relaxed);
+        self.mesh.one_less();
+        if !entries.waiting.is_empty() {
+            let waiting = std::mem::take(&mut entries.waiting);
+            let (done, still): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(d, _)| entries.none_below(*d));
+            entries.waiting = still;
+            for (_, tell) in done {
+                let _gone = tell.send(());
+            }
+        }
+    }
+
+    pub(crate) fn entries(&self) -> Vec<Rc<Entry>> {
+        self.entries.borrow().slots.iter().flatten().cloned().collect()
+    }
+
+    pub(crate) fn deepest(&self) -> Option<u16> {
+        let entries = self.entries.borrow();
+        entries.by_depth.iter().rposition(|&n| n > 0).and_then(|d| u16::try_from(d).ok())
+    }
+
+    /// Tells when no actor lives at `depth` or deeper.
+    pub(crate) fn when_none_below(&self, depth: u16, tell: oneshot::Sender<()>) {
+        let mut entries = self.entries.borrow_mut();
+        if entries.none_below(depth) {
+            let _gone = tell.send(());
+        } else {
+            entries.waiting.push((depth, tell));
+        }
+    }
+
+    pub(crate) fn recycle(&self, mut buffer: Vec<u8>) {
+        if buffer.capacity() == 0 || buffer.capacity() > SPARE_BYTES {
+            return;
+        }
+        let mut spares = self.spares.borrow_mut();
+        if spares.len() < SPARES {
+            buffer.clear();
+            spares.push(buffer);
+        }
+    }
+}
+
+impl Entries {
+    fn none_below(&self, depth: u16) -> bool {
+        self.by_depth.iter().skip(usize::from(depth)).all(|&n| n == 0)
+    }
+}
+
+/// Waits for `future` on a thread that runs no event loop. `None` when `within` passed first.
+pub(crate) fn block_on_plain_thread<F: Future>(within: Duration, future: F) -> Option<F::Output> {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut cx = Context::from_waker(&waker);
+    let end = clock::later(clock::now(), within);
+    let mut future = Box::pin(future);
+    loop {
+        if let Poll::Ready(out) = Pin::as_mut(&mut future).poll(&mut cx) {
+            return Some(out);
+        }
+        let left = end.saturating_duration_since(clock::now());
+        if left.is_zero() {
+            return None;
+        }
+        std::thread::park_timeout(left);
+    }
+}
