@@ -9,12 +9,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 thread_local! {
-    static VIRTUAL: RefCell<Option<Rc<VirtualClock>>> = const { RefCell::new(None) };
+    static VIRTUAL: RefCell<Option<Arc<VirtualClock>>> = const { RefCell::new(None) };
     /// The same fact as `VIRTUAL`, readable without a borrow: `now` is called on every turn.
     static IS_VIRTUAL: Cell<bool> = const { Cell::new(false) };
 }
@@ -23,7 +25,7 @@ thread_local! {
 #[must_use]
 pub fn now() -> Instant {
     if IS_VIRTUAL.get()
-        && let Some(at) = VIRTUAL.with(|v| v.try_borrow().ok().and_then(|v| v.as_ref().map(|v| v.now.get())))
+        && let Some(at) = VIRTUAL.with(|v| v.try_borrow().ok().and_then(|v| v.as_ref().map(|v| v.now())))
     {
         return at;
     }
@@ -93,7 +95,7 @@ pub struct Sleep {
 
 enum Kind {
     Real(Pin<Box<tokio::time::Sleep>>),
-    Virtual { clock: Rc<VirtualClock>, at: Instant, key: Option<TimerKey> },
+    Virtual { clock: Arc<VirtualClock>, at: Instant, key: Option<TimerKey> },
 }
 
 impl Sleep {
@@ -117,7 +119,7 @@ impl Sleep {
     pub fn is_elapsed(&self) -> bool {
         match &self.kind {
             Kind::Real(sleep) => sleep.is_elapsed(),
-            Kind::Virtual { clock, at, .. } => clock.now.get() >= *at,
+            Kind::Virtual { clock, at, .. } => clock.now() >= *at,
         }
     }
 }
@@ -132,7 +134,7 @@ impl Future for Sleep {
                 if let Some(key) = key.take() {
                     clock.forget(key);
                 }
-                if clock.now.get() >= *at {
+                if clock.now() >= *at {
                     return Poll::Ready(());
                 }
                 *key = Some(clock.remember(*at, cx.waker().clone()));
@@ -158,35 +160,41 @@ impl fmt::Debug for Sleep {
 
 type TimerKey = (Instant, u64);
 
-/// The clock of one simulation; its owner moves it from timer to timer.
+/// The clock of one simulation; its owner moves it from timer to timer. Locked, so that futures which hold a timer
+/// stay `Send`; a simulation has one thread, so nobody ever waits for the lock.
 pub(crate) struct VirtualClock {
-    now: Cell<Instant>,
-    timers: RefCell<BTreeMap<TimerKey, Waker>>,
-    sequence: Cell<u64>,
+    hands: Mutex<Hands>,
+}
+
+struct Hands {
+    now: Instant,
+    timers: BTreeMap<TimerKey, Waker>,
+    sequence: u64,
 }
 
 impl VirtualClock {
-    pub(crate) fn new() -> Rc<Self> {
-        Rc::new(Self { now: Cell::new(real_now()), timers: RefCell::default(), sequence: Cell::new(0) })
+    pub(crate) fn new() -> Arc<Self> {
+        let hands = Hands { now: real_now(), timers: BTreeMap::new(), sequence: 0 };
+        Arc::new(Self { hands: Mutex::new(hands) })
     }
 
     pub(crate) fn now(&self) -> Instant {
-        self.now.get()
+        self.hands.lock().now
     }
 
     /// When the next timer is due.
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.timers.borrow().first_key_value().map(|(key, _)| key.0)
+        self.hands.lock().timers.first_key_value().map(|(key, _)| key.0)
     }
 
     /// Moves time forward to `to` and wakes what is due by then.
     pub(crate) fn advance(&self, to: Instant) {
-        self.now.set(self.now.get().max(to));
         loop {
             let due = {
-                let mut timers = self.timers.borrow_mut();
-                match timers.first_key_value() {
-                    Some((key, _)) if key.0 <= to => timers.pop_first(),
+                let mut hands = self.hands.lock();
+                hands.now = hands.now.max(to);
+                match hands.timers.first_key_value() {
+                    Some((key, _)) if key.0 <= to => hands.timers.pop_first(),
                     Some(_) | None => None,
                 }
             };
@@ -198,27 +206,28 @@ impl VirtualClock {
     }
 
     /// Makes this clock the thread's, for as long as the guard lives.
-    pub(crate) fn enter(self: &Rc<Self>) -> Entered {
+    pub(crate) fn enter(self: &Arc<Self>) -> Entered {
         let before = VIRTUAL.with(|v| v.borrow_mut().replace(self.clone()));
         IS_VIRTUAL.set(true);
         Entered { before }
     }
 
     fn remember(&self, at: Instant, waker: Waker) -> TimerKey {
-        let key = (at, self.sequence.get());
-        self.sequence.set(key.1.wrapping_add(1));
-        self.timers.borrow_mut().insert(key, waker);
+        let mut hands = self.hands.lock();
+        let key = (at, hands.sequence);
+        hands.sequence = hands.sequence.wrapping_add(1);
+        hands.timers.insert(key, waker);
         key
     }
 
     fn forget(&self, key: TimerKey) {
-        self.timers.borrow_mut().remove(&key);
+        self.hands.lock().timers.remove(&key);
     }
 }
 
 /// Ends the rule of a virtual clock over its thread when dropped.
 pub(crate) struct Entered {
-    before: Option<Rc<VirtualClock>>,
+    before: Option<Arc<VirtualClock>>,
 }
 
 impl Drop for Entered {

@@ -16,6 +16,9 @@ use super::mesh::Mesh;
 /// What remains is told to stop at the deadline and gets this long to do so.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// How long an arbiter may take to answer at all, at most a quarter of the time for the whole drain.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// An actor that was still there at the deadline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfinished {
@@ -67,7 +70,9 @@ impl Mesh {
         let arbiters = self.arbiters();
         let mut alive: Vec<_> = (0..arbiters).map(|_| true).collect();
 
-        let counts = self.on_each(&alive, by, |here| {
+        // An arbiter held up by one long turn must not use up the time of the others.
+        let patience = clock::later(began, (time / 4).min(PATIENCE));
+        let counts = self.on_each(&alive, patience, |here| {
             let entries = here.entries();
             entries.iter().for_each(|entry| entry.control.quiesce());
             (entries.len(), here.deepest())
@@ -89,16 +94,15 @@ impl Mesh {
             self.drain_level(&alive, depth, by).await;
         }
         let left = self.on_each(&alive, clock::later(clock::now(), GRACE), |here| {
-            here.entries()
-                .iter()
-                .map(|entry| {
-                    let inbox = entry.control.depth().messages;
-                    entry.control.stop(StopCause::Deadline);
-                    Unfinished { id: entry.id, kind: entry.kind, name: entry.name.clone(), arbiter: here.index, inbox }
-                })
-                .collect::<Vec<_>>()
+            let mut unfinished = here.overdue.take();
+            for entry in here.entries() {
+                entry.control.stop(StopCause::Deadline);
+                unfinished.push(entry.unfinished(here.index));
+            }
+            unfinished
         });
         report.unfinished = left.await.into_iter().flatten().flatten().collect();
+        report.unfinished.sort_by_key(|unfinished| unfinished.id);
         if !report.unfinished.is_empty() {
             self.none_below(&alive, 0, clock::later(clock::now(), GRACE)).await;
         }

@@ -12,7 +12,7 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use super::mailbox::Mail;
-use super::mesh::{Mesh, Place, Spec, SpawnError};
+use super::mesh::{Mesh, Place, SpawnError, Spec};
 use super::protocol::{Fault, Progress, Protocol, Turn};
 
 /// What a driven future can see of its host.

@@ -341,7 +341,10 @@ impl<P: Protocol> Runner<P> {
                 Whose::Bug => tracing::error!(kind = P::KIND, id = %self.entry.id, %fault, "ended"),
             },
             Exit::Panic(message) => tracing::error!(kind = P::KIND, id = %self.entry.id, %message, "ended by a panic"),
-            Exit::Deadline => tracing::warn!(kind = P::KIND, id = %self.entry.id, "ended before it was done"),
+            Exit::Deadline => {
+                tracing::warn!(kind = P::KIND, id = %self.entry.id, "ended before it was done");
+                self.local.overdue.borrow_mut().push(self.entry.unfinished(self.local.index));
+            }
         }
         if !matches!(exit, Exit::Panic(_))
             && let Some(state) = &mut self.state
@@ -353,7 +356,8 @@ impl<P: Protocol> Runner<P> {
         let state = self.state.take();
         let jobs = std::mem::replace(&mut self.jobs, Jobs::new(P::KIND));
         let mine = (std::mem::take(&mut self.batch), std::mem::take(&mut self.urgent));
-        let dropped = [contain(|| drop(state)), contain(|| drop(jobs)), contain(|| drop(mine)), contain(|| drop(queued))];
+        let dropped =
+            [contain(|| drop(state)), contain(|| drop(jobs)), contain(|| drop(mine)), contain(|| drop(queued))];
         for message in dropped.into_iter().filter_map(Result::err) {
             count_panic(P::KIND, "drop", &message);
         }
@@ -412,7 +416,12 @@ struct Drive;
 impl<P: Protocol> ActorFuture<Host<P>> for Drive {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, host: &mut Host<P>, ctx: &mut actix::Context<Host<P>>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(
+        self: Pin<&mut Self>,
+        host: &mut Host<P>,
+        ctx: &mut actix::Context<Host<P>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         let ended = host.runner.as_mut().is_none_or(|runner| runner.poll(cx).is_ready());
         if ended {
             host.runner = None;

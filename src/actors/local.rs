@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::clock;
+use super::drain::Unfinished;
 use super::mailbox::{ActorId, Controlled};
 use super::mesh::Mesh;
 use super::metrics::Counters;
@@ -70,6 +71,13 @@ pub(crate) struct Entry {
     pub(crate) held: Cell<usize>,
 }
 
+impl Entry {
+    pub(crate) fn unfinished(&self, arbiter: usize) -> Unfinished {
+        let inbox = self.control.depth().messages;
+        Unfinished { id: self.id, kind: self.kind, name: self.name.clone(), arbiter, inbox }
+    }
+}
+
 pub(crate) struct Local {
     pub(crate) mesh: Mesh,
     pub(crate) index: usize,
@@ -79,6 +87,8 @@ pub(crate) struct Local {
     pub(crate) counters: Counters,
     pub(crate) scratch: Cell<Vec<u8>>,
     pub(crate) spares: RefCell<Vec<Vec<u8>>>,
+    /// Who was ended because a drain had no more time.
+    pub(crate) overdue: RefCell<Vec<Unfinished>>,
     entries: RefCell<Entries>,
 }
 
@@ -101,6 +111,7 @@ impl Local {
             counters: Counters::default(),
             scratch: Cell::default(),
             spares: RefCell::default(),
+            overdue: RefCell::default(),
             entries: RefCell::default(),
         })
     }

@@ -113,7 +113,6 @@ impl<M> Shared<M> {
 
 /// A lane without its message type: what introspection and drain need of any actor.
 pub(crate) trait Controlled: Send + Sync {
-    fn id(&self) -> ActorId;
     fn depth(&self) -> Depth;
     fn stop(&self, cause: StopCause);
     fn drain(&self, by: Instant);
@@ -121,10 +120,6 @@ pub(crate) trait Controlled: Send + Sync {
 }
 
 impl<M: Send> Controlled for Shared<M> {
-    fn id(&self) -> ActorId {
-        self.id
-    }
-
     fn depth(&self) -> Depth {
         self.lane.depth()
     }
@@ -229,11 +224,21 @@ impl<M: Send + 'static> Mail<M> {
     ) -> Result<R, AskError> {
         let (reply, answer) = Reply::new();
         self.tell(question(reply)).map_err(|refused| AskError::from(&refused))?;
-        match clock::within(within, answer.0).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(AskError::Closed),
-            Err(clock::Elapsed) => Err(AskError::Timeout),
-        }
+        answer.within(within).await
+    }
+
+    /// [`ask`](Self::ask) with an [urgent](Self::urgent) question: how a flooded actor can still be talked to.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub async fn ask_urgent<R: Send + 'static>(
+        &self,
+        question: impl FnOnce(Reply<R>) -> M,
+        within: Duration,
+    ) -> Result<R, AskError> {
+        let (reply, answer) = Reply::new();
+        self.urgent(question(reply)).map_err(|refused| AskError::from(&refused))?;
+        answer.within(within).await
     }
 
     /// [`ask`](Self::ask) for plain threads: blocks the calling thread.
@@ -251,7 +256,8 @@ impl<M: Send + 'static> Mail<M> {
         }
         let (reply, answer) = Reply::new();
         self.tell(question(reply)).map_err(|refused| AskError::from(&refused))?;
-        local::block_on_plain_thread(within, answer.0).map_or(Err(AskError::Timeout), |a| a.map_err(|_| AskError::Closed))
+        local::block_on_plain_thread(within, answer.0)
+            .map_or(Err(AskError::Timeout), |a| a.map_err(|_| AskError::Closed))
     }
 
     /// Waits until the actor has ended and answers why.
@@ -385,6 +391,16 @@ pub struct Reply<R>(oneshot::Sender<R>);
 
 /// The answer to come.
 pub(crate) struct Answer<R>(pub(crate) oneshot::Receiver<R>);
+
+impl<R> Answer<R> {
+    pub(crate) async fn within(self, within: Duration) -> Result<R, AskError> {
+        match clock::within(within, self.0).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(AskError::Closed),
+            Err(clock::Elapsed) => Err(AskError::Timeout),
+        }
+    }
+}
 
 impl<R> Reply<R> {
     pub(crate) fn new() -> (Self, Answer<R>) {

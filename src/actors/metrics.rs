@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 /// How many names one arbiter keeps.
-pub const NAMES: usize = 4_096;
+pub const COUNTERS: usize = 4_096;
 
 /// One number that only grows. Stays on its arbiter.
 #[derive(Clone, Default)]
@@ -90,7 +90,7 @@ impl Counters {
         if let Some(counter) = by_name.get(&name) {
             return counter.clone();
         }
-        if by_name.len() >= NAMES {
+        if by_name.len() >= COUNTERS {
             name = CounterName { family: "other", scope: Arc::from(""), reason: "other" };
         }
         by_name.entry(name).or_default().clone()
@@ -112,11 +112,11 @@ mod tests {
     #[test]
     fn names_beyond_the_bound_are_counted_as_other() {
         let counters = Counters::default();
-        for n in 0..NAMES + 10 {
+        for n in 0..COUNTERS + 10 {
             counters.raise("family", &n.to_string(), "reason");
         }
         let totals = counters.totals();
-        assert_eq!(totals.family("family"), NAMES as u64);
+        assert_eq!(totals.family("family"), COUNTERS as u64);
         assert_eq!(totals.get("other", "", "other"), 10);
     }
 

@@ -14,12 +14,11 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use super::clock;
 use super::host::Jobs;
 use super::lane::Refused;
 use super::local::Local;
 use super::mailbox::{AskError, Mail, Permit, Reply, Shared, WatchError};
-use super::mesh::{Mesh, Place, Spec, SpawnError};
+use super::mesh::{Mesh, Place, SpawnError, Spec};
 use super::metrics::Counter;
 
 /// The state and the decisions of one actor.
@@ -395,11 +394,7 @@ impl<M: Send + 'static> Turn<'_, M> {
         let asked = whom.tell(question(reply)).map_err(|refused| AskError::from(&refused));
         let work = async move {
             asked?;
-            match clock::within(within, answer.0).await {
-                Ok(Ok(answer)) => Ok(answer),
-                Ok(Err(_)) => Err(AskError::Closed),
-                Err(clock::Elapsed) => Err(AskError::Timeout),
-            }
+            answer.within(within).await
         };
         self.job(work, |out| then(out.unwrap_or(Err(AskError::Closed)))).map_err(|refused| match refused {
             Refused::Full(_) => Refused::Full(()),

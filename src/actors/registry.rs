@@ -2,7 +2,7 @@
 //!
 //! A name belongs to one actor at a time and is free again when that actor has ended. What a look-up gives is the
 //! mailbox of that very actor, with a generation: after the actor has ended the mailbox is closed, and it never leads
-//! to the next owner of the name. Rare use: one lock for all, not for data paths. Bounded: see `NAMES`, `MEMBERS`.
+//! to the next owner of the name. Rare use: one lock for all, not for data paths. Bounded: see `REGISTERED`, `GROUP_MEMBERS`.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -13,9 +13,9 @@ use super::mailbox::{ActorId, Mail};
 use super::mesh::Mesh;
 
 /// Names and groups that may exist at once in a mesh.
-pub const NAMES: usize = 65_536;
+pub const REGISTERED: usize = 65_536;
 /// Members of one group.
-pub const MEMBERS: usize = 65_536;
+pub const GROUP_MEMBERS: usize = 65_536;
 
 /// A name as held by one actor: the same name held by a later actor has a higher generation.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,7 +94,7 @@ impl Mesh {
             if registry.names.contains_key(&name) {
                 return Err(RegistryError::Taken);
             }
-            if registry.names.len() >= NAMES {
+            if registry.names.len() >= REGISTERED {
                 return Err(RegistryError::Full);
             }
             registry.generation += 1;
@@ -111,11 +111,13 @@ impl Mesh {
                 }
             }
         };
-        if mail.shared.on_exit(Box::new({
-            let forget = forget.clone();
-            move |_| forget()
-        }))
-        .is_err()
+        if mail
+            .shared
+            .on_exit(Box::new({
+                let forget = forget.clone();
+                move |_| forget()
+            }))
+            .is_err()
         {
             forget();
             return Err(RegistryError::Full);
@@ -155,7 +157,7 @@ impl Mesh {
         let name: Arc<str> = Arc::from(group);
         {
             let mut registry = self.inner.registry.lock();
-            if registry.groups.len() >= NAMES && !registry.groups.contains_key(&name) {
+            if registry.groups.len() >= REGISTERED && !registry.groups.contains_key(&name) {
                 return Err(RegistryError::Full);
             }
             registry.generation += 1;
@@ -164,7 +166,7 @@ impl Mesh {
             if group.members.contains_key(&id) {
                 return Ok(());
             }
-            if group.members.len() >= MEMBERS {
+            if group.members.len() >= GROUP_MEMBERS {
                 return Err(RegistryError::Full);
             }
             if group.members.first_key_value().is_some_and(|(_, member)| !member.is::<Mail<M>>()) {

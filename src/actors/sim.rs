@@ -40,7 +40,7 @@ pub struct Sim {
 }
 
 struct Core {
-    clock: Rc<VirtualClock>,
+    clock: Arc<VirtualClock>,
     random: RefCell<Random>,
     tasks: RefCell<Vec<Option<Task>>>,
     queue: Arc<Queue>,
@@ -308,8 +308,7 @@ impl Core {
         let Some(mut task) = task else { return };
         let waker = task.waker.clone();
         let arbiter = task.arbiter;
-        let polled =
-            self.on_arbiter(arbiter, || task.future.as_mut().poll(&mut Context::from_waker(&waker)));
+        let polled = self.on_arbiter(arbiter, || task.future.as_mut().poll(&mut Context::from_waker(&waker)));
         match polled {
             Poll::Ready(()) => self.on_arbiter(arbiter, || drop(task)),
             Poll::Pending => {

@@ -1,0 +1,7 @@
+//! The one integration binary: real threads, real sockets on loopback, ports from the kernel, deadlines, no sleeps
+//! that hope.
+
+mod actors;
+mod actors_faults;
+mod actors_mesh;
+mod probe;
