@@ -57,5 +57,5 @@ pub use mailbox::{ActorId, AskError, Control, Inbox, Mail, Permit, Reply, WATCHE
 pub use mesh::{Mesh, MeshConfig, MeshError, OnArbiter, Place, SpawnError, Spec};
 pub use metrics::{COUNTERS, Counter, CounterName, Totals};
 pub use pinned::{Detached, Pinned};
-pub use protocol::{Exit, Fault, JobPanicked, Progress, Protocol, Turn, Whose};
+pub use protocol::{Exit, Fault, JobPanicked, Progress, Protocol, Tally, Turn, Whose};
 pub use registry::{GROUP_MEMBERS, Members, Name, REGISTERED, RegistryError};

@@ -1,1 +1,278 @@
-//! The gateway: from one configuration file to running listeners.
+//! The gateway: from one configuration file to running listeners, and to their end.
+//!
+//! The order in which things start lives here and nowhere else: sockets are bound before any thread exists, so a port
+//! in use leaves nothing half open; then the mesh, the listeners, and the admin listener last. It ends the other way
+//! round: readiness turns false, listeners close, connections finish what they accepted, the admin listener goes
+//! last. Programs that bring a protocol of their own use [`Builder::tcp_protocol`] and [`cli::main`].
+
+mod admin;
+pub mod check;
+pub mod cli;
+pub mod config;
+mod limits;
+mod listeners;
+mod log;
+mod raw;
+mod report;
+mod units;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::actors::{DrainReport, Mail, Mesh, MeshConfig, MeshError, SpawnError, clock};
+use crate::memory::{Budget, Level};
+use crate::transports::kit::admission::Occupancy;
+use crate::transports::tcp::{Accepted, Never, OnAccept};
+use config::{Config, Place};
+
+/// How often the memory budget is looked at.
+const MEMORY_TICK: Duration = Duration::from_millis(100);
+
+type Options = toml::Table;
+type Made = Box<dyn FnOnce() -> Box<dyn OnAccept> + Send>;
+type Factory = Arc<dyn Fn(&Options) -> Result<Made, String> + Send + Sync>;
+
+/// What a gateway is made of beside its configuration: protocols that the embedding program brings.
+#[derive(Clone, Default)]
+pub struct Builder {
+    protocols: BTreeMap<String, Factory>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("protocols", &self.protocols.keys()).finish()
+    }
+}
+
+impl Builder {
+    /// A gateway with the built-in protocols.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a protocol on TCP: `[[listener]] protocol = "NAME"` in the configuration leads here, and its
+    /// `[listener.options]` table is handed to `options`, which refuses what it does not understand with a sentence;
+    /// `portway check` asks it as well. What it answers makes, on the listener's thread, the [`OnAccept`] that starts
+    /// an actor for each connection.
+    #[must_use]
+    pub fn tcp_protocol<A, M>(
+        mut self,
+        name: &str,
+        options: impl Fn(&Options) -> Result<M, String> + Send + Sync + 'static,
+    ) -> Self
+    where
+        A: OnAccept,
+        M: FnOnce() -> A + Send + 'static,
+    {
+        let factory: Factory = Arc::new(move |table: &Options| {
+            let make = options(table)?;
+            let made: Made = Box::new(move || Box::new(make()));
+            Ok(made)
+        });
+        self.protocols.insert(name.to_owned(), factory);
+        self
+    }
+
+    pub(crate) fn known(&self) -> check::Known {
+        let mut known = check::Known::default();
+        for (name, factory) in &self.protocols {
+            let factory = factory.clone();
+            known.register(name, move |options| factory(options).map(drop));
+        }
+        known
+    }
+
+    /// Binds all sockets, starts the threads, then the listeners. Blocks for a moment: not for an event loop's
+    /// thread.
+    ///
+    /// # Errors
+    /// See [`StartError`]; everything that had been started is gone then.
+    pub fn start(&self, config: Config) -> Result<Gateway, StartError> {
+        let admin = match &config.admin {
+            Some(admin) => Some(listeners::bind("admin", admin.listen, &admin.place)?),
+            None => None,
+        };
+        let mut bound = Vec::new();
+        for listener in &config.listeners {
+            let socket = listeners::bind(&listener.name, listener.listen, &listener.place)?;
+            let made = listeners::prepare(listener, &self.protocols)?;
+            bound.push((listener.clone(), socket, made));
+        }
+        let mesh = Mesh::start(MeshConfig {
+            arbiters: config.runtime.arbiters,
+            pin_cores: config.runtime.pin_cores,
+            ..MeshConfig::default()
+        })
+        .map_err(StartError::Mesh)?;
+        let budget = Budget::new(config.runtime.memory.map_or_else(limits::half_of_memory, |bytes| {
+            usize::try_from(bytes).unwrap_or(usize::MAX)
+        }));
+        let started = listeners::start_all(&mesh, bound, &budget).and_then(|listeners| {
+            let status = Arc::new(Status { draining: AtomicBool::new(false), budget: budget.clone(), listeners });
+            let admin = match admin {
+                Some(socket) => Some(admin::start(&mesh, socket, status.clone()).map_err(StartError::Spawn)?),
+                None => None,
+            };
+            Ok((status, admin))
+        });
+        match started {
+            Ok((status, admin)) => Ok(Gateway { mesh, status, admin, drain: config.runtime.drain }),
+            Err(error) => {
+                let _not_on_arbiter = mesh.stop();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What is known about the running gateway, shared with the admin listener.
+pub(crate) struct Status {
+    draining: AtomicBool,
+    budget: Budget,
+    listeners: Vec<ListenerStatus>,
+}
+
+/// What is known about one listener.
+pub(crate) struct ListenerStatus {
+    name: Arc<str>,
+    address: SocketAddr,
+    protocol: String,
+    occupancy: Arc<Occupancy>,
+    acceptor: Mail<Never>,
+}
+
+impl ListenerStatus {
+    fn accepting(&self) -> bool {
+        !self.acceptor.is_closed()
+    }
+}
+
+impl Status {
+    /// Why the gateway is not ready, if it is not.
+    fn not_ready(&self) -> Option<String> {
+        if self.draining.load(Ordering::Acquire) {
+            return Some("draining".to_owned());
+        }
+        let down = self.listeners.iter().find(|listener| !listener.accepting())?;
+        Some(format!("listener {} has ended", down.name))
+    }
+}
+
+/// A running gateway.
+pub struct Gateway {
+    mesh: Mesh,
+    status: Arc<Status>,
+    admin: Option<Mail<Never>>,
+    drain: Duration,
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("listeners", &self.status.listeners.len()).finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    /// The mesh the gateway's actors live on.
+    #[must_use]
+    pub const fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// The listeners by name and the addresses they are bound to (port 0 in the configuration is a real one here).
+    pub fn listeners(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
+        self.status.listeners.iter().map(|listener| (&*listener.name, listener.address))
+    }
+
+    /// Keeps the memory budget: while it is at 95 % or above, ends the largest holder. Runs until dropped.
+    pub async fn keep_budget(&self) {
+        loop {
+            clock::sleep(MEMORY_TICK).await;
+            while self.status.budget.level() == Level::Critical {
+                match self.mesh.stop_largest().await {
+                    Some(id) => tracing::warn!(%id, "memory: the largest holder was ended"),
+                    None => break,
+                }
+                clock::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    /// Ends the gateway gently within the time the configuration allows: listeners close, connections finish what
+    /// they accepted. Then [`stop`](Self::stop) it.
+    pub async fn drain(&self) -> DrainReport {
+        self.status.draining.store(true, Ordering::Release);
+        self.mesh.drain(self.drain).await
+    }
+
+    /// Ends all threads. Blocks: not for an event loop's thread.
+    pub fn stop(self) {
+        if let Some(admin) = &self.admin {
+            admin.control(crate::actors::Control::Stop);
+        }
+        if self.mesh.stop().is_err() {
+            tracing::error!("the gateway was stopped from one of its own threads and cannot wait for itself");
+        }
+    }
+}
+
+/// Why the gateway did not start.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A socket could not be bound.
+    Bind {
+        /// The listener.
+        listener: String,
+        /// The address.
+        address: SocketAddr,
+        /// Where the configuration says so.
+        place: Place,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A protocol of the embedding program refused its options.
+    Options {
+        /// The listener.
+        listener: String,
+        /// Where the configuration says so.
+        place: Place,
+        /// What it said.
+        message: String,
+    },
+    /// The threads could not be started.
+    Mesh(MeshError),
+    /// A listener's actor could not be started.
+    Spawn(SpawnError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind { listener, address, place, error } => {
+                write!(f, "{place}: listener `{listener}` cannot listen on {address}: {error}")
+            }
+            Self::Options { listener, place, message } => write!(f, "{place}: listener `{listener}`: {message}"),
+            Self::Mesh(error) => error.fmt(f),
+            Self::Spawn(error) => write!(f, "a listener could not be started: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl OnAccept for Box<dyn OnAccept> {
+    fn accepted(
+        &mut self,
+        accepted: Accepted,
+        turn: &crate::actors::Turn<'_, Never>,
+    ) -> Result<(), SpawnError> {
+        (**self).accepted(accepted, turn)
+    }
+}

@@ -13,4 +13,5 @@ compile_error!("portway contains panics to one actor; that needs `panic = \"unwi
 pub mod actors;
 #[cfg(feature = "gateway")]
 pub mod gateway;
+pub mod memory;
 pub mod transports;

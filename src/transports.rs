@@ -1,3 +1,6 @@
-//! The transports: in each, `codec` (bytes to frames), `state` (decisions) and `actor` (I/O).
+//! The transports, and what they have in common: in each, `codec` (bytes to frames and back) and `state` (all
+//! decisions) know no socket, clock or runtime; `actor` does the I/O.
 
 pub mod framed;
+pub mod kit;
+pub mod tcp;

@@ -110,6 +110,25 @@ impl Mesh {
         report
     }
 
+    /// Ends the actor that holds the most bytes in buffers of its own, with the fault `memory`. Answers which.
+    pub async fn stop_largest(&self) -> Option<ActorId> {
+        let by = clock::later(clock::now(), PATIENCE);
+        let everywhere = vec![true; self.arbiters()];
+        let largest = |here: &local::Local| here.entries().into_iter().max_by_key(|entry| entry.held.get());
+        let sizes = self.on_each(&everywhere, by, move |here| largest(here).map(|entry| (entry.held.get(), entry.id)));
+        let (held, id) = sizes.await.into_iter().flatten().flatten().max()?;
+        if held == 0 {
+            return None;
+        }
+        self.on_each(&everywhere, by, move |here| {
+            let entries = here.entries();
+            let entry = entries.iter().find(|entry| entry.id == id);
+            entry.map(|entry| entry.control.stop(StopCause::Memory))
+        })
+        .await;
+        Some(id)
+    }
+
     /// Asks everybody at `depth` or deeper to finish, and again whoever was started meanwhile, until none is left or
     /// time is up.
     async fn drain_level(&self, alive: &[bool], depth: u16, by: Instant) {

@@ -235,6 +235,25 @@ impl fmt::Display for JobPanicked {
 
 impl std::error::Error for JobPanicked {}
 
+/// The counters of an arbiter, kept by an actor beyond its turn: for what is counted when it ends.
+#[derive(Clone)]
+pub struct Tally {
+    local: Rc<Local>,
+}
+
+impl Tally {
+    /// Adds one. Costs a map access: not for data paths.
+    pub fn raise(&self, family: &'static str, scope: &Arc<str>, reason: &'static str) {
+        self.local.counters.counter(family, scope, reason).add(1);
+    }
+}
+
+impl fmt::Debug for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tally").finish_non_exhaustive()
+    }
+}
+
 /// What an actor has at hand during one turn. It cannot outlive the turn.
 pub struct Turn<'a, M> {
     pub(crate) now: Instant,
@@ -314,6 +333,12 @@ impl<M: Send + 'static> Turn<'_, M> {
     #[must_use]
     pub fn counter(&self, family: &'static str, scope: &Arc<str>, reason: &'static str) -> Counter {
         self.local.counters.counter(family, scope, reason)
+    }
+
+    /// The counters of this arbiter, for names that are not known beforehand. Stays on the arbiter.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        Tally { local: self.local.clone() }
     }
 
     /// A buffer for reading, shared by all actors of this arbiter; its contents are undefined between uses.

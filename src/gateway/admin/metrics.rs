@@ -1,0 +1,128 @@
+//! The metrics page: what the arbiters counted, summed, and the gauges of this moment.
+//!
+//! No label carries a peer's address: the number of time series is bounded by the configuration and the code.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::actors::{MeshView, Totals};
+use crate::gateway::Status;
+
+/// The families we raise ourselves: name, label of the scope, label of the reason, help.
+const FAMILIES: &[(&str, &str, &str, &str)] = &[
+    ("actor_exits", "kind", "reason", "Actors that ended, by kind and reason"),
+    ("actor_panics", "kind", "place", "Panics contained, by kind of actor and place"),
+    ("actor_slow_turns", "kind", "message", "Turns longer than 5 ms, by kind of actor and last message"),
+    ("bytes_in", "listener", "", "Bytes read from peers"),
+    ("bytes_out", "listener", "", "Bytes written to peers"),
+    ("connections_accepted", "listener", "", "Connections let in"),
+    ("connections_closed", "listener", "reason", "Connections closed, by reason"),
+    ("connections_refused", "listener", "reason", "Connections refused, by reason"),
+    ("messages_dropped", "listener", "reason", "Messages dropped for a slow reader"),
+    ("messages_in", "listener", "", "Messages received whole"),
+    ("messages_out", "listener", "", "Messages accepted for sending"),
+    ("other", "scope", "reason", "Counters beyond the bound on names"),
+];
+
+pub(super) fn render(view: &MeshView, status: &Status) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("portway");
+    registry.register_collector(Box::new(Page { gauges: gauges(view, status), totals: view.totals.clone() }));
+    let mut out = String::new();
+    encode(&mut out, &registry)?;
+    Ok(out)
+}
+
+#[derive(Debug)]
+struct Gauge {
+    name: &'static str,
+    help: &'static str,
+    values: Vec<(Option<(&'static str, String)>, f64)>,
+}
+
+#[derive(Debug)]
+struct Page {
+    gauges: Vec<Gauge>,
+    totals: Totals,
+}
+
+fn gauges(view: &MeshView, status: &Status) -> Vec<Gauge> {
+    let by_arbiter = |value: &dyn Fn(&crate::actors::ArbiterView) -> f64| {
+        view.arbiters.iter().map(|a| (Some(("arbiter", a.name.to_string())), value(a))).collect()
+    };
+    let by_listener = |value: &dyn Fn(&super::super::ListenerStatus) -> f64| {
+        status.listeners.iter().map(|l| (Some(("listener", l.name.to_string())), value(l))).collect()
+    };
+    let mut kinds = std::collections::BTreeMap::<&str, (usize, usize)>::new();
+    for actor in view.actors() {
+        let entry = kinds.entry(actor.kind).or_default();
+        entry.0 += 1;
+        entry.1 += actor.inbox;
+    }
+    let gauge = |name, help, values| Gauge { name, help, values };
+    vec![
+        gauge("ready", "1 while every listener accepts", vec![(None, f64::from(u8::from(status.not_ready().is_none())))]),
+        gauge(
+            "actors",
+            "Actors alive, by kind",
+            kinds.iter().map(|(kind, (n, _))| (Some(("kind", (*kind).to_owned())), *n as f64)).collect(),
+        ),
+        gauge(
+            "actor_inbox_messages",
+            "Messages that wait in mailboxes, by kind of actor",
+            kinds.iter().map(|(kind, (_, n))| (Some(("kind", (*kind).to_owned())), *n as f64)).collect(),
+        ),
+        gauge("arbiter_up", "1 if the arbiter answered within a second", by_arbiter(&|a| f64::from(u8::from(a.answered)))),
+        gauge("arbiter_busy_ratio", "CPU time over wall time, last 100 ms", by_arbiter(&|a| {
+            f64::from(a.busy_permille) / 1_000.0
+        })),
+        gauge("arbiter_delay_seconds", "What a message waits for at least", by_arbiter(&|a| a.delay.as_secs_f64())),
+        gauge("connections", "Connections now", by_listener(&|l| l.occupancy.connections() as f64)),
+        gauge("connections_half_open", "Connections that have not said anything whole yet", by_listener(&|l| {
+            l.occupancy.half_open() as f64
+        })),
+        gauge("memory_budget_bytes", "Bytes that sessions may hold", vec![(None, status.budget.limit() as f64)]),
+        gauge("memory_leased_bytes", "Bytes that sessions hold", vec![(None, status.budget.used() as f64)]),
+    ]
+}
+
+impl Collector for Page {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for gauge in &self.gauges {
+            let mut metric = encoder.encode_descriptor(gauge.name, gauge.help, None, MetricType::Gauge)?;
+            for (label, value) in &gauge.values {
+                match label {
+                    Some((name, of)) => ConstGauge::new(*value).encode(metric.encode_family(&[(*name, of.as_str())])?)?,
+                    None => {
+                        let none: [(&str, &str); 0] = [];
+                        ConstGauge::new(*value).encode(metric.encode_family(&none)?)?;
+                    }
+                }
+            }
+        }
+        let mut families: Vec<&'static str> = self.totals.iter().map(|(name, _)| name.family).collect();
+        families.dedup();
+        for family in families {
+            let known = FAMILIES.iter().find(|(name, ..)| *name == family);
+            let (scope, reason, help) =
+                known.map_or(("scope", "reason", "A counter of a custom protocol"), |(_, s, r, h)| (s, r, h));
+            let mut metric = encoder.encode_descriptor(family, help, None, MetricType::Counter)?;
+            for (name, value) in self.totals.iter().filter(|(name, _)| name.family == family) {
+                let of: Arc<str> = name.scope.clone();
+                let mut labels = vec![(scope, &*of)];
+                if !name.reason.is_empty() {
+                    labels.push((if reason.is_empty() { "reason" } else { reason }, name.reason));
+                }
+                ConstCounter::new(value).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}

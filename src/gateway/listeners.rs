@@ -1,0 +1,118 @@
+//! From a listener's configuration to its acceptor.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::config::{self, FramedService, Listener, Place};
+use super::{Factory, ListenerStatus, Made, StartError};
+use crate::actors::Mesh;
+use crate::memory::Budget;
+use crate::transports::framed::{self, ByteOrder, Echo, Format, LengthBytes, Settings, WhenSlow};
+use crate::transports::kit::admission::{Caps, Occupancy};
+use crate::transports::tcp::{self, Acceptor, AcceptorSettings, OnAccept};
+
+/// What a connection takes of the memory budget before it buffers anything: its actor, measured (benches/RESULTS.md).
+const BASE_BYTES: usize = 4 << 10;
+/// New connections are refused while every arbiter is later than this.
+const SHED_DELAY: Duration = Duration::from_millis(500);
+
+pub(super) fn bind(name: &str, address: SocketAddr, place: &Place) -> Result<TcpListener, StartError> {
+    tcp::bind(address).map_err(|error| StartError::Bind {
+        listener: name.to_owned(),
+        address,
+        place: place.clone(),
+        error,
+    })
+}
+
+/// Makes what will start the connections of a listener.
+pub(super) fn prepare(listener: &Listener, protocols: &BTreeMap<String, Factory>) -> Result<Made, StartError> {
+    let refuse = |message: String| StartError::Options {
+        listener: listener.name.clone(),
+        place: listener.place.clone(),
+        message,
+    };
+    match &listener.protocol {
+        config::Protocol::Framed(framed) => {
+            let settings = settings_of(listener, framed).map_err(refuse)?;
+            let name: Arc<str> = Arc::from(listener.name.as_str());
+            match framed.service {
+                FramedService::Echo => Ok(Box::new(move || {
+                    Box::new(framed::Connections::new(name, settings, || Echo)) as Box<dyn OnAccept>
+                })),
+            }
+        }
+        config::Protocol::Custom { protocol, options } => match protocols.get(protocol) {
+            Some(factory) => factory(options).map_err(refuse),
+            None => Err(refuse(format!("no protocol `{protocol}` is registered"))),
+        },
+    }
+}
+
+fn settings_of(listener: &Listener, framed: &config::Framed) -> Result<Settings, String> {
+    let length_bytes = match framed.length_bytes {
+        1 => LengthBytes::One,
+        2 => LengthBytes::Two,
+        8 => LengthBytes::Eight,
+        _ => LengthBytes::Four,
+    };
+    let byte_order = match framed.byte_order {
+        config::ByteOrder::Big => ByteOrder::Big,
+        config::ByteOrder::Little => ByteOrder::Little,
+    };
+    let format = Format::new(length_bytes, byte_order, framed.length_includes_header, framed.max_message)
+        .map_err(|error| error.to_string())?;
+    let some = |time: Duration| (!time.is_zero()).then_some(time);
+    Ok(Settings {
+        format,
+        first_message: some(listener.limits.first_message),
+        idle: some(listener.limits.idle),
+        message_timeout: some(framed.message_timeout),
+        outbound: framed.outbound,
+        when_slow: match framed.when_slow {
+            config::WhenSlow::Close => WhenSlow::Close,
+            config::WhenSlow::DropOldest => WhenSlow::DropOldest,
+            config::WhenSlow::DropNewest => WhenSlow::DropNewest,
+        },
+        slow_after: framed.slow_after,
+    })
+}
+
+/// Starts the acceptors. They share the data arbiters by turns.
+pub(super) fn start_all(
+    mesh: &Mesh,
+    bound: Vec<(Listener, TcpListener, Made)>,
+    budget: &Budget,
+) -> Result<Vec<ListenerStatus>, StartError> {
+    let mut started = Vec::new();
+    for (index, (listener, socket, made)) in bound.into_iter().enumerate() {
+        let address = socket.local_addr().unwrap_or(listener.listen);
+        let occupancy = Arc::new(Occupancy::default());
+        let name: Arc<str> = Arc::from(listener.name.as_str());
+        let settings = AcceptorSettings {
+            name: name.clone(),
+            caps: Caps {
+                connections: listener.limits.connections,
+                per_source: listener.limits.per_source,
+                half_open: listener.limits.half_open,
+                base_bytes: BASE_BYTES,
+            },
+            budget: budget.clone(),
+            shed_delay: SHED_DELAY,
+            occupancy: occupancy.clone(),
+        };
+        let place = crate::actors::Place::On(index % mesh.arbiters().max(1));
+        let acceptor = Acceptor::start(mesh, place, socket, settings, made).map_err(StartError::Spawn)?;
+        tracing::info!(listener = %name, %address, protocol = listener.protocol.name(), "listening");
+        started.push(ListenerStatus {
+            name,
+            address,
+            protocol: listener.protocol.name().to_owned(),
+            occupancy,
+            acceptor,
+        });
+    }
+    Ok(started)
+}

@@ -1,0 +1,205 @@
+//! One number for the whole process: how many bytes sessions may hold in buffers, and who holds how many.
+//!
+//! Sessions lease from it. From 80 % on nobody gets more ("no new sessions, no new credit"); from 95 % on the gateway
+//! ends the largest holder, again and again, until there is room. A lease is meant to be changed in large steps, so
+//! that the one shared atomic is not touched per packet.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How much of the budget is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Below 80 %: there is room.
+    Normal,
+    /// From 80 %: no new sessions and no new credit.
+    Tight,
+    /// From 95 %: the largest holder has to go.
+    Critical,
+}
+
+/// A lease was refused: the budget is at 80 % or would be above.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OverBudget;
+
+impl fmt::Display for OverBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the memory budget has no more room")
+    }
+}
+
+impl std::error::Error for OverBudget {}
+
+/// The budget. Clones share it.
+///
+/// ```
+/// use portway::memory::{Budget, Level};
+///
+/// let budget = Budget::new(1_000);
+/// let mut lease = budget.lease(700)?;
+/// assert!(budget.lease(200).is_err(), "that would be more than 80 %");
+/// lease.force(960);
+/// assert_eq!(budget.level(), Level::Critical);
+/// drop(lease);
+/// assert_eq!(budget.used(), 0);
+/// # Ok::<(), portway::memory::OverBudget>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Budget {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { inner: Arc::new(Inner { limit, used: AtomicUsize::new(0) }) }
+    }
+
+    /// The bytes there are.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.inner.limit
+    }
+
+    /// The bytes leased now.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.inner.used.load(Ordering::Relaxed)
+    }
+
+    /// How much of it is used.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        let (used, limit) = (self.used() as u128 * 100, self.inner.limit as u128);
+        if used >= limit * 95 {
+            Level::Critical
+        } else if used >= limit * 80 {
+            Level::Tight
+        } else {
+            Level::Normal
+        }
+    }
+
+    /// Leases `bytes`.
+    ///
+    /// # Errors
+    /// [`OverBudget`] when more than 80 % would be used then.
+    pub fn lease(&self, bytes: usize) -> Result<Lease, OverBudget> {
+        let mut lease = Lease { budget: self.clone(), bytes: 0 };
+        lease.resize(bytes)?;
+        Ok(lease)
+    }
+
+    fn take(&self, more: usize) -> Result<(), OverBudget> {
+        let ceiling = (self.inner.limit as u128 * 80 / 100) as usize;
+        self.inner
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(more).filter(|sum| *sum <= ceiling)
+            })
+            .map(|_| ())
+            .map_err(|_| OverBudget)
+    }
+}
+
+/// Bytes held by one session; given back when dropped.
+#[derive(Debug)]
+pub struct Lease {
+    budget: Budget,
+    bytes: usize,
+}
+
+impl Lease {
+    /// The bytes leased.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Changes the lease to `bytes`. Less is always granted.
+    ///
+    /// # Errors
+    /// [`OverBudget`] when it is more than before and more than 80 % would be used then; nothing has changed.
+    pub fn resize(&mut self, bytes: usize) -> Result<(), OverBudget> {
+        if bytes > self.bytes {
+            self.budget.take(bytes - self.bytes)?;
+            self.bytes = bytes;
+        } else {
+            self.force(bytes);
+        }
+        Ok(())
+    }
+
+    /// Changes the lease to what is held already, whatever the level: for bytes that cannot be given up without
+    /// losing something accepted.
+    pub fn force(&mut self, bytes: usize) {
+        let used = &self.budget.inner.used;
+        if bytes >= self.bytes {
+            used.fetch_add(bytes - self.bytes, Ordering::Relaxed);
+        } else {
+            used.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.force(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_new_from_eighty_percent_on() {
+        let budget = Budget::new(1_000);
+        let mut a = budget.lease(500).unwrap();
+        assert_eq!(budget.level(), Level::Normal);
+        assert_eq!(a.resize(801), Err(OverBudget));
+        assert_eq!(a.bytes(), 500, "a refusal changes nothing");
+        a.resize(800).unwrap();
+        assert_eq!(budget.level(), Level::Tight);
+        assert_eq!(budget.lease(1).err(), Some(OverBudget));
+        a.force(950);
+        assert_eq!(budget.level(), Level::Critical);
+        a.resize(900).unwrap();
+        assert_eq!((budget.level(), budget.used()), (Level::Tight, 900));
+        drop(a);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn a_budget_of_nothing_refuses_everything_but_nothing() {
+        let budget = Budget::new(0);
+        assert!(budget.lease(0).is_ok());
+        assert!(budget.lease(1).is_err());
+        assert_eq!(budget.level(), Level::Critical);
+    }
+
+    #[test]
+    fn threads_add_up() {
+        let budget = Budget::new(1 << 30);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for n in 0..1_000 {
+                        let mut lease = budget.lease(n).unwrap();
+                        lease.force(n * 2);
+                    }
+                });
+            }
+        });
+        assert_eq!(budget.used(), 0);
+    }
+}

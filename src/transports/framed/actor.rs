@@ -1,0 +1,327 @@
+//! The actor of one framed connection: moves bytes between its socket and its `State`, and decides nothing.
+//!
+//! It polls its own stream: readiness is an input of a turn. Reads go into a buffer that all connections of the
+//! arbiter share, complete messages are answered straight out of it, and one turn's output leaves in one write. An
+//! idle connection holds no buffer at all.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::state::{Blame, Close, Input, Next, Service, Settings, State};
+use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, Spec, SpawnError, Tally, Turn, clock};
+use crate::transports::kit::admission::Ticket;
+use crate::transports::tcp::{Accepted, Never, OnAccept};
+
+/// Bytes read per turn, at most: then others have their turn.
+const READ_PER_TURN: usize = 256 << 10;
+/// Bytes written per turn, at most.
+const WRITE_PER_TURN: usize = 1 << 20;
+/// The memory lease moves in steps of this, so that the budget is not touched per message.
+const LEASE_STEP: usize = 64 << 10;
+
+/// What others may tell a framed connection.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum FramedMsg {
+    /// Send this message to the peer. If it does not fit into the outbound bytes, the connection's policy decides.
+    Send(Bytes),
+}
+
+/// Starts an actor for each connection of a listener; `service` makes what answers one connection's messages.
+#[derive(Debug)]
+pub struct Connections<F> {
+    listener: Arc<str>,
+    settings: Arc<Settings>,
+    service: F,
+}
+
+impl<F> Connections<F> {
+    /// For a listener of this name.
+    pub fn new(listener: Arc<str>, settings: Settings, service: F) -> Self {
+        Self { listener, settings: Arc::new(settings), service }
+    }
+}
+
+impl<V: Service + Send + 'static, F: Fn() -> V + 'static> OnAccept for Connections<F> {
+    fn accepted(&mut self, accepted: Accepted, turn: &Turn<'_, Never>) -> Result<(), SpawnError> {
+        let (listener, settings, service) = (self.listener.clone(), self.settings.clone(), (self.service)());
+        let spec = Spec::default().inbox(1_024, self.settings.outbound.max(1));
+        turn.spawn(Place::LeastLoaded, spec, move || {
+            Connection::accepted(accepted, listener, settings, service)
+        })
+        .map(drop)
+    }
+}
+
+/// What one connection counts, on its own arbiter.
+#[derive(Debug, Default)]
+struct Counters {
+    messages_in: Counter,
+    messages_out: Counter,
+    bytes_in: Counter,
+    bytes_out: Counter,
+}
+
+/// The actor of one framed connection over any stream.
+pub struct Connection<S, V> {
+    /// The error of a stream that this thread's event loop did not take ends the actor in its first turn.
+    stream: io::Result<S>,
+    state: State,
+    service: V,
+    listener: Arc<str>,
+    peer: Option<SocketAddr>,
+    ticket: Option<Ticket>,
+    counters: Counters,
+    tally: Option<Tally>,
+    why: Option<&'static str>,
+    leased: usize,
+    /// Reading waits for the peer to take its answers.
+    held_back: bool,
+}
+
+impl<S, V> fmt::Debug for Connection<S, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("listener", &self.listener).field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl<V: Service> Connection<tokio::net::TcpStream, V> {
+    /// A connection that a listener accepted.
+    pub fn accepted(accepted: Accepted, listener: Arc<str>, settings: Arc<Settings>, service: V) -> Self {
+        let Accepted { stream, peer, ticket } = accepted;
+        let mut connection = Self::make(tokio::net::TcpStream::from_std(stream), listener, settings, service);
+        connection.peer = Some(peer);
+        connection.ticket = Some(ticket);
+        connection
+    }
+}
+
+impl<S, V: Service> Connection<S, V> {
+    /// A connection over a stream that is ready to use on this arbiter. `listener` is the scope of its counters.
+    pub fn new(stream: S, listener: Arc<str>, settings: Arc<Settings>, service: V) -> Self {
+        Self::make(Ok(stream), listener, settings, service)
+    }
+
+    fn make(stream: io::Result<S>, listener: Arc<str>, settings: Arc<Settings>, service: V) -> Self {
+        Self {
+            stream,
+            state: State::new(settings, clock::now()),
+            service,
+            listener,
+            peer: None,
+            ticket: None,
+            counters: Counters::default(),
+            tally: None,
+            why: None,
+            leased: 0,
+            held_back: false,
+        }
+    }
+
+    /// Counts what moved and follows what the buffers take of the memory budget.
+    fn account(&mut self, turn: &Turn<'_, FramedMsg>) {
+        let moved = self.state.take_moved();
+        self.counters.messages_in.add(moved.messages_in);
+        self.counters.messages_out.add(moved.messages_out);
+        self.counters.bytes_in.add(moved.bytes_in);
+        self.counters.bytes_out.add(moved.bytes_out);
+        if moved.dropped > 0 {
+            turn.counter("messages_dropped", &self.listener, "slow_reader").add(moved.dropped);
+        }
+        let Some(ticket) = &mut self.ticket else { return };
+        if moved.messages_in > 0 {
+            ticket.complete();
+        }
+        let steps = self.state.held().div_ceil(LEASE_STEP) - usize::from(self.state.held() > 0);
+        if steps * LEASE_STEP != self.leased {
+            let lease = ticket.lease();
+            let base = lease.bytes() - self.leased;
+            self.leased = steps * LEASE_STEP;
+            // What is held is held: the budget answers by refusing new sessions, and ends the largest holder.
+            lease.force(base + self.leased);
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin, V: Service> Connection<S, V> {
+    fn read(&mut self, turn: &mut Turn<'_, FramedMsg>) -> Progress {
+        let Ok(stream) = &mut self.stream else { return Progress::Idle };
+        let now = turn.now();
+        let mut left = READ_PER_TURN;
+        while self.state.wants_read() {
+            if left == 0 {
+                return Progress::More;
+            }
+            let (state, service) = (&mut self.state, &mut self.service);
+            let read = turn.scratch(|turn, scratch| {
+                let mut buffer = ReadBuf::new(scratch);
+                match Pin::new(&mut *stream).poll_read(&mut turn.cx(), &mut buffer) {
+                    Poll::Pending => None,
+                    Poll::Ready(Err(_)) => {
+                        state.handle(Input::Reset, now, service);
+                        Some(0)
+                    }
+                    Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
+                        state.handle(Input::Eof, now, service);
+                        Some(0)
+                    }
+                    Poll::Ready(Ok(())) => {
+                        state.lend(turn.spare());
+                        state.handle(Input::Bytes(buffer.filled()), now, service);
+                        Some(buffer.filled().len())
+                    }
+                }
+            });
+            match read {
+                Some(0) => break,
+                Some(count) => left = left.saturating_sub(count),
+                None => {
+                    if self.state.wants_last_read() {
+                        self.state.handle(Input::ReadDone, now, &mut self.service);
+                    }
+                    break;
+                }
+            }
+        }
+        Progress::Idle
+    }
+
+    /// Writes what the state has until it has no more or the socket takes no more.
+    fn write(&mut self, turn: &mut Turn<'_, FramedMsg>) -> Result<Progress, Fault> {
+        let now = turn.now();
+        let mut left = WRITE_PER_TURN;
+        loop {
+            let Ok(stream) = &mut self.stream else { return Ok(Progress::Idle) };
+            match self.state.poll() {
+                Next::Wait => return Ok(Progress::Idle),
+                Next::Write(_) if left == 0 => return Ok(Progress::More),
+                Next::Write(bytes) => match Pin::new(stream).poll_write(&mut turn.cx(), bytes) {
+                    Poll::Pending => return Ok(Progress::Idle),
+                    Poll::Ready(Ok(count)) => {
+                        left = left.saturating_sub(count);
+                        self.state.handle(Input::Written(count), now, &mut self.service);
+                    }
+                    Poll::Ready(Err(_)) => self.state.handle(Input::Reset, now, &mut self.service),
+                },
+                Next::ShutdownWrite => match Pin::new(stream).poll_shutdown(&mut turn.cx()) {
+                    Poll::Pending => return Ok(Progress::Idle),
+                    Poll::Ready(Ok(())) => self.state.write_is_shut(),
+                    Poll::Ready(Err(_)) => self.state.handle(Input::Reset, now, &mut self.service),
+                },
+                Next::Close(close) => {
+                    self.why = Some(close.reason);
+                    return match close.blame {
+                        Blame::Nobody => {
+                            turn.stop();
+                            Ok(Progress::Idle)
+                        }
+                        Blame::Peer => Err(fault_of(close, self.peer)),
+                    };
+                }
+            }
+        }
+    }
+}
+
+fn fault_of(close: Close, peer: Option<SocketAddr>) -> Fault {
+    let who = peer.map_or_else(String::new, |peer| format!("peer {peer}"));
+    let what = close.frame.map_or_else(String::new, |frame| format!(" {frame}"));
+    Fault::peer(close.reason, who + &what)
+}
+
+impl<S, V> Protocol for Connection<S, V>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    V: Service + 'static,
+{
+    type Msg = FramedMsg;
+    const KIND: &'static str = "framed";
+
+    fn size(m: &FramedMsg) -> usize {
+        match m {
+            FramedMsg::Send(body) => body.len(),
+        }
+    }
+
+    fn started(&mut self, turn: &mut Turn<'_, FramedMsg>) -> Result<(), Fault> {
+        self.counters = Counters {
+            messages_in: turn.counter("messages_in", &self.listener, ""),
+            messages_out: turn.counter("messages_out", &self.listener, ""),
+            bytes_in: turn.counter("bytes_in", &self.listener, ""),
+            bytes_out: turn.counter("bytes_out", &self.listener, ""),
+        };
+        self.tally = Some(turn.tally());
+        match &self.stream {
+            Ok(_) => {}
+            Err(error) => return Err(Fault::local("no_event_loop", error.to_string())),
+        }
+        Ok(())
+    }
+
+    fn on(&mut self, m: FramedMsg, turn: &mut Turn<'_, FramedMsg>) -> Result<(), Fault> {
+        match m {
+            FramedMsg::Send(body) => self.state.handle(Input::Push(&body), turn.now(), &mut self.service),
+        }
+        Ok(())
+    }
+
+    fn io(&mut self, turn: &mut Turn<'_, FramedMsg>) -> Result<Progress, Fault> {
+        Ok(self.read(turn))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.state.deadline()
+    }
+
+    fn on_deadline(&mut self, turn: &mut Turn<'_, FramedMsg>) -> Result<(), Fault> {
+        self.state.handle(Input::Deadline, turn.now(), &mut self.service);
+        Ok(())
+    }
+
+    fn flush(&mut self, turn: &mut Turn<'_, FramedMsg>) -> Result<Progress, Fault> {
+        let written = self.write(turn);
+        // Taking answers may have made room to read again: the readiness seen before must not be forgotten.
+        let spare = self.state.take_spare();
+        turn.recycle(spare);
+        self.account(turn);
+        let progress = written?;
+        if self.state.wants_read() && std::mem::replace(&mut self.held_back, false) {
+            return Ok(Progress::More);
+        }
+        self.held_back = !self.state.wants_read();
+        Ok(progress)
+    }
+
+    fn drain(&mut self, by: Instant, turn: &mut Turn<'_, FramedMsg>) {
+        self.state.handle(Input::Drain(by), turn.now(), &mut self.service);
+    }
+
+    fn closed(&mut self, why: &Exit) {
+        if self.why.is_none() {
+            self.why = Some(if *why == Exit::Normal { "stopped" } else { why.reason() });
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.state.held()
+    }
+}
+
+impl<S, V> Drop for Connection<S, V> {
+    fn drop(&mut self) {
+        // After a panic `closed` is not called: that is the one way here without a reason.
+        let reason = self.why.unwrap_or("panic");
+        if let Some(tally) = &self.tally {
+            tally.raise("connections_closed", &self.listener, reason);
+        }
+        tracing::debug!(listener = %self.listener, peer = ?self.peer, reason, "connection closed");
+    }
+}

@@ -1,0 +1,3 @@
+//! Small decisions that several transports share. Pure: no socket, no clock, no runtime.
+
+pub mod admission;
