@@ -45,6 +45,7 @@ bench: ## our measurements; what they were elsewhere is in benches/RESULTS.md
 	@echo 'Compare with benches/RESULTS.md, which names its machine, command and commit.'
 
 interop: setup ## the gateway against programs in other languages (today: framed TCP from Python)
+	@cargo test -q --locked --test it interop_ -- --list | grep -q ': test$$' || { echo 'no interop_ test in tests/it'; exit 1; }
 	cargo test --locked --test it interop_
 
 setup: ## install what tests need and this machine lacks (Debian)

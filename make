@@ -3,22 +3,16 @@
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 
-# The make of the system, never this file, even if `.` stands in PATH.
-find_make() {
-    old_ifs=$IFS
-    IFS=:
-    for dir in $PATH; do
-        if [ -x "$dir/make" ] && [ ! -d "$dir/make" ] && [ ! "$dir/make" -ef "$here/make" ]; then
-            printf '%s\n' "$dir/make"
-            break
-        fi
-    done
-    IFS=$old_ifs
-}
+# Leave out of PATH where this very file would be found (`.`, say): from here on, make is the system's.
+path=''
+old_ifs=$IFS
+IFS=:
+for dir in $PATH; do
+    [ "${dir:-.}/make" -ef "$here/make" ] || path="$path${path:+:}$dir"
+done
+IFS=$old_ifs
+PATH=$path
+export PATH
 
-real=$(find_make)
-if [ -z "$real" ]; then
-    "$here/scripts/setup" make
-    real=$(find_make)
-fi
-exec "$real" --no-print-directory -C "$here" "$@"
+command -v make >/dev/null 2>&1 || "$here/scripts/setup" make
+exec make --no-print-directory -C "$here" "$@"
