@@ -367,4 +367,6 @@ fn source_is_read_as_rust_reads_it() {
     assert_eq!(lines_without_tests(text), 4);
     assert!(code(text).contains("kept") && code(text).contains("fn g()"));
     assert!(!code(text).contains("gone"), "{}", code(text));
+    let text = "#[cfg(test)] #[must_use] fn f(a: [u8; 2]) -> Map<A, B> { gone() }\nfn kept() -> [u8; 2] {}";
+    assert!(!code(text).contains("gone") && code(text).contains("kept"), "{}", code(text));
 }

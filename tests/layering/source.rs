@@ -277,8 +277,12 @@ fn begins_item(code: &str) -> bool {
     ];
     let mut rest = code;
     while rest.starts_with("#[") {
-        let end = rest.find("]\n").or_else(|| rest.find("] ")).unwrap_or(rest.len() - 1);
-        rest = rest[end + 1..].trim_start();
+        let mut depth = 0_i32;
+        let end = rest.find(|c| {
+            depth += i32::from(c == '[') - i32::from(c == ']');
+            c == ']' && depth == 0
+        });
+        rest = end.map_or("", |end| rest[end + 1..].trim_start());
     }
     if let Some(hidden) = rest.strip_prefix("pub") {
         rest = hidden.trim_start();
