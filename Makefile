@@ -1,0 +1,52 @@
+# What developers and CI call. `./make` is the same for a machine without make.
+#
+# Each recipe prints the commands it runs. CARGO_TARGET_DIR is respected.
+
+TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+CONFIG ?= config.toml
+
+# Where rustup puts cargo, for shells that have not read its profile.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# One cargo at a time, and in the order written, even under -j.
+.NOTPARALLEL:
+.PHONY: help run test lint loom bench interop setup
+
+help: ## this list
+	@echo 'Targets (make TARGET, or ./make TARGET where make is not installed yet):'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s  %s\n", $$1, $$2 }' Makefile
+
+run: ## build the gateway and start it with config.toml (CONFIG=file for another)
+	@scripts/setup run
+	cargo build --release --locked --bin portway
+	exec $(TARGET)/release/portway run -c $(CONFIG)
+
+test: lint ## everything that must hold before a commit; what CI runs
+	cargo test --locked --all-targets
+	cargo test --locked --doc
+	cargo test --locked --no-default-features --lib --test sim
+	@scripts/loom
+	@scripts/licences
+	@echo 'make test: all passed'
+
+lint: setup ## formatting, clippy and rustdoc; a warning is an error
+	cargo fmt --check
+	cargo fmt --check --manifest-path tests/loom/Cargo.toml
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --no-default-features --lib -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+
+loom: ## the models of the mailbox lane, in all interleavings (LOOM_MAX_PREEMPTIONS, default 3)
+	@scripts/loom
+
+bench: ## our measurements; what they were elsewhere is in benches/RESULTS.md
+	@scripts/setup run
+	cargo bench --locked --bench '*'
+	@echo 'Compare with benches/RESULTS.md, which names its machine, command and commit.'
+
+interop: setup ## the gateway against programs in other languages (today: framed TCP from Python)
+	@cargo test -q --locked --test it interop_ -- --list | grep -q ': test$$' || { echo 'no interop_ test in tests/it'; exit 1; }
+	cargo test --locked --test it interop_
+
+setup: ## install what tests need and this machine lacks (Debian)
+	@scripts/setup test
