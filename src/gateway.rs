@@ -7,14 +7,20 @@
 
 mod admin;
 pub mod check;
+mod check_listener;
 pub mod cli;
 pub mod config;
 mod limits;
 mod listeners;
 mod log;
 mod raw;
-mod report;
-mod units;
+mod raw_secrets;
+mod raw_section;
+mod raw_text;
+mod raw_words;
+pub mod report;
+mod report_source;
+pub mod units;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -79,13 +85,16 @@ impl Builder {
         self
     }
 
-    pub(crate) fn known(&self) -> check::Known {
-        let mut known = check::Known::default();
-        for (name, factory) in &self.protocols {
-            let factory = factory.clone();
-            known.register(name, move |options| factory(options).map(drop));
-        }
-        known
+    fn known(&self) -> check::Known {
+        self.protocols.keys().fold(check::Known::default(), |known, name| known.protocol(name.as_str()))
+    }
+
+    /// Asks the protocols of the embedding program whether they understand their options.
+    ///
+    /// # Errors
+    /// [`StartError::Options`] for the first that does not.
+    pub fn check(&self, config: &Config) -> Result<(), StartError> {
+        config.listeners.iter().try_for_each(|listener| listeners::prepare(listener, &self.protocols).map(drop))
     }
 
     /// Binds all sockets, starts the threads, then the listeners. Blocks for a moment: not for an event loop's
@@ -110,9 +119,12 @@ impl Builder {
             ..MeshConfig::default()
         })
         .map_err(StartError::Mesh)?;
-        let budget = Budget::new(config.runtime.memory.map_or_else(limits::half_of_memory, |bytes| {
-            usize::try_from(bytes).unwrap_or(usize::MAX)
-        }));
+        let budget = Budget::new(
+            config
+                .runtime
+                .memory
+                .map_or_else(limits::half_of_memory, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+        );
         let started = listeners::start_all(&mesh, bound, &budget).and_then(|listeners| {
             let status = Arc::new(Status { draining: AtomicBool::new(false), budget: budget.clone(), listeners });
             let admin = match admin {
@@ -268,11 +280,7 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 impl OnAccept for Box<dyn OnAccept> {
-    fn accepted(
-        &mut self,
-        accepted: Accepted,
-        turn: &crate::actors::Turn<'_, Never>,
-    ) -> Result<(), SpawnError> {
+    fn accepted(&mut self, accepted: Accepted, turn: &crate::actors::Turn<'_, Never>) -> Result<(), SpawnError> {
         (**self).accepted(accepted, turn)
     }
 }

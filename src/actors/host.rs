@@ -37,6 +37,9 @@ const TURN_JOBS: usize = 16;
 /// A turn longer than this is logged.
 const SLOW_TURN: Duration = Duration::from_millis(5);
 
+/// The reason of actors that end because their arbiter does.
+pub(crate) const ARBITER_STOPPED: &str = "arbiter_stopped";
+
 pub(crate) struct Runner<P: Protocol> {
     state: Option<P>,
     batch: VecDeque<P::Msg>,
@@ -335,6 +338,9 @@ impl<P: Protocol> Runner<P> {
         }
         match &exit {
             Exit::Normal => tracing::trace!(kind = P::KIND, id = %self.entry.id, "ended"),
+            Exit::Fault(fault) if fault.reason == ARBITER_STOPPED => {
+                tracing::debug!(kind = P::KIND, id = %self.entry.id, "ended with its arbiter");
+            }
             Exit::Fault(fault) => match fault.whose {
                 Whose::Peer => tracing::debug!(kind = P::KIND, id = %self.entry.id, %fault, "ended"),
                 Whose::Local => tracing::warn!(kind = P::KIND, id = %self.entry.id, %fault, "ended"),
@@ -370,7 +376,7 @@ impl<P: Protocol> Runner<P> {
 
 impl<P: Protocol> Drop for Runner<P> {
     fn drop(&mut self) {
-        self.finish(Exit::Fault(Fault::local("arbiter_stopped", "")));
+        self.finish(Exit::Fault(Fault::local(ARBITER_STOPPED, "")));
     }
 }
 

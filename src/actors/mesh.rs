@@ -447,7 +447,7 @@ impl<P: Protocol> Drop for Unstarted<P> {
         drop(self.shared.lane.close());
         self.load.live.fetch_sub(1, Ordering::Relaxed);
         self.mesh.one_less();
-        self.shared.ended(&Exit::Fault(Fault::local("arbiter_stopped", "")));
+        self.shared.ended(&Exit::Fault(Fault::local(host::ARBITER_STOPPED, "")));
     }
 }
 

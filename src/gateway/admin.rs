@@ -31,7 +31,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Semaphore;
 
 use super::Status;
-use crate::actors::{Driver, Fault, Kind, Mail, Mesh, Place, Spec, SpawnError};
+use crate::actors::{Driver, Fault, Kind, Mail, Mesh, Place, SpawnError, Spec};
 
 const CONNECTIONS: usize = 64;
 const HEADER_TIME: Duration = Duration::from_secs(10);
@@ -53,9 +53,7 @@ pub(super) fn start(
     status: Arc<Status>,
 ) -> Result<Mail<Infallible>, SpawnError> {
     let inner = mesh.clone();
-    mesh.drive::<Listener, _>(Place::System, Spec::named("admin"), move |driver| {
-        accept(inner, socket, status, driver)
-    })
+    mesh.drive::<Listener, _>(Place::System, Spec::named("admin"), move |driver| accept(inner, socket, status, driver))
 }
 
 async fn accept(mesh: Mesh, socket: std::net::TcpListener, status: Arc<Status>, driver: Driver) -> Result<(), Fault> {
@@ -119,9 +117,7 @@ async fn answer(mesh: &Mesh, status: &Status, request: &Request<Incoming>) -> Re
             Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         },
         "/metrics" => match metrics::render(&mesh.view().await, status) {
-            Ok(body) => {
-                with_type(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body)
-            }
+            Ok(body) => with_type(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body),
             Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written\n"),
         },
         "/api/actors" => match api::Filter::parse(request.uri().query()) {

@@ -105,14 +105,21 @@ pub(super) fn start_all(
         };
         let place = crate::actors::Place::On(index % mesh.arbiters().max(1));
         let acceptor = Acceptor::start(mesh, place, socket, settings, made).map_err(StartError::Spawn)?;
-        tracing::info!(listener = %name, %address, protocol = listener.protocol.name(), "listening");
+        tracing::info!(listener = %name, %address, protocol = name_of(&listener.protocol), "listening");
         started.push(ListenerStatus {
             name,
             address,
-            protocol: listener.protocol.name().to_owned(),
+            protocol: name_of(&listener.protocol).to_owned(),
             occupancy,
             acceptor,
         });
     }
     Ok(started)
+}
+
+fn name_of(protocol: &config::Protocol) -> &str {
+    match protocol {
+        config::Protocol::Framed(_) => "framed",
+        config::Protocol::Custom { protocol, .. } => protocol,
+    }
 }

@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::kit::admission::{Admission, Caps, Occupancy, Refusal, Ticket};
 use crate::actors::clock::later;
-use crate::actors::{Counter, Fault, Mesh, Place, Progress, Protocol, Spec, SpawnError, Turn};
+use crate::actors::{Counter, Fault, Mesh, Place, Progress, Protocol, SpawnError, Spec, Turn};
 use crate::memory::Budget;
 
 /// Connections taken per turn, at most.
@@ -152,12 +152,7 @@ impl<A: OnAccept> Acceptor<A> {
         Ok(Progress::More)
     }
 
-    fn hand_over(
-        &mut self,
-        stream: OwnedFd,
-        peer: Option<SocketAddr>,
-        turn: &Turn<'_, Never>,
-    ) -> Result<(), Refusal> {
+    fn hand_over(&mut self, stream: OwnedFd, peer: Option<SocketAddr>, turn: &Turn<'_, Never>) -> Result<(), Refusal> {
         let stream = TcpStream::from(stream);
         let peer = peer.ok_or(Refusal::Closing)?;
         let mesh = turn.mesh();
@@ -186,7 +181,10 @@ impl<A: OnAccept> Protocol for Acceptor<A> {
     fn started(&mut self, turn: &mut Turn<'_, Never>) -> Result<(), Fault> {
         self.accepted = turn.counter("connections_accepted", &self.settings.name, "");
         if let Some(socket) = self.socket.take() {
-            #[expect(deprecated, reason = "its successor is unsafe; a std listener keeps its descriptor open, as both ask")]
+            #[expect(
+                deprecated,
+                reason = "its successor is unsafe; a std listener keeps its descriptor open, as both ask"
+            )]
             let ready = AsyncFd::with_interest(socket, tokio::io::Interest::READABLE)
                 .map_err(|error| Fault::local("listener", error.to_string()))?;
             self.ready = Some(ready);

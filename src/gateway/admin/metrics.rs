@@ -68,7 +68,11 @@ fn gauges(view: &MeshView, status: &Status) -> Vec<Gauge> {
     }
     let gauge = |name, help, values| Gauge { name, help, values };
     vec![
-        gauge("ready", "1 while every listener accepts", vec![(None, f64::from(u8::from(status.not_ready().is_none())))]),
+        gauge(
+            "ready",
+            "1 while every listener accepts",
+            vec![(None, f64::from(u8::from(status.not_ready().is_none())))],
+        ),
         gauge(
             "actors",
             "Actors alive, by kind",
@@ -79,15 +83,23 @@ fn gauges(view: &MeshView, status: &Status) -> Vec<Gauge> {
             "Messages that wait in mailboxes, by kind of actor",
             kinds.iter().map(|(kind, (_, n))| (Some(("kind", (*kind).to_owned())), *n as f64)).collect(),
         ),
-        gauge("arbiter_up", "1 if the arbiter answered within a second", by_arbiter(&|a| f64::from(u8::from(a.answered)))),
-        gauge("arbiter_busy_ratio", "CPU time over wall time, last 100 ms", by_arbiter(&|a| {
-            f64::from(a.busy_permille) / 1_000.0
-        })),
+        gauge(
+            "arbiter_up",
+            "1 if the arbiter answered within a second",
+            by_arbiter(&|a| f64::from(u8::from(a.answered))),
+        ),
+        gauge(
+            "arbiter_busy_ratio",
+            "CPU time over wall time, last 100 ms",
+            by_arbiter(&|a| f64::from(a.busy_permille) / 1_000.0),
+        ),
         gauge("arbiter_delay_seconds", "What a message waits for at least", by_arbiter(&|a| a.delay.as_secs_f64())),
         gauge("connections", "Connections now", by_listener(&|l| l.occupancy.connections() as f64)),
-        gauge("connections_half_open", "Connections that have not said anything whole yet", by_listener(&|l| {
-            l.occupancy.half_open() as f64
-        })),
+        gauge(
+            "connections_half_open",
+            "Connections that have not said anything whole yet",
+            by_listener(&|l| l.occupancy.half_open() as f64),
+        ),
         gauge("memory_budget_bytes", "Bytes that sessions may hold", vec![(None, status.budget.limit() as f64)]),
         gauge("memory_leased_bytes", "Bytes that sessions hold", vec![(None, status.budget.used() as f64)]),
     ]
@@ -99,7 +111,9 @@ impl Collector for Page {
             let mut metric = encoder.encode_descriptor(gauge.name, gauge.help, None, MetricType::Gauge)?;
             for (label, value) in &gauge.values {
                 match label {
-                    Some((name, of)) => ConstGauge::new(*value).encode(metric.encode_family(&[(*name, of.as_str())])?)?,
+                    Some((name, of)) => {
+                        ConstGauge::new(*value).encode(metric.encode_family(&[(*name, of.as_str())])?)?
+                    }
                     None => {
                         let none: [(&str, &str); 0] = [];
                         ConstGauge::new(*value).encode(metric.encode_family(&none)?)?;

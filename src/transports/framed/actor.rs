@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::state::{Blame, Close, Input, Next, Service, Settings, State};
-use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, Spec, SpawnError, Tally, Turn, clock};
+use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn, clock};
 use crate::transports::kit::admission::Ticket;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 
@@ -54,10 +54,8 @@ impl<V: Service + Send + 'static, F: Fn() -> V + 'static> OnAccept for Connectio
     fn accepted(&mut self, accepted: Accepted, turn: &Turn<'_, Never>) -> Result<(), SpawnError> {
         let (listener, settings, service) = (self.listener.clone(), self.settings.clone(), (self.service)());
         let spec = Spec::default().inbox(1_024, self.settings.outbound.max(1));
-        turn.spawn(Place::LeastLoaded, spec, move || {
-            Connection::accepted(accepted, listener, settings, service)
-        })
-        .map(drop)
+        turn.spawn(Place::LeastLoaded, spec, move || Connection::accepted(accepted, listener, settings, service))
+            .map(drop)
     }
 }
 

@@ -150,12 +150,20 @@ pub struct Moved {
 enum Phase {
     Open,
     /// Asked to finish; what has arrived is still being handed in.
-    LastRead { by: Instant },
+    LastRead {
+        by: Instant,
+    },
     /// Nothing more is answered; what waits is being written.
-    Flush { then: After },
+    Flush {
+        then: After,
+    },
     /// All is written and the peer is told; its own end is awaited, since closing over unread bytes would make the
     /// kernel reset the stream and destroy what is on its way (RFC 1122, section 4.2.2.13).
-    Linger { until: Instant, told: bool, close: Close },
+    Linger {
+        until: Instant,
+        told: bool,
+        close: Close,
+    },
     Over(Close),
 }
 
@@ -382,7 +390,9 @@ impl State {
             Phase::Open | Phase::LastRead { .. } | Phase::Flush { .. } | Phase::Over(_) if self.partial.is_empty() => {
                 Close::normal("eof")
             }
-            Phase::Open | Phase::LastRead { .. } | Phase::Flush { .. } | Phase::Over(_) => Close::peer("eof_in_message"),
+            Phase::Open | Phase::LastRead { .. } | Phase::Flush { .. } | Phase::Over(_) => {
+                Close::peer("eof_in_message")
+            }
         };
         self.phase = Phase::Flush { then: After::Close(close) };
     }

@@ -1,0 +1,212 @@
+//! Judges listeners: each with its protocol, and all of them together.
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::config::{Framed, FramedService, Limits, Listener, Protocol};
+use super::raw::{RawFramed, RawLimits, RawListener, RawProtocol};
+use super::raw_section::{At, Field};
+use super::report::{Mistakes, Span, quoted};
+use super::report_source::Source;
+use super::units::show_size;
+
+/// The largest header: `outbound` must take one whole message with it.
+const HEADER: u64 = 8;
+
+/// All listeners; those with mistakes are left out.
+pub(super) fn all(
+    raw: Vec<RawListener>,
+    admin: Option<&At<SocketAddr>>,
+    source: &mut Source<'_>,
+    mistakes: &mut Mistakes,
+) -> Vec<Listener> {
+    let mut names: BTreeMap<String, Span> = BTreeMap::new();
+    let mut addresses = Addresses::default();
+    if let Some(admin) = admin {
+        addresses.take(admin, mistakes);
+    }
+    let mut listeners = Vec::with_capacity(raw.len());
+    for raw in raw {
+        if let Field::Is(name) = &raw.name {
+            if let Some(first) = names.get(&name.value) {
+                let message = format!("the name `{}` is taken", name.value);
+                mistakes.add_pair(name.span, message, "give each listener its own name", *first, "taken here");
+            } else {
+                names.insert(name.value.clone(), name.span);
+            }
+        }
+        if let Field::Is(listen) = &raw.listen {
+            addresses.take(listen, mistakes);
+        }
+        listeners.extend(listener(raw, source, mistakes));
+    }
+    listeners
+}
+
+/// Addresses in use, by port and family: a wildcard address overlaps with every other of its family.
+#[derive(Default)]
+struct Addresses {
+    exact: BTreeMap<SocketAddr, Span>,
+    first: BTreeMap<(u16, bool), Span>,
+    wildcard: BTreeMap<(u16, bool), Span>,
+}
+
+impl Addresses {
+    fn take(&mut self, at: &At<SocketAddr>, mistakes: &mut Mistakes) {
+        let At { value: address, span } = at;
+        // Port 0 lets the kernel choose a free one each time.
+        if address.port() == 0 {
+            return;
+        }
+        let family = (address.port(), address.is_ipv4());
+        let wild = address.ip().is_unspecified();
+        let overlap = if wild { self.first.get(&family) } else { self.wildcard.get(&family) };
+        let taken = self.exact.get(address).or(overlap);
+        if let Some(other) = taken {
+            // The address itself is not in the message: it may have come from a variable.
+            let message = if self.exact.contains_key(address) {
+                "this address is taken"
+            } else {
+                "this address overlaps with another one"
+            };
+            mistakes.add_pair(*span, message, "give each listener its own address or port", *other, "taken here");
+        }
+        self.exact.entry(*address).or_insert(*span);
+        self.first.entry(family).or_insert(*span);
+        if wild {
+            self.wildcard.entry(family).or_insert(*span);
+        }
+    }
+}
+
+fn listener(raw: RawListener, source: &mut Source<'_>, mistakes: &mut Mistakes) -> Option<Listener> {
+    let protocol = protocol(&raw, mistakes);
+    let listen = raw.listen.at()?;
+    Some(Listener {
+        name: raw.name.value()?,
+        listen: listen.value,
+        place: source.place(listen.span.start),
+        limits: limits(raw.limits),
+        protocol: protocol?,
+    })
+}
+
+fn protocol(raw: &RawListener, mistakes: &mut Mistakes) -> Option<Protocol> {
+    // What belongs to the listener cannot be told without a protocol, but the framed table can still be judged.
+    let protocol = match &raw.protocol {
+        Field::Is(protocol) => protocol,
+        Field::Absent | Field::Bad => {
+            if let Some(table) = &raw.framed {
+                framed(FramedService::Echo, Some(&table.value), mistakes);
+            }
+            return None;
+        }
+    };
+    let mut foreign = |span: Span, what: &str, name: &str, hint: &str| {
+        let message = format!("{what} does not belong to protocol {}", quoted(name));
+        mistakes.add_pair(span, message, hint, protocol.span, "the protocol is chosen here");
+    };
+    match &protocol.value {
+        RawProtocol::Framed => {
+            if let Some(options) = &raw.options {
+                let hint = "its own settings stand in `[listener.framed]`";
+                foreign(options.span, "`[listener.options]`", "framed", hint);
+            }
+            if matches!(raw.service, Field::Absent) {
+                let hint = "add `service = \"echo\"`";
+                mistakes.add(raw.header, "a `[[listener]]` with protocol `framed` lacks `service`", hint);
+            }
+            let service = match &raw.service {
+                Field::Is(service) => Some(service.value),
+                Field::Absent | Field::Bad => None,
+            };
+            let framed = framed(FramedService::Echo, raw.framed.as_ref().map(|at| &at.value), mistakes);
+            Some(Protocol::Framed(Framed { service: service?, ..framed }))
+        }
+        RawProtocol::Custom(name) => {
+            if let Some(table) = &raw.framed {
+                foreign(table.span, "`[listener.framed]`", name, "its own settings stand in `[listener.options]`");
+            }
+            if let Field::Is(service) = &raw.service {
+                foreign(service.span, "`service`", name, "take it out");
+            }
+            let options = raw.options.as_ref().map(|at| at.value.clone()).unwrap_or_default();
+            Some(Protocol::Custom { protocol: name.clone(), options })
+        }
+    }
+}
+
+fn limits(raw: RawLimits) -> Limits {
+    let default = Limits::default();
+    let connections = count(&raw.connections, default.connections);
+    Limits {
+        connections,
+        per_source: count(&raw.per_source, connections),
+        half_open: count(&raw.half_open, default.half_open),
+        first_message: raw.first_message.value().unwrap_or(default.first_message),
+        idle: raw.idle.value().unwrap_or(default.idle),
+    }
+}
+
+fn framed(service: FramedService, raw: Option<&RawFramed>, mistakes: &mut Mistakes) -> Framed {
+    let default = Framed { service, ..Framed::default() };
+    let Some(raw) = raw else { return default };
+    let length_bytes = copied(&raw.length_bytes, default.length_bytes);
+    let length_includes_header = copied(&raw.length_includes_header, default.length_includes_header);
+    let expressible = expressible(length_bytes, length_includes_header);
+    if let (Field::Is(max), Field::Is(bytes)) = (&raw.max_message, &raw.length_bytes)
+        && max.value > expressible
+        && !matches!(raw.length_includes_header, Field::Bad)
+    {
+        let message = format!("a length of {length_bytes} bytes cannot express `max_message`");
+        let hint = format!("write at most {expressible}, or a larger `length_bytes`");
+        mistakes.add_pair(max.span, message, hint, bytes.span, "the length header is chosen here");
+    }
+    let default_max = default.max_message.min(usize::try_from(expressible).unwrap_or(usize::MAX));
+    let max_message = count(&raw.max_message, default_max);
+    let outbound = count(&raw.outbound, default.outbound);
+    let least = max_message as u64 + HEADER;
+    if (outbound as u64) < least && !matches!(raw.max_message, Field::Bad) && !matches!(raw.outbound, Field::Bad) {
+        let message = "`outbound` cannot hold one message of `max_message` bytes and its header";
+        let hint = format!("write `outbound` as {} or more, or a smaller `max_message`", show_size(least));
+        match (&raw.outbound, &raw.max_message) {
+            (Field::Is(outbound), Field::Is(max)) => {
+                mistakes.add_pair(outbound.span, message, hint, max.span, "`max_message` is chosen here");
+            }
+            (Field::Is(at), _) => mistakes.add(at.span, format!("{message} (default 1MiB)"), hint),
+            (_, Field::Is(at)) => mistakes.add(at.span, format!("{message} (`outbound` is 4MiB by default)"), hint),
+            _ => {}
+        }
+    }
+    Framed {
+        service,
+        length_bytes,
+        byte_order: copied(&raw.byte_order, default.byte_order),
+        length_includes_header,
+        max_message,
+        message_timeout: copied(&raw.message_timeout, default.message_timeout),
+        outbound,
+        when_slow: copied(&raw.when_slow, default.when_slow),
+        slow_after: copied(&raw.slow_after, default.slow_after),
+    }
+}
+
+/// The longest body that a length header can announce.
+fn expressible(length_bytes: u8, includes_header: bool) -> u64 {
+    let largest = if length_bytes >= 8 { u64::MAX } else { (1 << (8 * u32::from(length_bytes))) - 1 };
+    if includes_header { largest - u64::from(length_bytes) } else { largest }
+}
+
+fn copied<T: Copy>(field: &Field<T>, default: T) -> T {
+    match field {
+        Field::Is(at) => at.value,
+        Field::Absent | Field::Bad => default,
+    }
+}
+
+/// A number that was read within a range far below what any machine can address.
+fn count(field: &Field<u64>, default: usize) -> usize {
+    match field {
+        Field::Is(at) => usize::try_from(at.value).unwrap_or(usize::MAX),
+        Field::Absent | Field::Bad => default,
+    }
+}

@@ -1,0 +1,357 @@
+//! The shape of the configuration file: its tables, their keys, and the range of each value.
+//!
+//! These types mirror the file: every key is a [`Field`] that may be absent, wrong or there, with its place. The
+//! document is walked by hand, not by serde, because serde stops at the first mistake and people mend a file faster
+//! when they see all of them.
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use toml::de::{DeTable, DeValue};
+
+use super::check::Known;
+use super::config::{ByteOrder, FramedService, Level, LogFormat, WhenSlow};
+use super::raw_section::{At, Field, Reader, Section, kind};
+use super::raw_words::{nearest_or_list, unknown_key_hint};
+use super::report::{Span, quoted};
+
+const ROOT: &str = "the file";
+const ROOT_KEYS: &[&str] = &["version", "runtime", "admin", "log", "listener"];
+const RUNTIME_KEYS: &[&str] = &["arbiters", "pin_cores", "memory", "drain"];
+const ADMIN_KEYS: &[&str] = &["listen"];
+const LOG_KEYS: &[&str] = &["level", "format"];
+const LISTENER_KEYS: &[&str] = &["name", "listen", "protocol", "service", "limits", "framed", "options"];
+const LIMITS_KEYS: &[&str] = &["connections", "per_source", "half_open", "first_message", "idle"];
+const FRAMED_KEYS: &[&str] = &[
+    "length_bytes",
+    "byte_order",
+    "length_includes_header",
+    "max_message",
+    "message_timeout",
+    "outbound",
+    "when_slow",
+    "slow_after",
+];
+
+/// Every table and its keys, to say where a misplaced key belongs.
+const TABLES: [(&str, &[&str]); 6] = [
+    ("[runtime]", RUNTIME_KEYS),
+    ("[admin]", ADMIN_KEYS),
+    ("[log]", LOG_KEYS),
+    ("[[listener]]", LISTENER_KEYS),
+    ("[listener.limits]", LIMITS_KEYS),
+    ("[listener.framed]", FRAMED_KEYS),
+];
+
+/// Words of later versions: known, so that nobody takes them for typing mistakes.
+const LATER_TABLES: [&str; 2] = ["certificate", "upstream"];
+const LATER_LISTENER_KEYS: [&str; 9] =
+    ["certificate", "route", "upstream", "relay", "udp", "http", "quic", "moq", "wireguard"];
+const LATER_PROTOCOLS: [&str; 6] = ["relay", "udp", "http", "quic", "moq", "wireguard"];
+const LATER_SERVICES: [&str; 6] = ["rooms", "forward", "static", "demo", "respond", "moq"];
+
+const SERVICES: [(&str, FramedService); 1] = [("echo", FramedService::Echo)];
+const LEVELS: [(&str, Level); 5] = [
+    ("error", Level::Error),
+    ("warn", Level::Warn),
+    ("info", Level::Info),
+    ("debug", Level::Debug),
+    ("trace", Level::Trace),
+];
+const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+const BYTE_ORDERS: [(&str, ByteOrder); 2] = [("big", ByteOrder::Big), ("little", ByteOrder::Little)];
+const WHEN_SLOW: [(&str, WhenSlow); 3] =
+    [("close", WhenSlow::Close), ("drop-oldest", WhenSlow::DropOldest), ("drop-newest", WhenSlow::DropNewest)];
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+/// The first byte of a QUIC connection id names the arbiter.
+const ARBITERS: RangeInclusive<u64> = 1..=256;
+const CONNECTIONS: RangeInclusive<u64> = 1..=10_000_000;
+
+/// The file.
+#[derive(Debug)]
+pub(super) struct RawFile {
+    pub(super) runtime: RawRuntime,
+    pub(super) admin: Option<Field<SocketAddr>>,
+    pub(super) log: RawLog,
+    pub(super) listeners: Vec<RawListener>,
+}
+
+/// `[runtime]`; `None` inside a field is the word `"auto"`.
+#[derive(Debug)]
+pub(super) struct RawRuntime {
+    pub(super) arbiters: Field<Option<u64>>,
+    pub(super) pin_cores: Field<bool>,
+    pub(super) memory: Field<Option<u64>>,
+    pub(super) drain: Field<Duration>,
+}
+
+/// `[log]`.
+#[derive(Debug)]
+pub(super) struct RawLog {
+    pub(super) level: Field<Level>,
+    pub(super) format: Field<LogFormat>,
+}
+
+/// `[[listener]]`.
+#[derive(Debug)]
+pub(super) struct RawListener {
+    pub(super) header: Span,
+    pub(super) name: Field<String>,
+    pub(super) listen: Field<SocketAddr>,
+    pub(super) protocol: Field<RawProtocol>,
+    pub(super) service: Field<FramedService>,
+    pub(super) limits: RawLimits,
+    pub(super) framed: Option<At<RawFramed>>,
+    pub(super) options: Option<At<toml::Table>>,
+}
+
+/// The word behind `protocol`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum RawProtocol {
+    Framed,
+    Custom(String),
+}
+
+/// `[listener.limits]`.
+#[derive(Debug)]
+pub(super) struct RawLimits {
+    pub(super) connections: Field<u64>,
+    pub(super) per_source: Field<u64>,
+    pub(super) half_open: Field<u64>,
+    pub(super) first_message: Field<Duration>,
+    pub(super) idle: Field<Duration>,
+}
+
+/// `[listener.framed]`.
+#[derive(Debug)]
+pub(super) struct RawFramed {
+    pub(super) length_bytes: Field<u8>,
+    pub(super) byte_order: Field<ByteOrder>,
+    pub(super) length_includes_header: Field<bool>,
+    pub(super) max_message: Field<u64>,
+    pub(super) message_timeout: Field<Duration>,
+    pub(super) outbound: Field<u64>,
+    pub(super) when_slow: Field<WhenSlow>,
+    pub(super) slow_after: Field<Duration>,
+}
+
+/// Reads the whole document; mistakes are noted in the reader.
+pub(super) fn file(reader: &mut Reader<'_>, document: &DeTable<'_>, known: &Known) -> RawFile {
+    let header = Span { start: 0, end: reader.text.lines().next().map_or(0, str::len) };
+    let mut root = Section { reader, table: document, header, name: ROOT, keys: ROOT_KEYS };
+    version(&mut root);
+    let raw = RawFile {
+        runtime: runtime(root.section("runtime", "[runtime]", RUNTIME_KEYS)),
+        admin: root.section("admin", "[admin]", ADMIN_KEYS).map(|mut admin| {
+            let listen = admin.address("listen");
+            admin.need(&listen, "listen", "\"127.0.0.1:9180\"");
+            unknown_keys(admin, &[], false);
+            listen
+        }),
+        log: log(root.section("log", "[log]", LOG_KEYS)),
+        listeners: listeners(&mut root, known),
+    };
+    unknown_keys(root, &LATER_TABLES, false);
+    raw
+}
+
+fn version(root: &mut Section<'_, '_>) {
+    let Some(found) = root.value("version") else {
+        root.need(&Field::<()>::Absent, "version", "1");
+        return;
+    };
+    let is_one = found.get_ref().as_integer().is_some_and(|version| version.to_string() == "1");
+    if !is_one {
+        let hint = "write `version = 1`, the only version this build reads";
+        root.reader.mistakes.add(found.span().into(), "`version` is not 1", hint);
+    }
+}
+
+fn runtime(section: Option<Section<'_, '_>>) -> RawRuntime {
+    let Some(mut section) = section else {
+        return RawRuntime {
+            arbiters: Field::Absent,
+            pin_cores: Field::Absent,
+            memory: Field::Absent,
+            drain: Field::Absent,
+        };
+    };
+    let raw = RawRuntime {
+        arbiters: section.auto_or("arbiters", |section| section.whole("arbiters", ARBITERS)),
+        pin_cores: section.boolean("pin_cores"),
+        memory: section.auto_or("memory", |section| section.size("memory", 16 * MIB..=1 << 50)),
+        drain: section.duration("drain", Duration::ZERO..=DAY),
+    };
+    unknown_keys(section, &[], false);
+    raw
+}
+
+fn log(section: Option<Section<'_, '_>>) -> RawLog {
+    let Some(mut section) = section else { return RawLog { level: Field::Absent, format: Field::Absent } };
+    let raw = RawLog { level: section.choice("level", &LEVELS), format: section.choice("format", &FORMATS) };
+    unknown_keys(section, &[], false);
+    raw
+}
+
+fn listeners(root: &mut Section<'_, '_>, known: &Known) -> Vec<RawListener> {
+    let Some(found) = root.value("listener") else { return Vec::new() };
+    let mut raw = Vec::new();
+    let DeValue::Array(items) = found.get_ref() else {
+        let message = format!("`listener` takes a list of tables, not {}", kind(found.get_ref()));
+        root.reader.mistakes.add(found.span().into(), message, "write `[[listener]]` above each listener");
+        return raw;
+    };
+    for item in items.iter() {
+        let header = item.span().into();
+        let DeValue::Table(table) = item.get_ref() else {
+            let message = format!("a listener is a table, not {}", kind(item.get_ref()));
+            root.reader.mistakes.add(header, message, "write `[[listener]]` above each listener");
+            continue;
+        };
+        let section = Section { reader: root.reader, table, header, name: "[[listener]]", keys: LISTENER_KEYS };
+        raw.push(listener(section, known));
+    }
+    raw
+}
+
+fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
+    let (protocol, later) = protocol(&mut section, known);
+    let raw = RawListener {
+        header: section.header,
+        name: name(&mut section),
+        listen: section.address("listen"),
+        protocol,
+        service: word(&mut section, "service", &SERVICES, &LATER_SERVICES),
+        limits: limits(section.section("limits", "[listener.limits]", LIMITS_KEYS)),
+        framed: section.section("framed", "[listener.framed]", FRAMED_KEYS).map(framed),
+        options: section
+            .section("options", "[listener.options]", &[])
+            .map(|options| At { value: options.reader.free_table(options.table), span: options.header }),
+    };
+    section.need(&raw.name, "name", "\"echo\"");
+    section.need(&raw.listen, "listen", "\"127.0.0.1:7001\"");
+    section.need(&raw.protocol, "protocol", "\"framed\"");
+    // The other words of a protocol that is not in this build yet say nothing new.
+    unknown_keys(section, &LATER_LISTENER_KEYS, later);
+    raw
+}
+
+fn name(section: &mut Section<'_, '_>) -> Field<String> {
+    let found = section.text("name", "\"echo\"");
+    found.and_then(|At { value, span }| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+        if (1..=64).contains(&value.text.len()) && value.text.bytes().all(plain) {
+            return Field::Is(At { value: value.text, span });
+        }
+        let hint = "write 1 to 64 of the characters A-Z a-z 0-9 _ . - (the name becomes a metric label)";
+        section.bad(span, format!("{} cannot be the name of a listener", value.shown()), hint)
+    })
+}
+
+/// The protocol, and whether it is one of a later version.
+fn protocol(section: &mut Section<'_, '_>, known: &Known) -> (Field<RawProtocol>, bool) {
+    let mut words = vec![("framed", RawProtocol::Framed)];
+    words.extend(known.protocols().map(|name| (name, RawProtocol::Custom(name.to_owned()))));
+    let given = section.value("protocol").and_then(|value| value.get_ref().as_str());
+    let is_today = words.iter().any(|(name, _)| Some(*name) == given);
+    let later = !is_today && given.is_some_and(|given| LATER_PROTOCOLS.contains(&given));
+    (word(section, "protocol", &words, &LATER_PROTOCOLS), later)
+}
+
+/// One of the words of this build; those of later versions are told apart from typing mistakes.
+fn word<T: Clone>(section: &mut Section<'_, '_>, key: &'static str, words: &[(&str, T)], later: &[&str]) -> Field<T> {
+    let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
+    let example = format!("\"{}\"", names.first().copied().unwrap_or_default());
+    let found = section.text(key, &example);
+    found.and_then(|At { value, span }| {
+        if let Some((_, value)) = words.iter().find(|(name, _)| *name == value.text) {
+            return Field::Is(At { value: value.clone(), span });
+        }
+        if later.contains(&value.text.as_str()) {
+            let message = format!("`{}` is not in this build yet; today: {}", value.text, names.join(", "));
+            return section.bad(span, message, format!("write `{key} = {example}`, or take the listener out"));
+        }
+        let hint = nearest_or_list(&value, &names);
+        section.bad(span, format!("`{key}` cannot be {}", value.shown()), hint)
+    })
+}
+
+fn limits(section: Option<Section<'_, '_>>) -> RawLimits {
+    let Some(mut section) = section else {
+        return RawLimits {
+            connections: Field::Absent,
+            per_source: Field::Absent,
+            half_open: Field::Absent,
+            first_message: Field::Absent,
+            idle: Field::Absent,
+        };
+    };
+    let raw = RawLimits {
+        connections: section.whole("connections", CONNECTIONS),
+        per_source: section.whole("per_source", CONNECTIONS),
+        half_open: section.whole("half_open", CONNECTIONS),
+        first_message: section.duration("first_message", LEAST_TIMEOUT..=DAY),
+        idle: section.duration("idle", Duration::ZERO..=DAY),
+    };
+    unknown_keys(section, &[], false);
+    raw
+}
+
+fn framed(mut section: Section<'_, '_>) -> At<RawFramed> {
+    let value = RawFramed {
+        length_bytes: length_bytes(&mut section),
+        byte_order: section.choice("byte_order", &BYTE_ORDERS),
+        length_includes_header: section.boolean("length_includes_header"),
+        max_message: section.size("max_message", 1..=GIB),
+        message_timeout: section.duration("message_timeout", LEAST_TIMEOUT..=DAY),
+        outbound: section.size("outbound", 1..=4 * GIB),
+        when_slow: section.choice("when_slow", &WHEN_SLOW),
+        slow_after: section.duration("slow_after", LEAST_TIMEOUT..=DAY),
+    };
+    let span = section.header;
+    unknown_keys(section, &[], false);
+    At { value, span }
+}
+
+fn length_bytes(section: &mut Section<'_, '_>) -> Field<u8> {
+    let found = section.whole("length_bytes", 1..=8);
+    found.and_then(|At { value, span }| match value {
+        1 => Field::Is(At { value: 1, span }),
+        2 => Field::Is(At { value: 2, span }),
+        4 => Field::Is(At { value: 4, span }),
+        8 => Field::Is(At { value: 8, span }),
+        _ => section.bad(span, format!("`length_bytes` cannot be {value}"), "write 1, 2, 4 or 8"),
+    })
+}
+
+/// Notes every key of a table that this build does not read; `quiet` passes over those of later versions.
+fn unknown_keys(section: Section<'_, '_>, later: &[&str], quiet: bool) {
+    let Section { reader, table, name, keys, .. } = section;
+    for (key, value) in table {
+        let word: &str = key.get_ref();
+        if keys.contains(&word) {
+            continue;
+        }
+        if later.contains(&word) {
+            if !quiet {
+                let list = name == ROOT && value.get_ref().is_array();
+                let shown = if list { format!("[[{word}]]") } else { word.to_owned() };
+                let message = format!("`{shown}` is not in this build yet; today: {}", keys.join(", "));
+                reader.mistakes.add(key.span().into(), message, "take it out");
+            }
+            continue;
+        }
+        let home = |(home, keys): &&(&str, &[&str])| *home != name && keys.contains(&word);
+        let home = TABLES.iter().find(home).map(|(home, _)| *home);
+        let message = format!("{} is not a key of {}", quoted(word), in_code(name));
+        reader.mistakes.add(key.span().into(), message, unknown_key_hint(word, keys, home));
+    }
+}
+
+fn in_code(name: &str) -> String {
+    if name == ROOT { name.to_owned() } else { format!("`{name}`") }
+}

@@ -1,0 +1,91 @@
+//! Which parts of a configuration file must never be shown: the ranges that a report masks.
+//!
+//! A value is secret if a key on its way is named like one, or if it is a reference (`${…}`, `file:…`), whose default
+//! may be one. Rather too much is masked than too little: a message names key and reason in any case.
+use toml::de::{DeTable, DeValue};
+
+use super::raw_text::is_reference;
+use super::report::Span;
+
+const NAMES: [&str; 4] = ["key", "secret", "token", "password"];
+
+/// The secret values of a document.
+pub(super) fn of_document(document: &DeTable<'_>) -> Vec<Span> {
+    let mut spans = Vec::new();
+    of_table(document, false, &mut spans);
+    spans
+}
+
+fn of_table(table: &DeTable<'_>, secret: bool, spans: &mut Vec<Span>) {
+    for (key, value) in table {
+        let secret = secret || named(key.get_ref()).is_some();
+        of_value(value.get_ref(), value.span().into(), secret, spans);
+    }
+}
+
+fn of_value(value: &DeValue<'_>, span: Span, secret: bool, spans: &mut Vec<Span>) {
+    match value {
+        DeValue::Table(table) => of_table(table, secret, spans),
+        DeValue::Array(array) => {
+            array.iter().for_each(|item| of_value(item.get_ref(), item.span().into(), secret, spans));
+        }
+        DeValue::String(text) => spans.extend((secret || is_reference(text)).then_some(span)),
+        DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_) => {
+            spans.extend(secret.then_some(span));
+        }
+    }
+}
+
+/// What to mask in the line of a syntax error, where the document cannot be trusted to say what is a value.
+pub(super) fn of_broken_line(text: &str, at: usize) -> Option<Span> {
+    let before = text.get(..at).unwrap_or(text);
+    let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let (above, rest) = text.split_at_checked(start)?;
+    let line = rest.lines().next()?;
+    let whole = Span { start, end: start + line.len() };
+
+    let inside = |quotes: &str| above.matches(quotes).count() % 2 == 1;
+    if inside("\"\"\"") || inside("'''") {
+        return Some(whole);
+    }
+    let own = named(line).or_else(|| line.find("${")).or_else(|| line.find("file:"));
+    let header = above.lines().rev().find(|line| line.trim_start().starts_with('['));
+    if let Some(word) = own {
+        let from = line.find('=').map_or(word, |equals| equals + 1);
+        return Some(Span { start: start + from, end: whole.end });
+    }
+    if header.is_some_and(|header| named(header).is_some()) {
+        let from = line.find('=').map_or(0, |equals| equals + 1);
+        return Some(Span { start: start + from, end: whole.end });
+    }
+    // A line of a list that was opened further up.
+    let opened = above.lines().rev().find(|line| line.contains('=') || line.trim_start().starts_with('['));
+    let continues = !line.contains('=') && opened.is_some_and(|line| named(line).is_some());
+    continues.then_some(whole)
+}
+
+/// Where the first word ends that marks a secret.
+fn named(text: &str) -> Option<usize> {
+    let lower = text.to_ascii_lowercase();
+    NAMES.iter().filter_map(|name| lower.find(name).map(|at| at + name.len())).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn masked(text: &str, marker: &str) -> Option<String> {
+        of_broken_line(text, text.find(marker).unwrap()).map(|span| text[span.start..span.end].to_owned())
+    }
+
+    #[test]
+    fn a_broken_line_hides_what_may_be_secret() {
+        assert_eq!(masked("a = 1\nx = !\n", "!"), None);
+        assert_eq!(masked("api_key = \"hunter2\n", "hunter2").as_deref(), Some(" \"hunter2"));
+        assert_eq!(masked("password \"hunter2\"\n", "hunter2").as_deref(), Some(" \"hunter2\""));
+        assert_eq!(masked("pem = \"\"\"\nhunter2 \\q\n\"\"\"\n", "hunter2").as_deref(), Some("hunter2 \\q"));
+        assert_eq!(masked("tokens = [\n  \"hunter2,\n]\n", "hunter2").as_deref(), Some("  \"hunter2,"));
+        assert_eq!(masked("[listener.options.tokens]\na = \"hunter2\n", "hunter2").as_deref(), Some(" \"hunter2"));
+        assert_eq!(masked("a = \"${B:-hunter2}\n", "hunter2").as_deref(), Some(" \"${B:-hunter2}"));
+    }
+}
