@@ -202,6 +202,12 @@ impl Gateway {
         self.status.listeners.iter().map(|listener| (&*listener.name, listener.address))
     }
 
+    /// Bytes that sessions hold of the memory budget now.
+    #[must_use]
+    pub fn memory_leased(&self) -> usize {
+        self.status.budget.used()
+    }
+
     /// Keeps the memory budget: while it is at 95 % or above, ends the largest holder. Runs until dropped.
     pub async fn keep_budget(&self) {
         loop {

@@ -4,4 +4,7 @@
 mod actors;
 mod actors_faults;
 mod actors_mesh;
+mod admin;
+mod framed;
+mod gateway;
 mod probe;
