@@ -96,7 +96,8 @@ pub(super) fn parse_with(file_name: &str, text: &str, known: &Known, env: Env<'_
         let at = place_of(error, text);
         secrets.extend(raw_secrets::of_broken_line(text, at.start));
         let hint = "this is not TOML; nothing behind it was checked, so mend it and check again";
-        mistakes.add(at, error.message().to_owned(), hint);
+        let message = if error.span().is_some() { error.message() } else { "this key is nested too deep" };
+        mistakes.add(at, message, hint);
         return Err(mistakes.into_report(file_name, text, secrets));
     }
     for error in &errors {

@@ -48,15 +48,18 @@ pub(super) fn of_broken_line(text: &str, at: usize) -> Option<Span> {
     if inside("\"\"\"") || inside("'''") {
         return Some(whole);
     }
+    let value = |from: usize| {
+        let from = line.find('=').map_or(from, |equals| equals + 1);
+        let blanks = line.get(from..).map_or(0, |value| value.len() - value.trim_start().len());
+        Some(Span { start: start + from + blanks, end: whole.end })
+    };
     let own = named(line).or_else(|| line.find("${")).or_else(|| line.find("file:"));
-    let header = above.lines().rev().find(|line| line.trim_start().starts_with('['));
     if let Some(word) = own {
-        let from = line.find('=').map_or(word, |equals| equals + 1);
-        return Some(Span { start: start + from, end: whole.end });
+        return value(word);
     }
+    let header = above.lines().rev().find(|line| line.trim_start().starts_with('['));
     if header.is_some_and(|header| named(header).is_some()) {
-        let from = line.find('=').map_or(0, |equals| equals + 1);
-        return Some(Span { start: start + from, end: whole.end });
+        return value(0);
     }
     // A line of a list that was opened further up.
     let opened = above.lines().rev().find(|line| line.contains('=') || line.trim_start().starts_with('['));
@@ -81,11 +84,11 @@ mod tests {
     #[test]
     fn a_broken_line_hides_what_may_be_secret() {
         assert_eq!(masked("a = 1\nx = !\n", "!"), None);
-        assert_eq!(masked("api_key = \"hunter2\n", "hunter2").as_deref(), Some(" \"hunter2"));
-        assert_eq!(masked("password \"hunter2\"\n", "hunter2").as_deref(), Some(" \"hunter2\""));
+        assert_eq!(masked("api_key = \"hunter2\n", "hunter2").as_deref(), Some("\"hunter2"));
+        assert_eq!(masked("password \"hunter2\"\n", "hunter2").as_deref(), Some("\"hunter2\""));
         assert_eq!(masked("pem = \"\"\"\nhunter2 \\q\n\"\"\"\n", "hunter2").as_deref(), Some("hunter2 \\q"));
         assert_eq!(masked("tokens = [\n  \"hunter2,\n]\n", "hunter2").as_deref(), Some("  \"hunter2,"));
-        assert_eq!(masked("[listener.options.tokens]\na = \"hunter2\n", "hunter2").as_deref(), Some(" \"hunter2"));
-        assert_eq!(masked("a = \"${B:-hunter2}\n", "hunter2").as_deref(), Some(" \"${B:-hunter2}"));
+        assert_eq!(masked("[listener.options.tokens]\na = \"hunter2\n", "hunter2").as_deref(), Some("\"hunter2"));
+        assert_eq!(masked("a = \"${B:-hunter2}\n", "hunter2").as_deref(), Some("\"${B:-hunter2}"));
     }
 }

@@ -4,4 +4,6 @@
 mod actors;
 mod actors_faults;
 mod actors_mesh;
+#[cfg(feature = "gateway")]
+mod config;
 mod probe;
