@@ -90,7 +90,7 @@ pub fn parse(file_name: &str, text: &str, known: &Known) -> Result<Config, Repor
 pub(super) fn parse_with(file_name: &str, text: &str, known: &Known, env: Env<'_>) -> Result<Config, Report> {
     let (document, errors) = DeTable::parse_recoverable(text);
     let document = document.get_ref();
-    let mut secrets = raw_secrets::of_document(document);
+    let mut secrets = raw_secrets::of_document(document, text);
     let mut mistakes = Mistakes::default();
     if let Some(error) = errors.iter().find(|error| !is_duplicate(error)) {
         let at = place_of(error, text);

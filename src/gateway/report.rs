@@ -1,6 +1,6 @@
 //! Mistakes in a configuration file, each with its place, the line itself and a hint.
 //!
-//! [`Mistakes`] collects byte ranges while the file is read; [`Report`] is what a caller gets: sorted by place, with
+//! `Mistakes` collects byte ranges while the file is read; [`Report`] is what a caller gets: sorted by place, with
 //! lines and columns, and with secrets already masked, so that neither `Debug` nor a log line can leak one. Reading
 //! never stops at the first mistake; a syntax error is the exception, since nothing after it can be trusted.
 use std::fmt;
