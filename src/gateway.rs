@@ -8,6 +8,8 @@
 mod admin;
 pub mod check;
 mod check_listener;
+#[cfg(test)]
+mod check_tests;
 pub mod cli;
 pub mod config;
 mod limits;
