@@ -45,6 +45,9 @@ mod placement;
 mod protocol;
 mod registry;
 pub mod sim;
+pub mod sim_link;
+mod sim_link_datagram;
+mod sim_link_stream;
 pub mod sim_random;
 mod sync;
 
