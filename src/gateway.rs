@@ -87,7 +87,9 @@ impl Builder {
         self
     }
 
-    fn known(&self) -> check::Known {
+    /// The protocols of this program, for [`check::load`] and [`check::parse`].
+    #[must_use]
+    pub fn known(&self) -> check::Known {
         self.protocols.keys().fold(check::Known::default(), |known, name| known.protocol(name.as_str()))
     }
 

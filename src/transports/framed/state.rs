@@ -472,6 +472,3 @@ impl State {
         ]
     }
 }
-
-#[cfg(test)]
-mod tests;
