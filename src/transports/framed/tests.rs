@@ -169,6 +169,46 @@ fn a_drain_answers_what_has_come_and_lingers() {
 }
 
 #[test]
+fn a_drain_of_a_peer_that_never_pauses_ends() {
+    let (mut state, now) = state(|_| {});
+    state.handle(Input::Bytes(&frame(b"one")), now, &mut Echo);
+    state.handle(Input::Drain(now + 60 * S), now, &mut Echo);
+    let chunk = frame(&[1; 65_532]);
+    let mut chunks = 0;
+    while state.wants_last_read() {
+        state.handle(Input::Bytes(&chunk), now, &mut Echo);
+        written(&mut state, now);
+        chunks += 1;
+        assert!(chunks < 1_000, "it reads for ever");
+    }
+    assert_eq!(state.poll(), Next::ShutdownWrite);
+    assert_eq!(state.take_moved().messages_in, 1 + 96, "what a socket can hold, and no more");
+}
+
+#[test]
+fn a_service_with_large_answers_waits_for_their_room() {
+    struct Tenfold;
+    impl Service for Tenfold {
+        fn message(&mut self, body: &[u8], out: &mut Outbox) {
+            out.push(&body.repeat(10));
+        }
+        fn reply_room(&self, body: usize) -> usize {
+            body * 10
+        }
+    }
+    let (mut state, now) = state(|s| s.outbound = 250);
+    state.handle(Input::Bytes(&frame(&[1; 10]).repeat(5)), now, &mut Tenfold);
+    let mut answers = 0;
+    while let Next::Write(bytes) = state.poll() {
+        assert!(bytes.len() <= 250);
+        let count = bytes.len().min(104);
+        answers += usize::from(count == 104);
+        state.handle(Input::Written(count), now, &mut Tenfold);
+    }
+    assert_eq!((answers, reason(&state)), (5, None));
+}
+
+#[test]
 fn a_drain_of_a_stalled_peer_goes_on_when_it_reads() {
     let (mut state, now) = state(|s| s.outbound = 100);
     let input = frame(&[7; 36]).repeat(5);
