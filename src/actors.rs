@@ -47,7 +47,9 @@ mod registry;
 pub mod sim;
 pub mod sim_link;
 mod sim_link_datagram;
+mod sim_link_datagram_way;
 mod sim_link_stream;
+mod sim_link_stream_way;
 pub mod sim_random;
 mod sync;
 

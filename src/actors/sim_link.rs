@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 use super::clock::{self, Sleep};
 use super::sim_random::{Chance, Random};
 
-pub use super::sim_link_datagram::{DatagramControl, DatagramPlug, DatagramSocket, Stats, datagram_link};
+pub use super::sim_link_datagram::{DatagramControl, DatagramPlug, DatagramSocket, datagram_link};
+pub use super::sim_link_datagram_way::Stats;
 pub use super::sim_link_stream::{Stream, StreamControl, StreamPlug, stream_link};
 
 /// What goes wrong in one direction of a link; the default is a perfect one: at once, all, in order, unharmed.
@@ -232,4 +233,4 @@ pub(super) fn wake(waiting: impl IntoIterator<Item = Option<Waker>>) {
 
 #[cfg(test)]
 #[path = "sim_link_tests.rs"]
-mod tests;
+pub(super) mod tests;
