@@ -119,7 +119,7 @@ pub(crate) fn builder() -> Builder {
             None => String::new(),
             Some(value) => value.as_str().ok_or("`prefix` must be a string")?.to_owned(),
         };
-        Ok(move || Shout { prefix })
+        Ok(move || Shout { prefix: prefix.clone() })
     })
 }
 

@@ -51,6 +51,7 @@ mod sim_link_datagram_way;
 mod sim_link_stream;
 mod sim_link_stream_way;
 pub mod sim_random;
+mod supervise;
 mod sync;
 
 pub use drain::{DrainReport, Unfinished};
@@ -64,3 +65,4 @@ pub use metrics::{COUNTERS, Counter, CounterName, Totals};
 pub use pinned::{Detached, Pinned};
 pub use protocol::{Exit, Fault, JobPanicked, Progress, Protocol, Tally, Turn, Whose};
 pub use registry::{GROUP_MEMBERS, Members, Name, REGISTERED, RegistryError};
+pub use supervise::{Budget, Group, Strategy};

@@ -3,10 +3,12 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 
+use portway::actors::{SpawnError, Turn};
 use portway::gateway::{Builder, StartError, check};
+use portway::transports::tcp::{Accepted, Never, OnAccept};
 
-use crate::gateway::{Client, Running};
-use crate::probe::view;
+use crate::gateway::{Client, Neighbour, Running};
+use crate::probe::{eventually, view};
 
 #[path = "../../examples/custom_protocol.rs"]
 #[expect(dead_code, reason = "its main is not called here")]
@@ -51,4 +53,35 @@ fn its_options_are_checked_by_itself() {
     assert!(message.contains("postfix"), "{message}");
     assert!(matches!(builder.start(config), Err(StartError::Options { .. })));
     assert!(check::parse("custom.toml", &text, &Builder::new().known()).is_err(), "unknown without the program");
+}
+
+/// Panics at every connection it accepts.
+struct Fragile;
+
+impl OnAccept for Fragile {
+    fn accepted(&mut self, _: Accepted, _: &Turn<'_, Never>) -> Result<(), SpawnError> {
+        panic!("told to");
+    }
+}
+
+#[test]
+fn a_listener_that_panics_ten_times_is_ended_by_its_budget_and_the_rest_serves() {
+    let builder = Builder::new().tcp_protocol("fragile", |_| Ok(|| Fragile));
+    let text = "version = 1\n[[listener]]\nname = \"fragile\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"fragile\"\n\
+                [[listener]]\nname = \"echo\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"framed\"\nservice = \"echo\"\n";
+    let running = Running::with(&builder, text, &builder.known());
+    let mut neighbour = Neighbour::of(running.address("echo"));
+    assert_eq!(running.gateway().not_ready(), None);
+    let fragile = running.address("fragile");
+    for _ in 0..10 {
+        // Once the budget is spent, nobody listens any more.
+        let _refused = std::net::TcpStream::connect(fragile);
+        neighbour.works();
+    }
+    running.counts("actor_restarts", "listener", "panic", 3);
+    running.counts("actor_exits", "listener", "panic", 1);
+    running.counts("actor_panics", "listener", "io", 4);
+    assert_eq!(running.gateway().not_ready().as_deref(), Some("listener fragile has ended"));
+    eventually("its port is closed", || std::net::TcpStream::connect(fragile).is_err());
+    neighbour.works();
 }
