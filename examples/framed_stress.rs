@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let config =
                 check::parse("built in", CONFIG, &check::Known::default()).map_err(|report| report.render(false))?;
             let started = gateway.insert(Builder::new().start(config)?);
-            started.listeners().map(|(_, address)| address).next().ok_or("no listener")?
+            started.listeners().first().map(|(_, address)| *address).ok_or("no listener")?
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -20,6 +20,7 @@ mod raw_secrets;
 mod raw_section;
 mod raw_text;
 mod raw_words;
+mod reload;
 pub mod report;
 mod report_source;
 pub mod units;
@@ -27,16 +28,19 @@ pub mod units;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::actors::{DrainReport, Mail, Mesh, MeshConfig, MeshError, SpawnError, clock};
 use crate::memory::{Budget, Level};
 use crate::transports::kit::admission::Occupancy;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
+pub use reload::Reloaded;
 
 /// How often the memory budget is looked at.
 const MEMORY_TICK: Duration = Duration::from_millis(100);
@@ -115,7 +119,12 @@ impl Builder {
         for listener in &config.listeners {
             let socket = listeners::bind(&listener.name, listener.listen, &listener.place)?;
             let made = listeners::prepare(listener, &self.protocols)?;
-            bound.push((listener.clone(), socket, made));
+            bound.push(listeners::Prepared {
+                listener: listener.clone(),
+                socket: Arc::new(socket),
+                made,
+                occupancy: Arc::default(),
+            });
         }
         let mesh = Mesh::start(MeshConfig {
             arbiters: config.runtime.arbiters,
@@ -130,7 +139,11 @@ impl Builder {
                 .map_or_else(limits::half_of_memory, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
         );
         let started = listeners::start_all(&mesh, bound, &budget).and_then(|listeners| {
-            let status = Arc::new(Status { draining: AtomicBool::new(false), budget: budget.clone(), listeners });
+            let status = Arc::new(Status {
+                draining: AtomicBool::new(false),
+                budget: budget.clone(),
+                listeners: Mutex::new(listeners),
+            });
             let admin = match admin {
                 Some(socket) => Some(admin::start(&mesh, socket, status.clone()).map_err(StartError::Spawn)?),
                 None => None,
@@ -138,7 +151,9 @@ impl Builder {
             Ok((status, admin))
         });
         match started {
-            Ok((status, admin)) => Ok(Gateway { mesh, status, admin, drain: config.runtime.drain }),
+            Ok((status, admin)) => {
+                Ok(Gateway { mesh, status, admin, protocols: self.protocols.clone(), config: Mutex::new(config) })
+            }
             Err(error) => {
                 let _not_on_arbiter = mesh.stop();
                 Err(error)
@@ -151,13 +166,17 @@ impl Builder {
 pub(crate) struct Status {
     draining: AtomicBool,
     budget: Budget,
-    listeners: Vec<ListenerStatus>,
+    listeners: Mutex<Vec<Arc<ListenerStatus>>>,
 }
 
 /// What is known about one listener.
 pub(crate) struct ListenerStatus {
     name: Arc<str>,
     address: SocketAddr,
+    /// The address as configured: port 0 there is a real one in `address`.
+    configured: SocketAddr,
+    /// Held by the acceptor; a reload hands it on to the next.
+    socket: Weak<TcpListener>,
     protocol: String,
     occupancy: Arc<Occupancy>,
     acceptor: Mail<Never>,
@@ -175,8 +194,17 @@ impl Status {
         if self.draining.load(Ordering::Acquire) {
             return Some("draining".to_owned());
         }
-        let down = self.listeners.iter().find(|listener| !listener.accepting())?;
+        let listeners = self.listeners();
+        let down = listeners.iter().find(|listener| !listener.accepting())?;
         Some(format!("listener {} has ended", down.name))
+    }
+
+    fn listeners(&self) -> Vec<Arc<ListenerStatus>> {
+        self.listeners.lock().clone()
+    }
+
+    fn set_listeners(&self, listeners: Vec<Arc<ListenerStatus>>) {
+        *self.listeners.lock() = listeners;
     }
 }
 
@@ -185,12 +213,13 @@ pub struct Gateway {
     mesh: Mesh,
     status: Arc<Status>,
     admin: Option<Mail<Never>>,
-    drain: Duration,
+    protocols: BTreeMap<String, Factory>,
+    config: Mutex<Config>,
 }
 
 impl fmt::Debug for Gateway {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gateway").field("listeners", &self.status.listeners.len()).finish_non_exhaustive()
+        f.debug_struct("Gateway").field("listeners", &self.listeners().len()).finish_non_exhaustive()
     }
 }
 
@@ -202,8 +231,9 @@ impl Gateway {
     }
 
     /// The listeners by name and the addresses they are bound to (port 0 in the configuration is a real one here).
-    pub fn listeners(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
-        self.status.listeners.iter().map(|listener| (&*listener.name, listener.address))
+    #[must_use]
+    pub fn listeners(&self) -> Vec<(Arc<str>, SocketAddr)> {
+        self.status.listeners().iter().map(|listener| (listener.name.clone(), listener.address)).collect()
     }
 
     /// Why the gateway is not ready: it drains, or a listener has ended. `None` while all is well.
@@ -236,7 +266,8 @@ impl Gateway {
     /// they accepted. Then [`stop`](Self::stop) it.
     pub async fn drain(&self) -> DrainReport {
         self.status.draining.store(true, Ordering::Release);
-        self.mesh.drain(self.drain).await
+        let time = self.config.lock().runtime.drain;
+        self.mesh.drain(time).await
     }
 
     /// Ends all threads. Blocks: not for an event loop's thread.

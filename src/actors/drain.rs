@@ -110,6 +110,18 @@ impl Mesh {
         report
     }
 
+    /// Asks the children of an actor to finish by `by`. Does not wait for them.
+    pub fn drain_children(&self, parent: ActorId, by: Instant) {
+        for seat in &self.inner.seats {
+            seat.run(Box::new(move || {
+                let Some(here) = local::current() else { return };
+                for entry in here.entries().iter().filter(|entry| entry.parent == Some(parent)) {
+                    entry.control.drain(by);
+                }
+            }));
+        }
+    }
+
     /// Ends the actor that holds the most bytes in buffers of its own, with the fault `memory`. Answers which.
     pub async fn stop_largest(&self) -> Option<ActorId> {
         let by = clock::later(clock::now(), PATIENCE);

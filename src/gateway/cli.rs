@@ -3,7 +3,7 @@
 //! Exit codes: 0 fine, 1 failed at run time, 2 bad usage or configuration.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -54,7 +54,7 @@ pub fn main(builder: &Builder) -> ExitCode {
         return complain(&error, REFUSED);
     }
     match command {
-        Command::Run => run(builder, config),
+        Command::Run => run(builder, config, &path),
         Command::Check | Command::Example => {
             let plural = if config.listeners.len() == 1 { "listener" } else { "listeners" };
             say(&format!("{}: fine, {} {plural}\n", path.display(), config.listeners.len()))
@@ -62,7 +62,7 @@ pub fn main(builder: &Builder) -> ExitCode {
     }
 }
 
-fn run(builder: &Builder, config: Config) -> ExitCode {
+fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
     log::start(&config.log);
     let files = limits::raise_open_files();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -82,16 +82,25 @@ fn run(builder: &Builder, config: Config) -> ExitCode {
         Err(error) => return complain(&error, FAILED),
     };
     tracing::info!(arbiters = gateway.mesh().arbiters(), open_files = files, "running");
-    let complete = runtime.block_on(until_told(&gateway, signals));
+    let complete = runtime.block_on(until_told(&gateway, signals, builder, path));
     gateway.stop();
     if complete { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
 /// Serves until a signal, then drains. True if everything accepted was finished.
-async fn until_told(gateway: &Gateway, mut signals: Signals) -> bool {
+async fn until_told(gateway: &Gateway, mut signals: Signals, builder: &Builder, path: &Path) -> bool {
+    let mut hangup = signals.hangup.take();
+    let reloads = async {
+        while let Some(hangup) = &mut hangup
+            && let Some(()) = hangup.recv().await
+        {
+            reload(gateway, builder, path);
+        }
+    };
     tokio::select! {
         name = signals.next() => tracing::info!(signal = name, "draining"),
         () = gateway.keep_budget() => {}
+        () = reloads => {}
     }
     let second = async {
         let name = signals.next().await;
@@ -112,7 +121,24 @@ async fn until_told(gateway: &Gateway, mut signals: Signals) -> bool {
     report.complete()
 }
 
+/// Reads the file again and applies it, or says why not and changes nothing.
+fn reload(gateway: &Gateway, builder: &Builder, path: &Path) {
+    let config = match check::load(path, &builder.known()) {
+        Ok(config) => config,
+        Err(report) => {
+            tracing::error!(mistakes = report.count(), "reload refused, the old configuration goes on");
+            report.print();
+            return;
+        }
+    };
+    match gateway.reload(config) {
+        Ok(done) => tracing::info!(%done, "reloaded"),
+        Err(error) => tracing::error!(%error, "reload refused, the old configuration goes on"),
+    }
+}
+
 struct Signals {
+    hangup: Option<tokio::signal::unix::Signal>,
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
@@ -120,7 +146,11 @@ struct Signals {
 impl Signals {
     fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            hangup: Some(signal(SignalKind::hangup())?),
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     async fn next(&mut self) -> &'static str {

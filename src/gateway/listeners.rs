@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::config::{self, FramedService, Listener, Place};
 use super::{Factory, ListenerStatus, Made, StartError};
-use crate::actors::{Budget, Mesh};
+use crate::actors::{Budget, Control, Mesh};
 use crate::memory;
 use crate::transports::framed::{self, ByteOrder, Echo, Format, LengthBytes, Settings, WhenSlow};
 use crate::transports::kit::admission::{Caps, Occupancy};
@@ -80,16 +80,24 @@ fn settings_of(listener: &Listener, framed: &config::Framed) -> Result<Settings,
     })
 }
 
+/// A listener of which nothing can fail any more but its start.
+pub(super) struct Prepared {
+    pub(super) listener: Listener,
+    pub(super) socket: Arc<TcpListener>,
+    pub(super) made: Made,
+    /// Who is in: of the listener's predecessor, if it has one.
+    pub(super) occupancy: Arc<Occupancy>,
+}
+
 /// Starts the acceptors. They share the data arbiters by turns.
 pub(super) fn start_all(
     mesh: &Mesh,
-    bound: Vec<(Listener, TcpListener, Made)>,
+    bound: Vec<Prepared>,
     budget: &memory::Budget,
-) -> Result<Vec<ListenerStatus>, StartError> {
+) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
     let mut started = Vec::new();
-    for (index, (listener, socket, made)) in bound.into_iter().enumerate() {
+    for (index, Prepared { listener, socket, made, occupancy }) in bound.into_iter().enumerate() {
         let address = socket.local_addr().unwrap_or(listener.listen);
-        let occupancy = Arc::new(Occupancy::default());
         let name: Arc<str> = Arc::from(listener.name.as_str());
         let settings = AcceptorSettings {
             name: name.clone(),
@@ -104,16 +112,24 @@ pub(super) fn start_all(
             occupancy: occupancy.clone(),
         };
         let place = crate::actors::Place::On(index % mesh.arbiters().max(1));
-        let acceptor =
-            Acceptor::start(mesh, place, socket, settings, Budget::default(), made).map_err(StartError::Spawn)?;
+        let weak = Arc::downgrade(&socket);
+        let acceptor = match Acceptor::start(mesh, place, socket, settings, Budget::default(), made) {
+            Ok(acceptor) => acceptor,
+            Err(error) => {
+                started.iter().for_each(|status: &Arc<ListenerStatus>| status.acceptor.control(Control::Stop));
+                return Err(StartError::Spawn(error));
+            }
+        };
         tracing::info!(listener = %name, %address, protocol = name_of(&listener.protocol), "listening");
-        started.push(ListenerStatus {
+        started.push(Arc::new(ListenerStatus {
             name,
             address,
+            configured: listener.listen,
+            socket: weak,
             protocol: name_of(&listener.protocol).to_owned(),
             occupancy,
             acceptor,
-        });
+        }));
     }
     Ok(started)
 }

@@ -113,7 +113,7 @@ impl<A: OnAccept> Acceptor<A> {
     pub fn start(
         mesh: &Mesh,
         place: Place,
-        socket: TcpListener,
+        socket: Arc<TcpListener>,
         settings: AcceptorSettings,
         restarts: Restarts,
         mut on_accept: impl FnMut() -> A + Send + 'static,

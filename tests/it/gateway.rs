@@ -27,12 +27,16 @@ impl Running {
         Self { gateway: Some(builder.start(config).expect("it starts")) }
     }
 
+    pub(crate) fn of(gateway: Gateway) -> Self {
+        Self { gateway: Some(gateway) }
+    }
+
     pub(crate) fn gateway(&self) -> &Gateway {
         self.gateway.as_ref().expect("until dropped")
     }
 
     pub(crate) fn address(&self, name: &str) -> SocketAddr {
-        self.gateway().listeners().find(|(n, _)| *n == name).expect("a listener of that name").1
+        self.gateway().listeners().into_iter().find(|(n, _)| **n == *name).expect("a listener of that name").1
     }
 
     pub(crate) fn totals(&self) -> Totals {
@@ -185,6 +189,10 @@ impl Binary {
         let line = self.says(&format!("listener={listener} "));
         let at = line.split("address=").nth(1).expect("an address");
         at.split_whitespace().next().unwrap().parse().expect("an address")
+    }
+
+    pub(crate) fn rewrite(&self, text: &str) {
+        std::fs::write(self.dir.join("config.toml"), text).unwrap();
     }
 
     pub(crate) fn signal(&self, name: &str) {

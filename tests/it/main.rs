@@ -10,4 +10,5 @@ mod embed;
 mod framed;
 mod gateway;
 mod probe;
+mod reload;
 mod supervise;

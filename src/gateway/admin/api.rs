@@ -134,8 +134,8 @@ pub(super) fn listeners(view: &MeshView, status: &Status) -> Result<String, serd
             .map(|(counter, value)| (counter.reason, value))
             .collect()
     };
-    let listeners: Vec<_> = status
-        .listeners
+    let running = status.listeners();
+    let listeners: Vec<_> = running
         .iter()
         .map(|listener| Listener {
             name: &listener.name,

@@ -59,7 +59,7 @@ fn gauges(view: &MeshView, status: &Status) -> Vec<Gauge> {
         view.arbiters.iter().map(|a| (Some(("arbiter", a.name.to_string())), value(a))).collect()
     };
     let by_listener = |value: &dyn Fn(&super::super::ListenerStatus) -> f64| {
-        status.listeners.iter().map(|l| (Some(("listener", l.name.to_string())), value(l))).collect()
+        status.listeners().iter().map(|l| (Some(("listener", l.name.to_string())), value(l))).collect()
     };
     let mut kinds = std::collections::BTreeMap::<&str, (usize, usize)>::new();
     for actor in view.actors() {

@@ -1,0 +1,117 @@
+//! A new configuration for a running gateway: applied as a difference, or refused whole.
+//!
+//! Everything that can fail comes first: options are asked, sockets are bound, new acceptors are started. Only then
+//! are old ones told to end. A listener that is not changed is not touched; a changed one gets a new acceptor on the
+//! same socket, so no connection is refused in between, and its connections go on as they were let in; a removed one
+//! closes its port and its connections finish what they accepted. What cannot change while running is named.
+
+use std::fmt;
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use super::config::{Config, Listener};
+use super::{Gateway, ListenerStatus, StartError, listeners};
+use crate::actors::{Control, clock};
+
+/// What a reload did, by the names of listeners.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reloaded {
+    /// Not touched.
+    pub kept: Vec<String>,
+    /// Opened.
+    pub added: Vec<String>,
+    /// Taking new connections by new rules.
+    pub changed: Vec<String>,
+    /// Closed; their connections finish.
+    pub removed: Vec<String>,
+    /// Tables of the file that have changed and need a restart.
+    pub restart: Vec<&'static str>,
+}
+
+impl fmt::Display for Reloaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts =
+            [(&self.kept, "kept"), (&self.added, "added"), (&self.changed, "changed"), (&self.removed, "removed")];
+        for (n, (names, what)) in counts.into_iter().enumerate() {
+            write!(f, "{}{} {what}", if n == 0 { "" } else { ", " }, names.len())?;
+        }
+        if self.restart.is_empty() { Ok(()) } else { write!(f, "; needs a restart: {}", self.restart.join(", ")) }
+    }
+}
+
+/// The same listener, wherever in the file it stands.
+fn same(a: &Listener, b: &Listener) -> bool {
+    a.name == b.name && a.listen == b.listen && a.limits == b.limits && a.protocol == b.protocol
+}
+
+impl Gateway {
+    /// Applies a checked configuration to the running gateway. Blocks for a moment: not for an event loop's thread.
+    ///
+    /// # Errors
+    /// [`StartError`]; then nothing has changed.
+    pub fn reload(&self, new: Config) -> Result<Reloaded, StartError> {
+        let mut running = self.config.lock();
+        let mut done = Reloaded::default();
+        let restart = [
+            ("runtime", running.runtime != new.runtime),
+            ("admin", running.admin.as_ref().map(|a| a.listen) != new.admin.as_ref().map(|a| a.listen)),
+            ("log", running.log != new.log),
+        ];
+        done.restart = restart.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect();
+        let old = self.status.listeners();
+
+        // What can be refused.
+        let mut start = Vec::new();
+        for listener in &new.listeners {
+            let before = running.listeners.iter().find(|old| old.name == listener.name);
+            let alive = old.iter().any(|status| *status.name == *listener.name && status.accepting());
+            if alive && before.is_some_and(|before| same(before, listener)) {
+                done.kept.push(listener.name.clone());
+                continue;
+            }
+            let names = if before.is_some() { &mut done.changed } else { &mut done.added };
+            names.push(listener.name.clone());
+            let made = listeners::prepare(listener, &self.protocols)?;
+            let socket = match socket_of(&old, listener) {
+                Some(socket) => socket,
+                None => Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?),
+            };
+            let predecessor = old.iter().find(|status| *status.name == *listener.name);
+            let occupancy = predecessor.map_or_else(Arc::default, |status| status.occupancy.clone());
+            start.push(listeners::Prepared { listener: listener.clone(), socket, made, occupancy });
+        }
+        let started = listeners::start_all(&self.mesh, start, &self.status.budget)?;
+
+        // From here on nothing fails.
+        let by = clock::later(clock::now(), running.runtime.drain);
+        let mut now = started;
+        for status in old {
+            if done.kept.iter().any(|name| *name == *status.name) {
+                now.push(status);
+                continue;
+            }
+            let socket_goes_on = now.iter().any(|new| new.address == status.address);
+            if socket_goes_on {
+                status.acceptor.control(Control::Stop);
+            } else {
+                status.acceptor.control(Control::Drain(by));
+            }
+            if !done.changed.iter().any(|name| *name == *status.name) {
+                self.mesh.drain_children(status.acceptor.id(), by);
+                done.removed.push(status.name.to_string());
+            }
+        }
+        // In the order of the file, which is the order of the admin pages.
+        now.sort_by_key(|status| new.listeners.iter().position(|listener| *listener.name == *status.name));
+        self.status.set_listeners(now);
+        running.listeners = new.listeners;
+        Ok(done)
+    }
+}
+
+/// The socket of a running listener on the very address, whatever its name.
+fn socket_of(old: &[Arc<ListenerStatus>], listener: &Listener) -> Option<Arc<TcpListener>> {
+    let status = old.iter().find(|status| status.configured == listener.listen && listener.listen.port() != 0)?;
+    status.socket.upgrade()
+}

@@ -1,0 +1,162 @@
+//! Reload: applied as a difference or refused whole, and nobody who is not concerned loses anything.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use portway::gateway::config::Config;
+use portway::gateway::{Builder, StartError, check};
+
+use crate::gateway::{Binary, Client, Neighbour, Running};
+use crate::probe::{SOON, eventually};
+
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn listener(name: &str, address: SocketAddr, more: &str) -> String {
+    format!(
+        "[[listener]]\nname = \"{name}\"\nlisten = \"{address}\"\nprotocol = \"framed\"\nservice = \"echo\"\n{more}"
+    )
+}
+
+fn config(listeners: &[String]) -> Config {
+    let text = format!("version = 1\n[runtime]\narbiters = 2\ndrain = \"5s\"\n{}", listeners.concat());
+    check::parse("test.toml", &text, &check::Known::default()).unwrap_or_else(|r| panic!("{}", r.render(false)))
+}
+
+fn start(listeners: &[String]) -> Running {
+    Running::of(Builder::new().start(config(listeners)).unwrap())
+}
+
+#[test]
+fn only_what_differs_is_touched() {
+    let (a, b, c) = (free(), free(), free());
+    let running = start(&[listener("a", a, ""), listener("b", b, ""), listener("c", c, "")]);
+    let mut on_a = Neighbour::of(a);
+    let mut on_b = Neighbour::of(b);
+    let mut on_c = Client::to(c);
+    on_c.echoes(b"x");
+    let d = free();
+    let new = config(&[
+        listener("d", d, ""),
+        listener("a", a, ""),
+        listener("b", b, "[listener.limits]\nconnections = 1\nper_source = 1\n"),
+    ]);
+    let done = running.gateway().reload(new).unwrap();
+    assert_eq!((done.kept, done.added), (vec!["a".to_owned()], vec!["d".to_owned()]));
+    assert_eq!((done.changed, done.removed), (vec!["b".to_owned()], vec!["c".to_owned()]));
+    assert!(done.restart.is_empty());
+    on_a.works();
+    on_b.works();
+    Neighbour::of(d).works();
+    // The new cap of b counts the connection that the old acceptor let in.
+    assert!(Client::to(b).rest().is_empty());
+    running.counts("connections_refused", "b", "limit_connections", 1);
+    assert!(on_c.rest().is_empty(), "c finishes its connections in order");
+    drop(on_c);
+    running.counts("connections_closed", "c", "drained", 1);
+    eventually("c is closed", || std::net::TcpStream::connect(c).is_err());
+    assert_eq!(running.gateway().not_ready(), None);
+}
+
+#[test]
+fn a_reload_that_cannot_be_is_refused_whole() {
+    let (a, b) = (free(), free());
+    let running = start(&[listener("a", a, "")]);
+    let mut on_a = Neighbour::of(a);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let new = config(&[listener("b", b, ""), listener("late", taken.local_addr().unwrap(), "")]);
+    let error = running.gateway().reload(new).unwrap_err();
+    assert!(matches!(&error, StartError::Bind { listener, .. } if listener == "late"), "{error}");
+    on_a.works();
+    Neighbour::of(a).works();
+    assert!(std::net::TcpStream::connect(b).is_err(), "what was bound before the refusal is closed again");
+    assert_eq!(running.gateway().listeners().len(), 1);
+    // And the same without the mistake goes through.
+    let done = running.gateway().reload(config(&[listener("a", a, ""), listener("b", b, "")])).unwrap();
+    assert_eq!(done.added, ["b"]);
+    on_a.works();
+}
+
+#[test]
+fn names_may_swap_their_addresses_and_what_needs_a_restart_is_named() {
+    let (a, b) = (free(), free());
+    let running = start(&[listener("a", a, ""), listener("b", b, "")]);
+    let mut on_a = Neighbour::of(a);
+    let mut new = config(&[listener("a", b, ""), listener("b", a, "")]);
+    new.runtime.pin_cores = true;
+    let done = running.gateway().reload(new).unwrap();
+    assert_eq!(done.changed, ["a", "b"]);
+    assert_eq!(done.restart, ["runtime"]);
+    on_a.works();
+    Neighbour::of(a).works();
+    Neighbour::of(b).works();
+}
+
+#[test]
+fn two_hundred_reloads_under_load_lose_nothing() {
+    let (a, b) = (free(), free());
+    let running = start(&[listener("a", a, ""), listener("b", b, "")]);
+    let stop = Arc::new(AtomicBool::new(false));
+    // Connections that stay on the listener that never changes, and ones that come and go on the one that always
+    // does: every connect must be let in.
+    let steady: Vec<_> = (0..4)
+        .map(|_| {
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                let mut clients: Vec<_> = (0..50).map(|_| Neighbour::of(a)).collect();
+                while !stop.load(Ordering::Relaxed) {
+                    clients.iter_mut().for_each(Neighbour::works);
+                }
+                clients.len()
+            })
+        })
+        .collect();
+    let fresh = {
+        let stop = stop.clone();
+        std::thread::spawn(move || {
+            let mut count = 0;
+            while !stop.load(Ordering::Relaxed) {
+                Neighbour::of(b).works();
+                count += 1;
+            }
+            count
+        })
+    };
+    for n in 0..200 {
+        let limits = format!("[listener.limits]\nconnections = {}\n", 5_000 + n);
+        let done = running.gateway().reload(config(&[listener("a", a, ""), listener("b", b, &limits)])).unwrap();
+        assert_eq!((done.kept.len(), done.changed.len()), (1, 1));
+    }
+    stop.store(true, Ordering::Relaxed);
+    assert_eq!(steady.into_iter().map(|thread| thread.join().unwrap()).sum::<usize>(), 200);
+    assert!(fresh.join().unwrap() > 0);
+    running.is_empty();
+    assert_eq!(running.totals().family("connections_refused"), 0);
+}
+
+#[test]
+fn sighup_reloads_the_file_and_a_broken_one_changes_nothing() {
+    let (a, b) = (free(), free());
+    let text = |listeners: &[String]| format!("version = 1\n[runtime]\narbiters = 2\n{}", listeners.concat());
+    let mut binary = Binary::start(&text(&[listener("a", a, "")]));
+    binary.says("running");
+    let mut on_a = Neighbour::of(a);
+    binary.rewrite(&text(&[listener("a", a, ""), listener("b", b, "")]));
+    binary.signal("HUP");
+    let line = binary.says("reloaded");
+    assert!(line.contains("1 kept, 1 added, 0 changed, 0 removed"), "{line}");
+    on_a.works();
+    Neighbour::of(b).works();
+    binary.rewrite("version = 1\n[[listner]]\n");
+    binary.signal("HUP");
+    binary.says("reload refused");
+    binary.says("did you mean");
+    on_a.works();
+    Neighbour::of(b).works();
+    binary.signal("TERM");
+    drop(on_a);
+    assert_eq!(binary.ends_within(SOON + Duration::from_secs(5)).code(), Some(0));
+}
