@@ -4,7 +4,7 @@
 //! [`Mesh::spawn`] admits it (or refuses: [`SpawnError`]), carries its `make` closure to the arbiter that [`Place`]
 //! names and runs it there; what the closure makes, a [`Protocol`], stays on that thread for life. From then on it
 //! lives in turns: the host wakes when a message, a signal, its timer, its own socket or one of its jobs has
-//! something, and runs one bounded turn (at most 64 messages or about 100 µs). It ends with an [`Exit`]: `Normal`,
+//! something, and runs one bounded turn (at most 256 messages or about 100 µs). It ends with an [`Exit`]: `Normal`,
 //! `Fault`, `Panic` or `Deadline`; watchers learn which.
 //!
 //! # Order of messages

@@ -6,6 +6,7 @@
 //! last. Programs that bring a protocol of their own use [`Builder::tcp_protocol`] and [`cli::main`].
 
 mod admin;
+mod ask;
 pub mod check;
 mod check_listener;
 #[cfg(test)]
@@ -15,6 +16,7 @@ pub mod config;
 mod limits;
 mod listeners;
 mod log;
+mod overview;
 mod raw;
 mod raw_secrets;
 mod raw_section;
@@ -31,7 +33,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -40,6 +42,7 @@ use crate::memory::{Budget, Level};
 use crate::transports::kit::admission::Occupancy;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
+pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview};
 pub use reload::Reloaded;
 
 /// How often the memory budget is looked at.
@@ -143,6 +146,8 @@ impl Builder {
                 draining: AtomicBool::new(false),
                 budget: budget.clone(),
                 listeners: Mutex::new(listeners),
+                started: clock::now(),
+                last_reload: Mutex::default(),
             });
             let admin = match admin {
                 Some(socket) => Some(admin::start(&mesh, socket, status.clone()).map_err(StartError::Spawn)?),
@@ -167,6 +172,9 @@ pub(crate) struct Status {
     draining: AtomicBool,
     budget: Budget,
     listeners: Mutex<Vec<Arc<ListenerStatus>>>,
+    started: Instant,
+    /// When the last reload was, whether it was applied, and what it did.
+    last_reload: Mutex<Option<(Instant, bool, String)>>,
 }
 
 /// What is known about one listener.
@@ -197,6 +205,19 @@ impl Status {
         let listeners = self.listeners();
         let down = listeners.iter().find(|listener| !listener.accepting())?;
         Some(format!("listener {} has ended", down.name))
+    }
+
+    fn last_reload(&self) -> Option<LastReload> {
+        let last = self.last_reload.lock();
+        last.as_ref().map(|(at, applied, message)| LastReload {
+            ago_s: clock::now().saturating_duration_since(*at).as_secs(),
+            applied: *applied,
+            message: message.clone(),
+        })
+    }
+
+    fn note_reload(&self, applied: bool, message: String) {
+        *self.last_reload.lock() = Some((clock::now(), applied, message));
     }
 
     fn listeners(&self) -> Vec<Arc<ListenerStatus>> {
@@ -234,6 +255,11 @@ impl Gateway {
     #[must_use]
     pub fn listeners(&self) -> Vec<(Arc<str>, SocketAddr)> {
         self.status.listeners().iter().map(|listener| (listener.name.clone(), listener.address)).collect()
+    }
+
+    /// The gateway at this moment.
+    pub async fn overview(&self) -> Overview {
+        Overview::of(&self.mesh.view().await, &self.status)
     }
 
     /// Why the gateway is not ready: it drains, or a listener has ended. `None` while all is well.

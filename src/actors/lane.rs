@@ -164,6 +164,21 @@ impl<M> State<M> {
             && self.queue_bytes + self.held_bytes + self.reserved_bytes + bytes <= max_bytes
     }
 
+    fn fits_many(&self, count: usize, bytes: usize, max_messages: usize, max_bytes: usize) -> bool {
+        self.queue.len() + self.held + self.reserved + count <= max_messages
+            && self.queue_bytes + self.held_bytes + self.reserved_bytes + bytes <= max_bytes
+    }
+
+    fn push_many(&mut self, from: &mut VecDeque<M>, bytes: usize) {
+        if self.queue.is_empty() && !from.is_empty() {
+            self.since = Some(clock::now());
+        }
+        self.accepted += from.len() as u64;
+        self.queue.append(from);
+        self.queue_bytes += bytes;
+        self.high = self.high.max(self.queue.len() + self.held);
+    }
+
     fn push(&mut self, m: M, bytes: usize) {
         if self.queue.is_empty() {
             self.since = Some(clock::now());
@@ -232,10 +247,6 @@ impl<M> Lane<M> {
         }
     }
 
-    pub(crate) fn size_of(&self, m: &M) -> usize {
-        (self.size)(m)
-    }
-
     pub(crate) fn tell(&self, m: M) -> Result<(), Refused<M>> {
         let bytes = (self.size)(&m);
         let mut s = self.state.lock();
@@ -258,9 +269,14 @@ impl<M> Lane<M> {
 
     /// Takes messages from the front of `from` until one does not fit; answers how many.
     pub(crate) fn tell_many(&self, from: &mut VecDeque<M>) -> usize {
+        let all_bytes: usize = from.iter().map(self.size).sum();
         let mut s = self.state.lock();
         let mut taken = 0;
         if !s.closed && s.waiting == 0 {
+            if s.fits_many(from.len(), all_bytes, self.messages, self.bytes) {
+                taken = from.len();
+                s.push_many(from, all_bytes);
+            }
             while let Some(bytes) = from.front().map(self.size) {
                 if !s.fits(bytes, self.messages, self.bytes) {
                     break;
@@ -424,6 +440,8 @@ impl<M> Lane<M> {
         let mut s = self.state.lock();
         s.asleep = false;
         if batch.is_empty() && !s.queue.is_empty() {
+            // An empty ring that starts at its beginning wraps later.
+            batch.clear();
             std::mem::swap(&mut s.queue, batch);
             s.held = batch.len();
             s.held_bytes = s.queue_bytes;

@@ -24,7 +24,7 @@ use super::metrics::Counter;
 /// The state and the decisions of one actor.
 ///
 /// It is made on its arbiter and never leaves it. In each turn the host calls, in this order and as far as there is
-/// work: `quiesce`, `drain`, `on` for urgent messages, `on_deadline`, `io`, `on` for up to 64 messages or about
+/// work: `quiesce`, `drain`, `on` for urgent messages, `on_deadline`, `io`, `on` for up to 256 messages or about
 /// 100 µs, then `flush` once, then asks for `deadline`. After an error or a panic none of them is called again.
 pub trait Protocol: Sized + 'static {
     /// What others tell this actor: best one closed enum.

@@ -7,6 +7,7 @@
 //! | `/metrics` | counters and gauges in the OpenMetrics text format |
 //! | `/api/actors` | the actor tree as JSON; `?kind=` and `?limit=` (default 1,000) narrow it |
 //! | `/api/listeners` | the listeners with what they took and refused, as JSON |
+//! | `/api/status` | all of it in short, as JSON: what `portway status` shows |
 //!
 //! Being on loopback does not make it open: a `Host` that is no IP address and not `localhost` is refused, so that a
 //! web page cannot reach it through a name of its own (DNS rebinding), and so is any `Origin`. 64 connections at
@@ -30,7 +31,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Semaphore;
 
-use super::Status;
+use super::{Overview, Status};
 use crate::actors::{Driver, Fault, Kind, Mail, Mesh, Place, SpawnError, Spec};
 
 const CONNECTIONS: usize = 64;
@@ -124,10 +125,11 @@ async fn answer(mesh: &Mesh, status: &Status, request: &Request<Incoming>) -> Re
             Ok(filter) => json(api::actors(&mesh.view().await, &filter)),
             Err(why) => text(StatusCode::BAD_REQUEST, why),
         },
+        "/api/status" => json(serde_json::to_string_pretty(&Overview::of(&mesh.view().await, status))),
         "/api/listeners" => json(api::listeners(&mesh.view().await, status)),
         "/" => text(
             StatusCode::OK,
-            "portway admin (read only)\n/healthz\n/readyz\n/metrics\n/api/actors\n/api/listeners\n",
+            "portway admin (read only)\n/healthz\n/readyz\n/metrics\n/api/actors\n/api/listeners\n/api/status\n",
         ),
         _ => text(StatusCode::NOT_FOUND, "no such page; / lists what there is\n"),
     }

@@ -5,12 +5,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 
 use super::config::Config;
-use super::{Builder, Gateway, check, limits, log};
+use super::{Builder, Gateway, ask, check, limits, log};
 
 const FAILED: u8 = 1;
 const REFUSED: u8 = 2;
@@ -32,6 +31,12 @@ enum Command {
     Run,
     /// Report every mistake of the configuration file; opens no socket
     Check,
+    /// Show how the running gateway of this configuration is: it asks its admin listener
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a configuration file to start from, with every key and its default
     Example,
 }
@@ -55,6 +60,7 @@ pub fn main(builder: &Builder) -> ExitCode {
     }
     match command {
         Command::Run => run(builder, config, &path),
+        Command::Status { json } => status(&config, json),
         Command::Check | Command::Example => {
             let plural = if config.listeners.len() == 1 { "listener" } else { "listeners" };
             say(&format!("{}: fine, {} {plural}\n", path.display(), config.listeners.len()))
@@ -121,6 +127,24 @@ async fn until_told(gateway: &Gateway, mut signals: Signals, builder: &Builder, 
     report.complete()
 }
 
+fn status(config: &Config, json: bool) -> ExitCode {
+    let Some(admin) = &config.admin else {
+        return say_error("this configuration has no [admin] listener to ask", REFUSED);
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&error, FAILED),
+    };
+    match runtime.block_on(ask::overview(admin.listen)) {
+        Ok(overview) if json => match serde_json::to_string_pretty(&overview) {
+            Ok(text) => say(&(text + "\n")),
+            Err(error) => complain(&error, FAILED),
+        },
+        Ok(overview) => say(&overview.text()),
+        Err(error) => complain(&error, FAILED),
+    }
+}
+
 /// Reads the file again and applies it, or says why not and changes nothing.
 fn reload(gateway: &Gateway, builder: &Builder, path: &Path) {
     let config = match check::load(path, &builder.known()) {
@@ -128,6 +152,9 @@ fn reload(gateway: &Gateway, builder: &Builder, path: &Path) {
         Err(report) => {
             tracing::error!(mistakes = report.count(), "reload refused, the old configuration goes on");
             report.print();
+            let first =
+                report.diagnostics().first().and_then(|d| d.place()).map(|place| format!(", the first at {place}"));
+            gateway.reload_refused(format!("{} mistakes{}", report.count(), first.unwrap_or_default()));
             return;
         }
     };
@@ -171,8 +198,11 @@ fn say(text: &str) -> ExitCode {
 }
 
 fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
-    let text: Arc<str> = format!("portway: {error}\n").into();
+    say_error(&error.to_string(), code)
+}
+
+fn say_error(text: &str, code: u8) -> ExitCode {
     // Standard error gone: the exit code still tells.
-    let _unheard = std::io::stderr().write_all(text.as_bytes());
+    let _unheard = std::io::stderr().write_all(format!("portway: {text}\n").as_bytes());
     ExitCode::from(code)
 }

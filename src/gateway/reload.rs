@@ -46,11 +46,25 @@ fn same(a: &Listener, b: &Listener) -> bool {
 }
 
 impl Gateway {
+    /// Notes that a new configuration was refused before it could be applied, for [`overview`](Self::overview).
+    pub fn reload_refused(&self, why: impl Into<String>) {
+        self.status.note_reload(false, why.into());
+    }
+
     /// Applies a checked configuration to the running gateway. Blocks for a moment: not for an event loop's thread.
     ///
     /// # Errors
     /// [`StartError`]; then nothing has changed.
     pub fn reload(&self, new: Config) -> Result<Reloaded, StartError> {
+        let result = self.apply(new);
+        match &result {
+            Ok(done) => self.status.note_reload(true, done.to_string()),
+            Err(error) => self.status.note_reload(false, error.to_string()),
+        }
+        result
+    }
+
+    fn apply(&self, new: Config) -> Result<Reloaded, StartError> {
         let mut running = self.config.lock();
         let mut done = Reloaded::default();
         let restart = [

@@ -85,3 +85,40 @@ fn is_not_ready_while_draining() {
     assert_eq!(get(admin, "/healthz").0, 200);
     assert_eq!(binary.ends_within(SOON).code(), Some(0));
 }
+
+#[test]
+fn status_shows_the_running_gateway_and_its_last_reload() {
+    let (mut binary, admin) = with_admin();
+    let mut client = Client::to(binary.address("echo"));
+    client.echoes(b"x");
+    binary.says("running");
+    let text = binary.portway(&["status"]);
+    assert_eq!(text.status.code(), Some(0), "{}", String::from_utf8_lossy(&text.stderr));
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    for part in [", ready", "listener  address", "portway-0", "echo", "framed", "alive"] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    assert!(!text.contains("last reload"), "{text}");
+
+    let before = binary.text();
+    binary.rewrite("version = 1\n[[listner]]\n");
+    binary.signal("HUP");
+    binary.says("reload refused");
+    binary.rewrite(&before);
+    let json = binary.portway(&["status", "--json"]);
+    let overview: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(overview["listeners"][0]["connections"], 1);
+    assert_eq!(overview["last_reload"]["applied"], false);
+    assert!(overview["last_reload"]["message"].as_str().unwrap().contains("config.toml:2:"), "{overview}");
+    client.echoes(b"still there");
+    binary.signal("HUP");
+    binary.says("reloaded");
+    assert!(get(admin, "/api/status").1.contains("\"applied\": true"));
+
+    drop(client);
+    binary.signal("TERM");
+    assert_eq!(binary.ends_within(SOON).code(), Some(0));
+    let gone = binary.portway(&["status"]);
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("did not answer"));
+}

@@ -191,6 +191,16 @@ impl Binary {
         at.split_whitespace().next().unwrap().parse().expect("an address")
     }
 
+    pub(crate) fn text(&self) -> String {
+        std::fs::read_to_string(self.dir.join("config.toml")).unwrap()
+    }
+
+    /// Another command of the binary, with the same configuration.
+    pub(crate) fn portway(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portway"));
+        command.args(arguments).arg("-c").arg(self.dir.join("config.toml")).output().expect("it runs")
+    }
+
     pub(crate) fn rewrite(&self, text: &str) {
         std::fs::write(self.dir.join("config.toml"), text).unwrap();
     }

@@ -56,7 +56,7 @@ mod models {
                 got.extend(urgent.drain(..));
                 let mut bytes = 0;
                 for m in batch.drain(..batch.len().min(2)) {
-                    bytes += lane.size_of(&m);
+                    bytes += 10;
                     got.push(m);
                 }
                 let more = lane.end(batch.len(), bytes, cx.waker());

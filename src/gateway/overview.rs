@@ -1,0 +1,235 @@
+//! What `portway status` shows: the gateway at one moment, as JSON for machines and as tables for people.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+
+use serde::{Deserialize, Serialize};
+
+use super::Status;
+use crate::actors::{MeshView, clock};
+
+/// The gateway at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Overview {
+    /// The version of the program.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Why it is not ready; absent while it is.
+    pub not_ready: Option<String>,
+    /// The last reload, if there was one.
+    pub last_reload: Option<LastReload>,
+    /// Bytes leased of the memory budget, and the budget.
+    pub memory: (usize, usize),
+    /// The arbiters.
+    pub arbiters: Vec<ArbiterRow>,
+    /// The listeners, in the order of the file.
+    pub listeners: Vec<ListenerRow>,
+    /// Actors alive, by kind.
+    pub actors: BTreeMap<String, usize>,
+    /// What was refused, closed for a fault, dropped or contained: counter, scope, reason and number.
+    pub drops: Vec<(String, String, String, u64)>,
+}
+
+/// How the last reload went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LastReload {
+    /// Seconds ago.
+    pub ago_s: u64,
+    /// Whether it was applied.
+    pub applied: bool,
+    /// What it did, or why it was refused.
+    pub message: String,
+}
+
+/// One arbiter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ArbiterRow {
+    /// The name of its thread.
+    pub name: String,
+    /// Whether it answered within a second.
+    pub answered: bool,
+    /// CPU time in percent of wall time, last 100 ms.
+    pub busy_percent: f64,
+    /// What a message waits for at least, in microseconds.
+    pub delay_us: u64,
+    /// Actors on it.
+    pub actors: usize,
+}
+
+/// One listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ListenerRow {
+    /// Its name.
+    pub name: String,
+    /// The address it is bound to.
+    pub address: String,
+    /// Its protocol.
+    pub protocol: String,
+    /// Whether it takes connections.
+    pub accepting: bool,
+    /// Connections now.
+    pub connections: usize,
+    /// Connections let in since the start.
+    pub accepted: u64,
+    /// Connections refused since the start.
+    pub refused: u64,
+}
+
+/// Families whose every rise means that something was not done.
+const DROPS: &[&str] = &["actor_panics", "actor_slow_turns", "connections_refused", "messages_dropped", "other"];
+/// Ends of connections that are as they should be.
+const FINE: &[&str] = &["eof", "finished", "drained", "stopped", "idle", ""];
+
+impl Overview {
+    pub(super) fn of(view: &MeshView, status: &Status) -> Self {
+        let mut actors = BTreeMap::new();
+        for actor in view.actors() {
+            *actors.entry(actor.kind.to_owned()).or_default() += 1;
+        }
+        let drops = view
+            .totals
+            .iter()
+            .filter(|(name, _)| {
+                DROPS.contains(&name.family) || name.family == "connections_closed" && !FINE.contains(&name.reason)
+            })
+            .map(|(name, n)| (name.family.to_owned(), name.scope.to_string(), name.reason.to_owned(), n))
+            .collect();
+        let sum = |family: &str, scope: &str| {
+            let of_scope = |(name, n): (&crate::actors::CounterName, u64)| {
+                if name.family == family && &*name.scope == scope { n } else { 0 }
+            };
+            view.totals.iter().map(of_scope).sum()
+        };
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: clock::now().saturating_duration_since(status.started).as_secs(),
+            not_ready: status.not_ready(),
+            last_reload: status.last_reload(),
+            memory: (status.budget.used(), status.budget.limit()),
+            arbiters: view
+                .arbiters
+                .iter()
+                .map(|arbiter| ArbiterRow {
+                    name: arbiter.name.to_string(),
+                    answered: arbiter.answered,
+                    busy_percent: f64::from(arbiter.busy_permille) / 10.0,
+                    delay_us: u64::try_from(arbiter.delay.as_micros()).unwrap_or(u64::MAX),
+                    actors: arbiter.live,
+                })
+                .collect(),
+            listeners: status
+                .listeners()
+                .iter()
+                .map(|listener| ListenerRow {
+                    name: listener.name.to_string(),
+                    address: listener.address.to_string(),
+                    protocol: listener.protocol.clone(),
+                    accepting: listener.accepting(),
+                    connections: listener.occupancy.connections(),
+                    accepted: sum("connections_accepted", &listener.name),
+                    refused: sum("connections_refused", &listener.name),
+                })
+                .collect(),
+            actors,
+            drops,
+        }
+    }
+
+    /// As tables for a terminal of any width.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String does not fail.
+        let _infallible = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> fmt::Result {
+        let ready = self.not_ready.as_deref().map_or_else(|| "ready".to_owned(), |why| format!("NOT READY: {why}"));
+        writeln!(out, "portway {}, up {} s, {ready}", self.version, self.uptime_s)?;
+        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+        writeln!(out, "memory {:.1} of {:.0} MiB leased", mib(self.memory.0), mib(self.memory.1))?;
+        if let Some(reload) = &self.last_reload {
+            let what = if reload.applied { "applied" } else { "REFUSED" };
+            writeln!(out, "last reload {} s ago, {what}: {}", reload.ago_s, reload.message)?;
+        }
+        let mut rows = vec![row(&["arbiter", "busy", "delay", "actors"])];
+        for a in &self.arbiters {
+            let busy = if a.answered { format!("{:.1}%", a.busy_percent) } else { "NO ANSWER".to_owned() };
+            rows.push(row(&[&a.name, &busy, &format!("{} us", a.delay_us), &a.actors.to_string()]));
+        }
+        table(out, &rows)?;
+        rows = vec![row(&["listener", "address", "protocol", "state", "now", "accepted", "refused"])];
+        for l in &self.listeners {
+            let state = if l.accepting { "open" } else { "ENDED" };
+            let numbers = [l.connections as u64, l.accepted, l.refused].map(|n| n.to_string());
+            rows.push(row(&[&l.name, &l.address, &l.protocol, state, &numbers[0], &numbers[1], &numbers[2]]));
+        }
+        table(out, &rows)?;
+        rows = vec![row(&["actors", "alive"])];
+        rows.extend(self.actors.iter().map(|(kind, n)| row(&[kind, &n.to_string()])));
+        table(out, &rows)?;
+        if !self.drops.is_empty() {
+            rows = vec![row(&["dropped or refused", "where", "reason", "times"])];
+            rows.extend(
+                self.drops.iter().map(|(family, scope, reason, n)| row(&[family, scope, reason, &n.to_string()])),
+            );
+            table(out, &rows)?;
+        }
+        Ok(())
+    }
+}
+
+fn row(cells: &[&str]) -> Vec<String> {
+    cells.iter().map(|cell| (*cell).to_owned()).collect()
+}
+
+fn table(out: &mut String, rows: &[Vec<String>]) -> fmt::Result {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|n| rows.iter().filter_map(|r| r.get(n)).map(|c| c.chars().count()).max().unwrap_or(0))
+        .collect();
+    writeln!(out)?;
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        writeln!(out, "{}", cells.join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_shows_what_matters() {
+        let overview = Overview {
+            version: "1.2.3".to_owned(),
+            uptime_s: 5,
+            not_ready: Some("draining".to_owned()),
+            last_reload: Some(LastReload { ago_s: 3, applied: false, message: "2 mistakes".to_owned() }),
+            memory: (1 << 20, 1 << 30),
+            arbiters: vec![ArbiterRow {
+                name: "portway-0".to_owned(),
+                answered: false,
+                busy_percent: 1.0,
+                delay_us: 7,
+                actors: 2,
+            }],
+            listeners: Vec::new(),
+            actors: BTreeMap::from([("framed".to_owned(), 2)]),
+            drops: vec![("connections_refused".to_owned(), "echo".to_owned(), "memory".to_owned(), 9)],
+        };
+        let text = overview.text();
+        for part in ["NOT READY: draining", "REFUSED: 2 mistakes", "NO ANSWER", "1.0 of 1024 MiB", "memory  9"] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        let json = serde_json::to_string(&overview).unwrap();
+        assert_eq!(serde_json::from_str::<Overview>(&json).unwrap(), overview);
+    }
+}
