@@ -40,11 +40,8 @@ pub fn resident(pid: u32) -> u64 {
 fn machine() -> Duration {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
     let fields = text.lines().next().unwrap_or("").split_whitespace().skip(1);
-    let busy: f64 = fields
-        .enumerate()
-        .filter(|(n, _)| matches!(n, 0..=2 | 5..=7))
-        .filter_map(|(_, f)| f.parse::<f64>().ok())
-        .sum();
+    let busy: f64 =
+        fields.enumerate().filter(|(n, _)| matches!(n, 0..=2 | 5..=7)).filter_map(|(_, f)| f.parse::<f64>().ok()).sum();
     Duration::from_secs_f64(busy / rustix::param::clock_ticks_per_second() as f64)
 }
 

@@ -44,7 +44,8 @@ impl Args {
     }
 
     pub fn seconds(&self, key: &str, default: f64) -> Duration {
-        let n = self.keys.get(key).map_or(default, |n| n.parse().unwrap_or_else(|_| panic!("--{key} {n}: not seconds")));
+        let n =
+            self.keys.get(key).map_or(default, |n| n.parse().unwrap_or_else(|_| panic!("--{key} {n}: not seconds")));
         Duration::from_secs_f64(n)
     }
 }

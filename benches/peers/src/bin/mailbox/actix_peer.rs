@@ -2,7 +2,7 @@
 
 use actix::{Actor, Addr, Arbiter, Context, Handler, Message, System};
 
-use crate::{Account, BATCH, Case, Load, Verb, WINDOW};
+use crate::{Account, BATCH, Case, Load, Verb, WINDOW, pin};
 
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -82,11 +82,17 @@ async fn send(case: Case, sink: &Addr<Sink>, messages: u64) {
 
 pub fn run(case: Case, messages: u64) {
     System::new().block_on(async move {
-        let other = case.cross.then(Arbiter::new);
+        let other = case.cross().then(Arbiter::new);
         let sink = match &other {
-            Some(other) => Sink::start_in_arbiter(&other.handle(), |_| Sink::default()),
+            Some(other) => {
+                other.spawn_fn(|| pin(0));
+                Sink::start_in_arbiter(&other.handle(), |_| Sink::default())
+            }
             None => Sink::default().start(),
         };
+        // The other arbiter has started by the time it answers; only then may this thread leave its CPU to it.
+        sink.send(Ask(Load::new(0))).await.expect("an answer");
+        pin(usize::from(case.cross()));
         send(case, &sink, messages.min(4_096)).await;
         let account = Account::open(messages);
         send(case, &sink, messages).await;

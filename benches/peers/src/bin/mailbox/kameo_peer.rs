@@ -4,6 +4,7 @@ use kameo::Actor;
 use kameo::actor::{ActorRef, Spawn};
 use kameo::message::{Context, Message};
 
+use crate::tokio_peer::on_threads;
 use crate::{Account, BATCH, Case, Load, Verb, WINDOW};
 
 struct Tell(Load);
@@ -67,8 +68,8 @@ async fn send(case: Case, sink: &ActorRef<Sink>, messages: u64) {
 }
 
 pub fn run(case: Case, messages: u64) {
-    crate::tokio_peer::runtime(case.cross).block_on(async move {
-        let sink = Sink::spawn_with_mailbox(Sink::default(), kameo::mailbox::bounded(1_024));
+    let receiver = async || Sink::spawn_with_mailbox(Sink::default(), kameo::mailbox::bounded(1_024));
+    on_threads(case.cross(), receiver, async move |sink| {
         send(case, &sink, messages.min(4_096)).await;
         let account = Account::open(messages);
         send(case, &sink, messages).await;

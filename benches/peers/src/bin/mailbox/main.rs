@@ -18,6 +18,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use portway_peers::{Args, allocations, cpu, load_average, median};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
@@ -51,24 +52,48 @@ pub enum Verb {
     Ask,
 }
 
+/// Where sender and receiver run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// On one arbiter.
+    Same,
+    /// On an arbiter each, which share a CPU: what the code itself costs.
+    Shared,
+    /// On an arbiter and a CPU each: that, and what it costs to wake another CPU.
+    Apart,
+}
+
 #[derive(Clone, Copy)]
 pub struct Case {
     pub verb: Verb,
-    /// The sender on another arbiter (thread) than the receiver.
-    pub cross: bool,
+    pub place: Place,
     name: &'static str,
     messages: u64,
 }
 
+impl Case {
+    const fn new(name: &'static str, verb: Verb, place: Place, messages: u64) -> Self {
+        Self { verb, place, name, messages }
+    }
+
+    pub fn cross(&self) -> bool {
+        self.place != Place::Same
+    }
+}
+
 const CASES: &[Case] = &[
-    Case { verb: Verb::Tell, cross: false, name: "tell-same", messages: 2 << 20 },
-    Case { verb: Verb::Tell, cross: true, name: "tell-cross", messages: 2 << 20 },
-    Case { verb: Verb::Many, cross: false, name: "many-same", messages: 4 << 20 },
-    Case { verb: Verb::Many, cross: true, name: "many-cross", messages: 4 << 20 },
-    Case { verb: Verb::Vector, cross: false, name: "vector-same", messages: 4 << 20 },
-    Case { verb: Verb::Vector, cross: true, name: "vector-cross", messages: 4 << 20 },
-    Case { verb: Verb::Ask, cross: false, name: "ask-same", messages: 100_000 },
-    Case { verb: Verb::Ask, cross: true, name: "ask-cross", messages: 50_000 },
+    Case::new("tell-same", Verb::Tell, Place::Same, 4 << 20),
+    Case::new("tell-shared", Verb::Tell, Place::Shared, 2 << 20),
+    Case::new("tell-apart", Verb::Tell, Place::Apart, 1 << 20),
+    Case::new("many-same", Verb::Many, Place::Same, 4 << 20),
+    Case::new("many-shared", Verb::Many, Place::Shared, 4 << 20),
+    Case::new("many-apart", Verb::Many, Place::Apart, 1 << 20),
+    Case::new("vector-same", Verb::Vector, Place::Same, 8 << 20),
+    Case::new("vector-shared", Verb::Vector, Place::Shared, 4 << 20),
+    Case::new("vector-apart", Verb::Vector, Place::Apart, 1 << 20),
+    Case::new("ask-same", Verb::Ask, Place::Same, 200_000),
+    Case::new("ask-shared", Verb::Ask, Place::Shared, 100_000),
+    Case::new("ask-apart", Verb::Ask, Place::Apart, 10_000),
 ];
 
 type Run = fn(Case, u64);
@@ -122,8 +147,31 @@ fn one(system: &str, case: &str, messages: u64) {
         allocations::start();
     }
     let case = CASES.iter().find(|c| c.name == case).expect("a known case");
+    place(case.place);
+    // A process with one thread gets a cheaper malloc from glibc. No program with arbiters is one.
+    std::thread::spawn(std::thread::park);
     let (_, run) = SYSTEMS.iter().find(|(name, _)| *name == system).expect("a known system");
     run(*case, messages.next_multiple_of(WINDOW));
+}
+
+/// Leaves this process one CPU, or two. Where the kernel is free to choose, it puts two threads on one CPU now and then,
+/// and a run measures the one thing or the other.
+fn place(place: Place) {
+    let all = sched_getaffinity(None).expect("the CPUs of this process");
+    let mut chosen = CpuSet::new();
+    let last = (0..CpuSet::MAX_CPU).rev().filter(|cpu| all.is_set(*cpu));
+    last.take(if place == Place::Apart { 2 } else { 1 }).for_each(|cpu| chosen.set(cpu));
+    sched_setaffinity(None, &chosen).expect("fewer CPUs");
+}
+
+/// Pins the calling thread to the nth of the CPUs that `place` left. The receiver is 0, the sender 1 (or also 0).
+pub fn pin(n: usize) {
+    let all = sched_getaffinity(None).expect("the CPUs of this process");
+    let mut one = CpuSet::new();
+    (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)).nth(n).into_iter().for_each(|cpu| one.set(cpu));
+    if one.count() == 1 {
+        sched_setaffinity(None, &one).expect("one CPU");
+    }
 }
 
 /// `cpu_ns wall_ns allocations` of one run in a process of its own.

@@ -91,10 +91,10 @@ async fn send(case: Case, sink: &Mail<Msg>, messages: u64) {
 }
 
 pub fn run(case: Case, messages: u64) {
-    let arbiters = NonZeroUsize::new(if case.cross { 2 } else { 1 });
-    let mesh = Mesh::start(MeshConfig { arbiters, ..MeshConfig::default() }).expect("a mesh");
+    let arbiters = NonZeroUsize::new(if case.cross() { 2 } else { 1 });
+    let mesh = Mesh::start(MeshConfig { arbiters, pin_cores: true, ..MeshConfig::default() }).expect("a mesh");
     let sink = mesh.spawn(Place::On(0), Spec::default(), Sink::default).expect("a sink");
-    let place = Place::On(usize::from(case.cross));
+    let place = Place::On(usize::from(case.cross()));
     let (done, finished) = std::sync::mpsc::channel();
     let sender = mesh.drive::<Sender, _>(place, Spec::default(), move |_| async move {
         send(case, &sink, messages.min(4_096)).await;

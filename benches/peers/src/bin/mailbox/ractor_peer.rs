@@ -2,6 +2,7 @@
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, call};
 
+use crate::tokio_peer::on_threads;
 use crate::{Account, BATCH, Case, Load, Verb, WINDOW};
 
 enum Msg {
@@ -65,8 +66,8 @@ async fn send(case: Case, sink: &ActorRef<Msg>, messages: u64) {
 }
 
 pub fn run(case: Case, messages: u64) {
-    crate::tokio_peer::runtime(case.cross).block_on(async move {
-        let (sink, _) = Actor::spawn(None, Sink, ()).await.expect("an actor");
+    let receiver = async || Actor::spawn(None, Sink, ()).await.expect("an actor").0;
+    on_threads(case.cross(), receiver, async move |sink| {
         send(case, &sink, messages.min(4_096)).await;
         let account = Account::open(messages);
         send(case, &sink, messages).await;

@@ -4,7 +4,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
-use crate::{Account, BATCH, Case, Load, Verb, WINDOW};
+use crate::{Account, BATCH, Case, Load, Verb, WINDOW, pin};
 
 enum Msg {
     Tell(Load),
@@ -58,32 +58,49 @@ async fn send(case: Case, to: &mpsc::Sender<Msg>, messages: u64) {
     }
 }
 
-/// What kameo and ractor run on: one thread, or a pool of two.
-pub fn runtime(pool: bool) -> Runtime {
-    let mut builder = if pool { Builder::new_multi_thread() } else { Builder::new_current_thread() };
-    builder.worker_threads(2).enable_all().build().expect("a runtime")
+pub fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-fn on_this_thread<F: Future>(future: F) -> F::Output {
-    LocalSet::new().block_on(&runtime(false), future)
+/// Runs `receiver` and hands what it answers to `sender`: both on this thread, or on a thread and CPU each.
+pub fn on_threads<T, R, S, F>(cross: bool, receiver: R, sender: S)
+where
+    T: Send + 'static,
+    R: AsyncFnOnce() -> T + Send + 'static,
+    S: FnOnce(T) -> F,
+    F: Future<Output = ()>,
+{
+    let local = LocalSet::new();
+    if !cross {
+        local.block_on(&runtime(), async { sender(receiver().await).await });
+        return;
+    }
+    let (tell, told) = std::sync::mpsc::channel();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        pin(0);
+        LocalSet::new().block_on(&runtime(), async {
+            tell.send(receiver().await).expect("the sender waits");
+            let _dropped = stopped.await;
+        });
+    });
+    let to = told.recv().expect("the receiver started");
+    pin(1);
+    local.block_on(&runtime(), sender(to));
+    drop(stop);
+    thread.join().expect("the receiver ended");
 }
 
 pub fn run(case: Case, messages: u64) {
-    let (to, from) = mpsc::channel(1_024);
-    let client = async move {
+    let receiver = async || {
+        let (to, from) = mpsc::channel(1_024);
+        tokio::task::spawn_local(sink(from));
+        to
+    };
+    on_threads(case.cross(), receiver, async move |to| {
         send(case, &to, messages.min(4_096)).await;
         let account = Account::open(messages);
         send(case, &to, messages).await;
         account.close();
-    };
-    if case.cross {
-        let sink = std::thread::spawn(move || on_this_thread(sink(from)));
-        on_this_thread(client);
-        sink.join().expect("the sink ended");
-    } else {
-        on_this_thread(async move {
-            tokio::task::spawn_local(sink(from));
-            client.await;
-        });
-    }
+    });
 }
