@@ -1,6 +1,7 @@
 //! cargo run --example hello_actor
 //!
 //! The smallest actor: counts greetings, answers how many, stops when asked to.
+#![allow(clippy::print_stdout, reason = "an example talks to its reader")]
 
 use std::time::Duration;
 

@@ -45,6 +45,9 @@ mod placement;
 mod protocol;
 mod registry;
 pub mod sim;
+pub mod sim_link;
+mod sim_link_datagram;
+mod sim_link_stream;
 pub mod sim_random;
 mod sync;
 
@@ -54,7 +57,7 @@ pub use host::{Deliver, Host};
 pub use introspect::{ActorView, ArbiterView, MeshView};
 pub use lane::{Depth, Refused};
 pub use mailbox::{ActorId, AskError, Control, Inbox, Mail, Permit, Reply, WATCHERS, WatchError};
-pub use mesh::{Mesh, MeshConfig, MeshError, OnArbiter, Place, SpawnError, Spec};
+pub use mesh::{Mesh, MeshConfig, MeshError, OnArbiter, Place, SpawnError, Spec, WithAddr};
 pub use metrics::{COUNTERS, Counter, CounterName, Totals};
 pub use pinned::{Detached, Pinned};
 pub use protocol::{Exit, Fault, JobPanicked, Progress, Protocol, Tally, Turn, Whose};

@@ -8,6 +8,8 @@
 mod admin;
 pub mod check;
 mod check_listener;
+#[cfg(test)]
+mod check_tests;
 pub mod cli;
 pub mod config;
 mod limits;
@@ -200,6 +202,12 @@ impl Gateway {
     /// The listeners by name and the addresses they are bound to (port 0 in the configuration is a real one here).
     pub fn listeners(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
         self.status.listeners.iter().map(|listener| (&*listener.name, listener.address))
+    }
+
+    /// Bytes that sessions hold of the memory budget now.
+    #[must_use]
+    pub fn memory_leased(&self) -> usize {
+        self.status.budget.used()
     }
 
     /// Keeps the memory budget: while it is at 95 % or above, ends the largest holder. Runs until dropped.

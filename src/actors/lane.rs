@@ -328,7 +328,7 @@ impl<M> Lane<M> {
         &self,
         bytes: usize,
         ticket: &mut Option<u64>,
-        cx: &mut Context<'_>,
+        cx: &Context<'_>,
     ) -> Poll<Result<(), Refused<()>>> {
         let mut s = self.state.lock();
         if s.closed {

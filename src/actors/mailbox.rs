@@ -310,7 +310,7 @@ struct Line<'a, M> {
 }
 
 impl<M> Line<'_, M> {
-    fn poll(&mut self, bytes: usize, cx: &mut Context<'_>) -> Poll<Result<(), Refused<()>>> {
+    fn poll(&mut self, bytes: usize, cx: &Context<'_>) -> Poll<Result<(), Refused<()>>> {
         self.shared.lane.poll_reserve(bytes, &mut self.ticket, cx)
     }
 }

@@ -314,7 +314,7 @@ impl Mesh {
         place: Place,
         spec: Spec,
         make: impl FnOnce() -> P + Send + 'static,
-    ) -> Result<(Mail<P::Msg>, actix::Addr<Host<P>>), SpawnError> {
+    ) -> Result<WithAddr<P>, SpawnError> {
         let (unstarted, index, identity) = self.admit::<P>(None, place, spec)?;
         let mail = unstarted.mail();
         let arbiter = self.actix(index).filter(ArbiterHandle::alive).ok_or(SpawnError::Stopped)?;
@@ -413,6 +413,9 @@ impl Mesh {
         Ok(())
     }
 }
+
+/// The mailbox of an actor and the actix address of its host.
+pub type WithAddr<P> = (Mail<<P as Protocol>::Msg>, actix::Addr<Host<P>>);
 
 /// An actor admitted and not yet made. If its arbiter never gets to it, whoever holds the mailbox learns that.
 struct Unstarted<P: Protocol> {

@@ -220,7 +220,7 @@ impl Sim {
         out.borrow_mut().take()
     }
 
-    fn run_while(&mut self, end: Instant, mut go_on: impl FnMut() -> bool) {
+    fn run_while(&self, end: Instant, mut go_on: impl FnMut() -> bool) {
         while self.now() < end {
             if !self.core.step() {
                 match self.core.clock.next() {

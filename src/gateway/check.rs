@@ -90,13 +90,14 @@ pub fn parse(file_name: &str, text: &str, known: &Known) -> Result<Config, Repor
 pub(super) fn parse_with(file_name: &str, text: &str, known: &Known, env: Env<'_>) -> Result<Config, Report> {
     let (document, errors) = DeTable::parse_recoverable(text);
     let document = document.get_ref();
-    let mut secrets = raw_secrets::of_document(document);
+    let mut secrets = raw_secrets::of_document(document, text);
     let mut mistakes = Mistakes::default();
     if let Some(error) = errors.iter().find(|error| !is_duplicate(error)) {
         let at = place_of(error, text);
         secrets.extend(raw_secrets::of_broken_line(text, at.start));
         let hint = "this is not TOML; nothing behind it was checked, so mend it and check again";
-        mistakes.add(at, error.message().to_owned(), hint);
+        let message = if error.span().is_some() { error.message() } else { "this key is nested too deep" };
+        mistakes.add(at, message, hint);
         return Err(mistakes.into_report(file_name, text, secrets));
     }
     for error in &errors {

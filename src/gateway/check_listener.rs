@@ -28,8 +28,9 @@ pub(super) fn all(
     for raw in raw {
         if let Field::Is(name) = &raw.name {
             if let Some(first) = names.get(&name.value) {
-                let message = format!("the name `{}` is taken", name.value);
-                mistakes.add_pair(name.span, message, "give each listener its own name", *first, "taken here");
+                // Neither a name nor an address is in the message: it may have come from a variable.
+                let hint = "give each listener its own name";
+                mistakes.add_pair(name.span, "this name is taken", hint, *first, "taken here");
             } else {
                 names.insert(name.value.clone(), name.span);
             }
@@ -62,7 +63,6 @@ impl Addresses {
         let overlap = if wild { self.first.get(&family) } else { self.wildcard.get(&family) };
         let taken = self.exact.get(address).or(overlap);
         if let Some(other) = taken {
-            // The address itself is not in the message: it may have come from a variable.
             let message = if self.exact.contains_key(address) {
                 "this address is taken"
             } else {

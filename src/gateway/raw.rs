@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 use super::check::Known;
 use super::config::{ByteOrder, FramedService, Level, LogFormat, WhenSlow};
 use super::raw_section::{At, Field, Reader, Section, kind};
-use super::raw_words::{nearest_or_list, unknown_key_hint};
+use super::raw_words::{in_code, nearest_or_list, unknown_key_hint};
 use super::report::{Span, quoted};
 
 const ROOT: &str = "the file";
@@ -34,7 +34,7 @@ const FRAMED_KEYS: &[&str] = &[
 ];
 
 /// Every table and its keys, to say where a misplaced key belongs.
-const TABLES: [(&str, &[&str]); 6] = [
+pub(super) const TABLES: [(&str, &[&str]); 6] = [
     ("[runtime]", RUNTIME_KEYS),
     ("[admin]", ADMIN_KEYS),
     ("[log]", LOG_KEYS),
@@ -183,7 +183,7 @@ fn runtime(section: Option<Section<'_, '_>>) -> RawRuntime {
     let raw = RawRuntime {
         arbiters: section.auto_or("arbiters", |section| section.whole("arbiters", ARBITERS)),
         pin_cores: section.boolean("pin_cores"),
-        memory: section.auto_or("memory", |section| section.size("memory", 16 * MIB..=1 << 50)),
+        memory: section.auto_or("memory", |section| section.size("memory", 16 * MIB..=64 * 1024 * GIB)),
         drain: section.duration("drain", Duration::ZERO..=DAY),
     };
     unknown_keys(section, &[], false);
@@ -350,8 +350,4 @@ fn unknown_keys(section: Section<'_, '_>, later: &[&str], quiet: bool) {
         let message = format!("{} is not a key of {}", quoted(word), in_code(name));
         reader.mistakes.add(key.span().into(), message, unknown_key_hint(word, keys, home));
     }
-}
-
-fn in_code(name: &str) -> String {
-    if name == ROOT { name.to_owned() } else { format!("`{name}`") }
 }

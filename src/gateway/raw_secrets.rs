@@ -9,29 +9,60 @@ use super::report::Span;
 
 const NAMES: [&str; 4] = ["key", "secret", "token", "password"];
 
-/// The secret values of a document.
-pub(super) fn of_document(document: &DeTable<'_>) -> Vec<Span> {
-    let mut spans = Vec::new();
-    of_table(document, false, &mut spans);
-    spans
+/// The secrets of a document: values, and comments that look as if they held one.
+pub(super) fn of_document(document: &DeTable<'_>, text: &str) -> Vec<Span> {
+    let mut found = Found::default();
+    found.table(document, false);
+    found.comments(text);
+    found.secrets
 }
 
-fn of_table(table: &DeTable<'_>, secret: bool, spans: &mut Vec<Span>) {
-    for (key, value) in table {
-        let secret = secret || named(key.get_ref()).is_some();
-        of_value(value.get_ref(), value.span().into(), secret, spans);
-    }
+#[derive(Default)]
+struct Found {
+    secrets: Vec<Span>,
+    /// All strings: what looks like a comment in there is none.
+    strings: Vec<Span>,
 }
 
-fn of_value(value: &DeValue<'_>, span: Span, secret: bool, spans: &mut Vec<Span>) {
-    match value {
-        DeValue::Table(table) => of_table(table, secret, spans),
-        DeValue::Array(array) => {
-            array.iter().for_each(|item| of_value(item.get_ref(), item.span().into(), secret, spans));
+impl Found {
+    fn table(&mut self, table: &DeTable<'_>, secret: bool) {
+        for (key, value) in table {
+            let secret = secret || named(key.get_ref()).is_some();
+            self.value(value.get_ref(), value.span().into(), secret);
         }
-        DeValue::String(text) => spans.extend((secret || is_reference(text)).then_some(span)),
-        DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_) => {
-            spans.extend(secret.then_some(span));
+    }
+
+    fn value(&mut self, value: &DeValue<'_>, span: Span, secret: bool) {
+        match value {
+            DeValue::Table(table) => self.table(table, secret),
+            DeValue::Array(array) => {
+                array.iter().for_each(|item| self.value(item.get_ref(), item.span().into(), secret));
+            }
+            DeValue::String(text) => {
+                self.strings.push(span);
+                self.secrets.extend((secret || is_reference(text)).then_some(span));
+            }
+            DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_) => {
+                self.secrets.extend(secret.then_some(span));
+            }
+        }
+    }
+
+    /// A secret that somebody has commented out is still one.
+    fn comments(&mut self, text: &str) {
+        self.strings.sort();
+        let mut strings = self.strings.iter().peekable();
+        let mut end = 0;
+        for (at, _) in text.match_indices('#') {
+            while strings.next_if(|string| string.end <= at).is_some() {}
+            if at < end || strings.peek().is_some_and(|string| string.start <= at) {
+                continue;
+            }
+            let comment = text.get(at + 1..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+            end = at + 1 + comment.len();
+            if named(comment).is_some() || is_reference(comment) {
+                self.secrets.push(Span { start: at + 1, end });
+            }
         }
     }
 }
@@ -48,15 +79,18 @@ pub(super) fn of_broken_line(text: &str, at: usize) -> Option<Span> {
     if inside("\"\"\"") || inside("'''") {
         return Some(whole);
     }
+    let value = |from: usize| {
+        let from = line.find('=').map_or(from, |equals| equals + 1);
+        let blanks = line.get(from..).map_or(0, |value| value.len() - value.trim_start().len());
+        Some(Span { start: start + from + blanks, end: whole.end })
+    };
     let own = named(line).or_else(|| line.find("${")).or_else(|| line.find("file:"));
-    let header = above.lines().rev().find(|line| line.trim_start().starts_with('['));
     if let Some(word) = own {
-        let from = line.find('=').map_or(word, |equals| equals + 1);
-        return Some(Span { start: start + from, end: whole.end });
+        return value(word);
     }
+    let header = above.lines().rev().find(|line| line.trim_start().starts_with('['));
     if header.is_some_and(|header| named(header).is_some()) {
-        let from = line.find('=').map_or(0, |equals| equals + 1);
-        return Some(Span { start: start + from, end: whole.end });
+        return value(0);
     }
     // A line of a list that was opened further up.
     let opened = above.lines().rev().find(|line| line.contains('=') || line.trim_start().starts_with('['));
@@ -81,11 +115,11 @@ mod tests {
     #[test]
     fn a_broken_line_hides_what_may_be_secret() {
         assert_eq!(masked("a = 1\nx = !\n", "!"), None);
-        assert_eq!(masked("api_key = \"hunter2\n", "hunter2").as_deref(), Some(" \"hunter2"));
-        assert_eq!(masked("password \"hunter2\"\n", "hunter2").as_deref(), Some(" \"hunter2\""));
+        assert_eq!(masked("api_key = \"hunter2\n", "hunter2").as_deref(), Some("\"hunter2"));
+        assert_eq!(masked("password \"hunter2\"\n", "hunter2").as_deref(), Some("\"hunter2\""));
         assert_eq!(masked("pem = \"\"\"\nhunter2 \\q\n\"\"\"\n", "hunter2").as_deref(), Some("hunter2 \\q"));
         assert_eq!(masked("tokens = [\n  \"hunter2,\n]\n", "hunter2").as_deref(), Some("  \"hunter2,"));
-        assert_eq!(masked("[listener.options.tokens]\na = \"hunter2\n", "hunter2").as_deref(), Some(" \"hunter2"));
-        assert_eq!(masked("a = \"${B:-hunter2}\n", "hunter2").as_deref(), Some(" \"${B:-hunter2}"));
+        assert_eq!(masked("[listener.options.tokens]\na = \"hunter2\n", "hunter2").as_deref(), Some("\"hunter2"));
+        assert_eq!(masked("a = \"${B:-hunter2}\n", "hunter2").as_deref(), Some("\"${B:-hunter2}"));
     }
 }

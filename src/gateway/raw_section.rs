@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::raw_text::{self, Env, Text};
-use super::raw_words::nearest_or_list;
+use super::raw_words::{in_code, nearest, nearest_or_list};
 use super::report::{Mistakes, Span};
 use super::units;
 
@@ -127,13 +127,13 @@ impl<'r, 'd> Section<'r, 'd> {
     }
 
     /// Notes a key that must be there and is not, at the header of its table.
+    ///
+    /// A misspelt one is an unknown key already; one mistake is not reported twice.
     pub(super) fn need<T>(&mut self, field: &Field<T>, key: &'static str, hint: &str) {
-        if matches!(field, Field::Absent) {
-            self.reader.mistakes.add(
-                self.header,
-                format!("{} lacks `{key}`", self.name),
-                format!("add `{key} = {hint}`"),
-            );
+        let misspelt = |word: &str| !self.keys.contains(&word) && nearest(word, self.keys) == Some(key);
+        if matches!(field, Field::Absent) && !self.table.keys().any(|word| misspelt(word.get_ref())) {
+            let message = format!("{} lacks `{key}`", in_code(self.name));
+            self.reader.mistakes.add(self.header, message, format!("add `{key} = {hint}`"));
         }
     }
 
@@ -344,7 +344,7 @@ mod tests {
             ("::1", "add a port"),
             (":7001", "name the address"),
             ("127.0.0.1:70010", "65535"),
-            ("fe80::1:7001:x", "names are not"),
+            ("fe80::1:7001:x", "in brackets"),
             ("localhost:7001", "names are not"),
             ("unix:/run/a.sock", "Unix"),
         ] {

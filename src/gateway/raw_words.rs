@@ -58,6 +58,11 @@ pub(super) fn unknown_key_hint(key: &str, keys: &[&str], elsewhere: Option<&str>
     }
 }
 
+/// The name of a table as a message shows it.
+pub(super) fn in_code(name: &str) -> String {
+    if name.starts_with('[') { format!("`{name}`") } else { name.to_owned() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! Mistakes in a configuration file, each with its place, the line itself and a hint.
 //!
-//! [`Mistakes`] collects byte ranges while the file is read; [`Report`] is what a caller gets: sorted by place, with
+//! `Mistakes` collects byte ranges while the file is read; [`Report`] is what a caller gets: sorted by place, with
 //! lines and columns, and with secrets already masked, so that neither `Debug` nor a log line can leak one. Reading
 //! never stops at the first mistake; a syntax error is the exception, since nothing after it can be trusted.
 use std::fmt;
@@ -72,7 +72,8 @@ impl Mistakes {
             self.0.truncate(SHOWN_OF_MANY);
         }
         let more = total - self.0.len();
-        let mut source = Source::new(file, text, secrets);
+        let file = harmless(file);
+        let mut source = Source::new(&file, text, secrets);
         let diagnostics = self
             .0
             .into_iter()
@@ -83,7 +84,7 @@ impl Mistakes {
                 hint: mistake.hint,
             })
             .collect();
-        Report { file: file.to_owned(), diagnostics, more }
+        Report { file, diagnostics, more }
     }
 }
 
@@ -161,8 +162,9 @@ pub struct Report {
 impl Report {
     /// The file as a whole is at fault: it cannot be read, or is too large.
     pub(super) fn of_file(path: &Path, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        let diagnostic = Diagnostic { line: None, also: None, message: message.into(), hint: hint.into() };
-        Self { file: path.display().to_string(), diagnostics: vec![diagnostic], more: 0 }
+        let message = harmless(&message.into());
+        let diagnostic = Diagnostic { line: None, also: None, message, hint: hint.into() };
+        Self { file: harmless(&path.display().to_string()), diagnostics: vec![diagnostic], more: 0 }
     }
 
     /// The mistakes, sorted by place: all of them up to 10 000, the first 100 beyond.
@@ -208,8 +210,16 @@ impl fmt::Display for Report {
 
 impl std::error::Error for Report {}
 
+/// A name of a file, which may hold anything, without what a terminal would act on.
+fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
 /// A piece of the file inside a message: short, on one line, harmless to a terminal.
 pub(super) fn quoted(text: &str) -> String {
+    if text.is_empty() {
+        return "an empty text".to_owned();
+    }
     let mut short: String = text.chars().take(64).collect::<String>().escape_debug().to_string();
     // `escape_debug` is for Rust literals: quotes need no escape here.
     short = short.replace("\\\"", "\"").replace("\\'", "'");

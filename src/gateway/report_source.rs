@@ -47,8 +47,7 @@ impl<'a> Source<'a> {
             end = end.max(span.end);
             outside
         });
-        let file = file.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-        Self { file, text, starts, secrets, cursor: (0, 0, 1) }
+        Self { file: file.to_owned(), text, starts, secrets, cursor: (0, 0, 1) }
     }
 
     /// The place of a byte: line and column count from 1, columns are characters.
@@ -97,7 +96,8 @@ impl<'a> Source<'a> {
         let rest = self.text.get(at..to).unwrap_or_default();
         // A comment behind a secret likes to hold the one before it.
         let comment = if at > from { rest.find('#') } else { None };
-        shown.copy(self.text, at, comment.map_or(to, |offset| at + offset));
+        let stop = comment.and_then(|offset| Some(at + rest.get(..offset)?.trim_end().len()));
+        shown.copy(self.text, at, stop.unwrap_or(to));
         if to < end {
             shown.out.push('…');
         }

@@ -124,7 +124,7 @@ impl<A: OnAccept> Acceptor<A> {
         })
     }
 
-    fn accept(&mut self, ready: &AsyncFd<TcpListener>, turn: &mut Turn<'_, Never>) -> Result<Progress, Fault> {
+    fn accept(&mut self, ready: &AsyncFd<TcpListener>, turn: &Turn<'_, Never>) -> Result<Progress, Fault> {
         let listener = ready.get_ref();
         for _ in 0..ACCEPTS {
             let mut guard = match ready.poll_read_ready(&mut turn.cx()) {

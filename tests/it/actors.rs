@@ -143,7 +143,7 @@ fn a_blocking_ask_on_an_arbiter_is_an_error_not_a_deadlock() {
     let mesh = mesh(1);
     let mail = mesh.spawn(Place::On(0), Spec::default(), Probe::default).unwrap();
     let (tell, told) = std::sync::mpsc::channel();
-    let other = mail.clone();
+    let other = mail;
     let stopper = mesh.clone();
     mesh.actix(0).unwrap().spawn_fn(move || {
         tell.send((other.ask_blocking(Msg::Seen, SOON), stopper.stop().is_err())).unwrap();
@@ -176,7 +176,7 @@ fn watchers_learn_why() {
         watcher.tell(Msg::Watch(mail.clone())).unwrap();
         let before = watcher.ask_blocking(Msg::Exits, SOON).unwrap().len();
         mail.tell(end).unwrap();
-        eventually("the news", || watcher.ask_blocking(Msg::Exits, SOON).unwrap().len() == before + 1);
+        eventually("the news", || watcher.ask_blocking(Msg::Exits, SOON).unwrap().len() > before);
         // Watching one that has ended brings the news at once.
         watcher.tell(Msg::Watch(mail)).unwrap();
     }

@@ -4,4 +4,8 @@
 mod actors;
 mod actors_faults;
 mod actors_mesh;
+mod admin;
+mod config;
+mod framed;
+mod gateway;
 mod probe;

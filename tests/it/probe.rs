@@ -23,7 +23,7 @@ pub(crate) enum Msg {
     Fail(&'static str),
     /// Starts a job that answers `Note` after this long.
     Job(Duration, u64),
-    Watch(Mail<Msg>),
+    Watch(Mail<Self>),
     Gone(Exit),
     Exits(Reply<Vec<Exit>>),
     Stop,

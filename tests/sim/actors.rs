@@ -14,8 +14,8 @@ enum Msg {
     Later(Duration, u64),
     Sum(Reply<(u64, usize)>),
     Ring(u32),
-    Next(Mail<Msg>),
-    Watch(Mail<Msg>),
+    Next(Mail<Self>),
+    Watch(Mail<Self>),
     Gone(Exit),
     Panic,
 }
@@ -114,7 +114,7 @@ fn jobs_timers_rings_and_watches_in_any_order() {
         });
         assert_eq!(sum, Some(210 + 1), "all twenty jobs and the end of the ring");
         b.tell(Msg::Panic).unwrap();
-        let (asked, ended) = (a.clone(), b.clone());
+        let (asked, ended) = (a, b);
         let gone = sim.block_on(LONG, async move {
             let exit = ended.closed().await;
             clock::sleep(Duration::from_millis(1)).await;
@@ -130,7 +130,7 @@ fn permits_are_served_in_order_and_nothing_is_lost() {
         let mut sim = Mesh::sim(seed);
         let node = sim.mesh().spawn(Place::On(0), Spec::default().inbox(3, 1 << 20), Node::default).unwrap();
         let granted = Rc::new(RefCell::new(Vec::new()));
-        let (mail, log) = (node.clone(), granted.clone());
+        let (mail, log) = (node, granted.clone());
         let done = sim.block_on(LONG, async move {
             let waits = (0..20u64).map(|n| {
                 let (mail, log) = (mail.clone(), log.clone());

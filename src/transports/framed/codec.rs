@@ -163,7 +163,7 @@ impl Format {
         let header = length_bytes.count();
         let widest = match length_bytes {
             LengthBytes::Eight => u64::MAX,
-            _ => (1 << (8 * header)) - 1,
+            LengthBytes::One | LengthBytes::Two | LengthBytes::Four => (1 << (8 * header)) - 1,
         };
         let widest = if length_includes_header { widest - header as u64 } else { widest };
         if max_message as u64 > widest {

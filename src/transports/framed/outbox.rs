@@ -39,7 +39,7 @@ pub struct Outbox {
     bytes: Vec<u8>,
     head: usize,
     /// Only under a dropping policy: the sizes of the messages in `bytes`, the first of which may be partly sent.
-    sizes: Option<Box<VecDeque<usize>>>,
+    sizes: Option<VecDeque<usize>>,
     sent_of_first: usize,
     pub(super) accepted: u64,
     pub(super) dropped: u64,
@@ -54,7 +54,7 @@ impl Outbox {
             when_slow,
             bytes: Vec::new(),
             head: 0,
-            sizes: (when_slow != WhenSlow::Close).then(Box::default),
+            sizes: (when_slow != WhenSlow::Close).then(VecDeque::new),
             sent_of_first: 0,
             accepted: 0,
             dropped: 0,

@@ -1,0 +1,329 @@
+//! Tests of the configuration as a whole: fixtures with their expected reports, the shipped file, random input.
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::check::{Known, load, parse, parse_with};
+use super::config::*;
+use super::report::Report;
+
+const SHIPPED: &str = include_str!("../../config.toml");
+
+fn env(name: &str) -> Option<OsString> {
+    (name == "PORTWAY_TEST_HOST").then(|| "127.0.0.1".into())
+}
+
+fn known() -> Known {
+    Known::default().protocol("chat")
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn fixtures(name: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder(name)).unwrap().map(|entry| entry.unwrap().path());
+    let mut paths: Vec<_> = entries.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
+    paths.sort();
+    assert!(!paths.is_empty());
+    paths
+}
+
+/// Checks a fixture under a short name, so that expected reports hold no path of a machine.
+fn check(path: &Path) -> Result<Config, Report> {
+    let text = fs::read_to_string(path).unwrap();
+    let name = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().to_str().unwrap();
+    parse_with(name, &text, &known(), &env)
+}
+
+fn good(name: &str) -> Config {
+    check(&folder("tests/data/config/good").join(name)).unwrap()
+}
+
+/// A listener in front of `rest`.
+fn with(rest: &str) -> String {
+    format!(
+        "version = 1\n[[listener]]\nname = \"a\"\nlisten = \"[::1]:1\"\nprotocol = \"framed\"\nservice = \"echo\"\n{rest}"
+    )
+}
+
+#[test]
+fn bad_fixtures_give_their_reports() {
+    let update = std::env::var_os("UPDATE_EXPECT").is_some_and(|value| value == "1");
+    let mut wrong = Vec::new();
+    for path in fixtures("tests/data/config/bad") {
+        let report = check(&path).expect_err(&path.display().to_string()).to_string();
+        let expected = path.with_extension("txt");
+        if update {
+            fs::write(&expected, &report).unwrap();
+        } else if fs::read_to_string(&expected).unwrap_or_default() != report {
+            wrong.push(format!("{} differs; now:\n{report}", expected.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}\nUPDATE_EXPECT=1 rewrites them", wrong.join("\n"));
+}
+
+#[test]
+fn seven_mistakes_are_seven_diagnostics() {
+    let report = check(&folder("tests/data/config/bad/seven.toml")).unwrap_err();
+    let lines: Vec<_> = report.diagnostics().iter().map(|d| d.place().unwrap().line).collect();
+    assert_eq!(lines, [5, 8, 12, 17, 18, 19, 22]);
+}
+
+#[test]
+fn no_report_holds_a_secret() {
+    for path in fixtures("tests/data/config/bad") {
+        let report = check(&path).unwrap_err();
+        for text in [report.render(false), report.render(true), format!("{report:?}")] {
+            assert!(!text.contains("hunter"), "{}:\n{text}", path.display());
+        }
+    }
+}
+
+#[test]
+fn good_fixtures_and_examples_have_no_mistakes() {
+    for path in fixtures("tests/data/config/good").into_iter().chain(fixtures("examples/configs")) {
+        check(&path).unwrap_or_else(|report| panic!("{report}"));
+    }
+}
+
+#[test]
+fn every_key_reaches_the_checked_configuration() {
+    let config = good("every_key.toml");
+    let runtime = &config.runtime;
+    assert_eq!(runtime.arbiters.unwrap().get(), 2);
+    assert!(runtime.pin_cores);
+    assert_eq!(runtime.memory, Some(256 << 20));
+    assert_eq!(runtime.drain, Duration::ZERO);
+    let admin = config.admin.unwrap();
+    assert_eq!(admin.listen.to_string(), "[::1]:9180");
+    assert_eq!(admin.place.to_string(), "tests/data/config/good/every_key.toml:11:10");
+    assert_eq!(config.log, Log { level: Level::Debug, format: LogFormat::Json });
+    let [listener] = config.listeners.as_slice() else { panic!("one listener") };
+    assert_eq!(listener.name, "little.endian_1-2");
+    assert_eq!((listener.place.line, listener.place.column), (19, 10));
+    let limits = Limits {
+        connections: 100,
+        per_source: 5,
+        half_open: 10,
+        first_message: Duration::from_millis(1500),
+        idle: Duration::ZERO,
+    };
+    assert_eq!(listener.limits, limits);
+    let framed = Framed {
+        service: FramedService::Echo,
+        length_bytes: 2,
+        byte_order: ByteOrder::Little,
+        length_includes_header: true,
+        max_message: 65_533,
+        message_timeout: Duration::from_secs(60),
+        outbound: 128 << 10,
+        when_slow: WhenSlow::DropOldest,
+        slow_after: Duration::from_secs(3600),
+    };
+    assert_eq!(listener.protocol, Protocol::Framed(framed));
+}
+
+#[test]
+fn defaults_follow_what_they_depend_on() {
+    let config = good("shapes.toml");
+    assert_eq!((config.runtime.arbiters, config.runtime.memory), (None, Some(1 << 30)));
+    let [a, b] = config.listeners.as_slice() else { panic!("two listeners") };
+    assert_eq!((a.limits.connections, a.limits.per_source), (1000, 1000));
+    assert_eq!(a.protocol, Protocol::Framed(Framed { length_bytes: 1, max_message: 255, ..Framed::default() }));
+    assert_eq!((&b.limits, &b.protocol), (&Limits::default(), &Protocol::Framed(Framed::default())));
+}
+
+#[test]
+fn references_are_expanded() {
+    let config = good("references.toml");
+    assert!(config.runtime.pin_cores);
+    let [listener] = config.listeners.as_slice() else { panic!("one listener") };
+    assert_eq!(listener.listen.to_string(), "127.0.0.1:7001");
+    assert_eq!(listener.limits.connections, 77);
+    let Protocol::Custom { protocol, options } = &listener.protocol else { panic!("a custom protocol") };
+    assert_eq!(protocol, "chat");
+    assert_eq!(options["banner"].as_str(), Some("Welcome aboard."));
+    assert_eq!(options["literal"].as_str(), Some("${NAME} costs $5"));
+    assert_eq!(options["nested"]["list"].as_array().unwrap().len(), 5);
+    assert!(!format!("{config:?}").contains("Welcome"), "options may be secrets");
+}
+
+#[test]
+fn a_registered_protocol_may_take_a_reserved_word() {
+    let text = "version = 1\n[[listener]]\nname = \"a\"\nlisten = \"[::1]:1\"\nprotocol = \"quic\"\n";
+    assert!(parse("c.toml", text, &Known::default()).is_err());
+    let config = parse("c.toml", text, &Known::default().protocol("quic").protocol("framed")).unwrap();
+    assert!(matches!(&config.listeners[0].protocol, Protocol::Custom { protocol, .. } if protocol == "quic"));
+    let config = parse("c.toml", &with(""), &Known::default().protocol("framed")).unwrap();
+    assert!(matches!(config.listeners[0].protocol, Protocol::Framed(_)));
+}
+
+/// The shipped file with every commented key switched on.
+fn uncommented() -> String {
+    let on = |line: &str| match line.strip_prefix('#') {
+        Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => rest.to_owned(),
+        _ => line.to_owned(),
+    };
+    SHIPPED.lines().map(on).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_shipped_file_states_the_defaults() {
+    let shipped = parse("config.toml", SHIPPED, &Known::default()).unwrap();
+    let all = uncommented();
+    let uncommented = parse("config.toml", &all, &Known::default()).unwrap();
+    // A comment sign takes one column away, never from a line that has a place.
+    assert_eq!(shipped, uncommented);
+    assert_eq!((&shipped.runtime, &shipped.log), (&Runtime::default(), &Log::default()));
+    assert_eq!(shipped.admin.as_ref().unwrap().listen.to_string(), "127.0.0.1:9180");
+    let [echo] = shipped.listeners.as_slice() else { panic!("one listener") };
+    assert_eq!((echo.name.as_str(), echo.listen.to_string().as_str()), ("echo", "127.0.0.1:7001"));
+    assert_eq!((&echo.limits, &echo.protocol), (&Limits::default(), &Protocol::Framed(Framed::default())));
+}
+
+#[test]
+fn the_shipped_file_has_every_key() {
+    let document: toml::Table = uncommented().parse().unwrap();
+    let listener = document["listener"][0].as_table().unwrap();
+    for (name, keys) in super::raw::TABLES {
+        let table = match name {
+            "[[listener]]" => listener,
+            _ => match name.trim_matches(['[', ']']).split_once('.') {
+                Some((_, inner)) => listener[inner].as_table().unwrap(),
+                None => document[name.trim_matches(['[', ']'])].as_table().unwrap(),
+            },
+        };
+        for key in keys.iter().filter(|key| **key != "options") {
+            assert!(table.contains_key(*key), "{key} of {name}");
+        }
+    }
+}
+
+#[test]
+fn every_listed_key_is_read() {
+    // No key takes a date, so each must be complained about.
+    for (name, keys) in super::raw::TABLES {
+        let body: String = keys.iter().map(|key| format!("{key} = 2026-01-01\n")).collect();
+        let text = match name {
+            "[[listener]]" => format!("version = 1\n{name}\n{body}"),
+            name if name.starts_with("[listener.") => with(&format!("{name}\n{body}")),
+            name => format!("version = 1\n{name}\n{body}"),
+        };
+        let report = parse("c.toml", &text, &Known::default()).unwrap_err();
+        assert_eq!(report.count(), keys.len(), "{name}: {report}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_report() {
+    let report = load(Path::new("no/such/file.toml"), &Known::default()).unwrap_err();
+    assert!(report.to_string().contains("cannot read no/such/file.toml: no such file"), "{report}");
+    assert!(report.diagnostics()[0].place().is_none());
+    let report = load(&folder("src"), &Known::default()).unwrap_err();
+    assert!(report.to_string().contains("cannot read"), "{report}");
+}
+
+#[test]
+fn too_large_or_not_text_is_a_report() {
+    let path = std::env::temp_dir().join(format!("portway-check-{}.toml", std::process::id()));
+    fs::write(&path, vec![b'#'; (1 << 20) + 1]).unwrap();
+    let large = load(&path, &Known::default()).unwrap_err().to_string();
+    fs::write(&path, vec![b'#'; 1 << 20]).unwrap();
+    let fits = load(&path, &Known::default()).unwrap_err().to_string();
+    fs::write(&path, b"version = 1\nname = \"\xff\"").unwrap();
+    let bytes = load(&path, &Known::default()).unwrap_err().to_string();
+    fs::remove_file(&path).unwrap();
+    assert!(large.contains("is larger than 1MiB"), "{large}");
+    assert!(fits.contains("lacks `version`"), "{fits}");
+    assert!(bytes.contains(".toml:2:9 is not UTF-8"), "{bytes}");
+}
+
+#[test]
+fn very_many_mistakes_are_cut_and_counted() {
+    let keys: String = (0..10_001).map(|i| format!("zzz{i} = 1\n")).collect();
+    let report = parse("c.toml", &format!("version = 1\n{keys}"), &Known::default()).unwrap_err();
+    assert_eq!((report.diagnostics().len(), report.count()), (100, 10_001));
+    let text = report.render(false);
+    assert!(text.ends_with("… and 9901 more\n10001 mistakes in c.toml\n"), "{}", &text[text.len() - 100..]);
+    // All on one line of half a megabyte: still quick, each with its column.
+    let keys: Vec<String> =
+        (10_000..20_000).map(|i| format!("{i}xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx = 1")).collect();
+    let text = format!("version = 1\nruntime = {{ {} }}\n", keys.join(", "));
+    let report = parse("c.toml", &text, &Known::default()).unwrap_err();
+    assert_eq!(report.diagnostics().len(), 10_000);
+    assert_eq!(
+        report.diagnostics()[9_999].place().unwrap().column,
+        text.lines().nth(1).unwrap().find("19999x").unwrap() + 1
+    );
+    assert!(report.render(false).ends_with("10000 mistakes in c.toml\n"));
+}
+
+fn never_panics(text: &str) {
+    if let Err(report) = parse_with("c.toml", text, &known(), &env) {
+        assert!(report.count() > 0);
+        let shown = report.diagnostics().iter().take(20).all(|d| d.place().is_some_and(|p| p.line > 0 && p.column > 0));
+        assert!(shown);
+        assert!(report.count() > 200 || !report.render(true).is_empty());
+    }
+}
+
+/// What a slip of the hand puts into a file.
+fn paste() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "[\\[\\]{}\"'=.,#\n\t \\\\0-9a-z$:-]{0,12}",
+        Just("\"${PORTWAY_TEST_HOST}".to_owned()),
+        Just("\u{feff}\u{1b}[31m é中\u{202e}".to_owned()),
+        Just("\"\"\"\r\n".to_owned()),
+        Just("'".repeat(3)),
+        Just("= 99999999999999999999 #".to_owned()),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_secret_survives_no_damage_around_it(at in any::<prop::sample::Index>(), cut in 0..4_usize, paste in paste()) {
+        let secret = "api_key = \"hunter2\"\n";
+        let text = with(&format!("[listener.options]\n{secret}other = [\"x\", 1]\n"));
+        let from = text.find(secret).unwrap();
+        let mut at = at.index(text.len() - secret.len());
+        if at + cut > from {
+            at += secret.len() + cut;
+        }
+        let mut text: Vec<char> = text.chars().collect();
+        text.splice(at.min(text.len())..(at + cut).min(text.len()), paste.chars());
+        let text: String = text.into_iter().collect();
+        if let Err(report) = parse_with("c.toml", &text, &known(), &env) {
+            prop_assert!(!format!("{report} {report:?}").contains("hunter2"), "{text}\n{report}");
+        }
+    }
+
+    #[test]
+    fn any_text_gives_a_report_or_a_configuration(text in "(?s).{0,200}") {
+        never_panics(&text);
+    }
+
+    #[test]
+    fn any_bytes_give_a_report_or_a_configuration(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        never_panics(&String::from_utf8_lossy(&bytes));
+    }
+
+    #[test]
+    fn any_damage_to_a_good_file_is_survived(
+        from in 0..4_usize,
+        at in any::<prop::sample::Index>(),
+        cut in 0..40_usize,
+        paste in paste(),
+    ) {
+        let names = ["every_key.toml", "shapes.toml", "references.toml", "least.toml"];
+        let text = fs::read_to_string(folder("tests/data/config/good").join(names[from])).unwrap();
+        let mut text: Vec<char> = text.chars().collect();
+        let at = at.index(text.len());
+        let end = (at + cut).min(text.len());
+        text.splice(at..end, paste.chars());
+        never_panics(&text.into_iter().collect::<String>());
+    }
+}

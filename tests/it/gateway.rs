@@ -1,0 +1,229 @@
+//! A gateway for a test, in this process or as the real binary, and what tests ask of it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use portway::actors::Totals;
+use portway::gateway::{Builder, Gateway, check};
+
+use crate::probe::{SOON, eventually, now, view};
+
+/// A gateway in this process.
+pub(crate) struct Running {
+    gateway: Option<Gateway>,
+}
+
+impl Running {
+    pub(crate) fn start(text: &str) -> Self {
+        Self::with(&Builder::new(), text, &check::Known::default())
+    }
+
+    pub(crate) fn with(builder: &Builder, text: &str, known: &check::Known) -> Self {
+        let config = check::parse("test.toml", text, known).unwrap_or_else(|report| panic!("{}", report.render(false)));
+        Self { gateway: Some(builder.start(config).expect("it starts")) }
+    }
+
+    pub(crate) fn gateway(&self) -> &Gateway {
+        self.gateway.as_ref().expect("until dropped")
+    }
+
+    pub(crate) fn address(&self, name: &str) -> SocketAddr {
+        self.gateway().listeners().find(|(n, _)| *n == name).expect("a listener of that name").1
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        view(self.gateway().mesh()).totals
+    }
+
+    /// Waits until a counter has risen to `value`, and then a little to see that it does not rise further.
+    pub(crate) fn counts(&self, family: &str, scope: &str, reason: &str, value: u64) {
+        eventually(&format!("{family} {reason}"), || self.totals().get(family, scope, reason) >= value);
+        assert_eq!(self.totals().get(family, scope, reason), value, "{family} {scope} {reason}");
+    }
+
+    /// Nothing is left: no connection, no byte of the budget.
+    pub(crate) fn is_empty(&self) {
+        let mesh = self.gateway().mesh().clone();
+        eventually("no connection is left", || view(&mesh).of_kind("framed").count() == 0);
+        assert_eq!(self.gateway().memory_leased(), 0, "the budget got everything back");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(gateway) = self.gateway.take() {
+            gateway.stop();
+        }
+    }
+}
+
+/// A framed client that blocks.
+pub(crate) struct Client(pub(crate) TcpStream);
+
+impl Client {
+    pub(crate) fn to(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect_timeout(&address, SOON).expect("it connects");
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_write_timeout(Some(SOON)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self(stream)
+    }
+
+    pub(crate) fn send(&mut self, body: &[u8]) {
+        let frame = [&u32::try_from(body.len()).unwrap().to_be_bytes()[..], body].concat();
+        self.0.write_all(&frame).expect("it takes the message");
+    }
+
+    pub(crate) fn recv(&mut self) -> Vec<u8> {
+        let mut length = [0; 4];
+        self.0.read_exact(&mut length).expect("a length");
+        let mut body = vec![0; u32::from_be_bytes(length) as usize];
+        self.0.read_exact(&mut body).expect("a message");
+        body
+    }
+
+    pub(crate) fn echoes(&mut self, body: &[u8]) {
+        self.send(body);
+        assert_eq!(self.recv(), body);
+    }
+
+    /// Reads to the end; what came.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        // A reset after a fault of ours is an end as well.
+        let _reset = self.0.read_to_end(&mut rest);
+        rest
+    }
+}
+
+/// A neighbour on the same listener that must lose nothing.
+pub(crate) struct Neighbour {
+    client: Client,
+    number: u64,
+}
+
+impl Neighbour {
+    pub(crate) fn of(address: SocketAddr) -> Self {
+        let mut neighbour = Self { client: Client::to(address), number: 0 };
+        neighbour.works();
+        neighbour
+    }
+
+    pub(crate) fn works(&mut self) {
+        for _ in 0..10 {
+            self.number += 1;
+            self.client.echoes(&self.number.to_be_bytes());
+        }
+    }
+}
+
+/// The real binary.
+pub(crate) struct Binary {
+    child: Child,
+    log: std::sync::mpsc::Receiver<String>,
+    seen: Vec<String>,
+    dir: PathBuf,
+}
+
+static DIRS: AtomicU32 = AtomicU32::new(0);
+
+pub(crate) fn temp_dir() -> PathBuf {
+    let number = DIRS.fetch_add(1, Ordering::Relaxed);
+    let dir = std::env::temp_dir().join(format!("portway-it-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a directory");
+    dir
+}
+
+impl Binary {
+    pub(crate) fn start(text: &str) -> Self {
+        let dir = temp_dir();
+        std::fs::write(dir.join("config.toml"), text).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_portway"))
+            .args(["run", "-c"])
+            .arg(dir.join("config.toml"))
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        let (tell, log) = std::sync::mpsc::channel();
+        let stderr = child.stderr.take().expect("piped");
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if tell.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, log, seen: Vec::new(), dir }
+    }
+
+    /// Waits for a line of the log that contains `what`.
+    pub(crate) fn says(&mut self, what: &str) -> String {
+        if let Some(line) = self.seen.iter().find(|line| line.contains(what)) {
+            return line.clone();
+        }
+        let end = now() + SOON;
+        loop {
+            let left = end.saturating_duration_since(now());
+            match self.log.recv_timeout(left) {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if line.contains(what) {
+                        return line;
+                    }
+                }
+                Err(_) => panic!("it did not say {what:?}: {:#?}", self.seen),
+            }
+        }
+    }
+
+    pub(crate) fn address(&mut self, listener: &str) -> SocketAddr {
+        let line = self.says(&format!("listener={listener} "));
+        let at = line.split("address=").nth(1).expect("an address");
+        at.split_whitespace().next().unwrap().parse().expect("an address")
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    pub(crate) fn ends_within(&mut self, time: Duration) -> ExitStatus {
+        let end = now() + time;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+                return status;
+            }
+            assert!(now() < end, "still running: {:#?}", self.seen);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Binary {
+    fn drop(&mut self) {
+        let _over = self.child.kill();
+        let _over = self.child.wait();
+        let _gone = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// One HTTP/1.1 request, by hand: status and body.
+pub(crate) fn http(address: SocketAddr, request: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect_timeout(&address, SOON).expect("it connects");
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    (status, body)
+}
+
+pub(crate) fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    http(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"))
+}
