@@ -100,8 +100,8 @@ table() { # first figure, its name, second figure, its name
             n = runs[$2]
             all[$1 " " $2 " a", n] = value(a); all[$1 " " $2 " b", n] = value(b)
             if ($1 == "ours") {
-                all["ratio " $2 " a", n] = all["peer " $2 " a", n] > 0 ? value(a) / all["peer " $2 " a", n] : 0
-                all["ratio " $2 " b", n] = all["peer " $2 " b", n] > 0 ? value(b) / all["peer " $2 " b", n] : 0
+                all["ratio " $2 " a", n] = value(a) / all["peer " $2 " a", n]
+                if (all["peer " $2 " b", n] > 0) all["ratio " $2 " b", n] = value(b) / all["peer " $2 " b", n]
             }
         }
         END {
@@ -111,8 +111,9 @@ table() { # first figure, its name, second figure, its name
                 k = order[c]; n = runs[k]
                 printf "| %s | %d | %.2f | %.2f ", k, n, median("peer " k " a", n), median("ours " k " a", n)
                 r = median("ratio " k " a", n)
-                printf "| %.2f | %.2f–%.2f | %.2f | %.2f | %.2f |\n", r, low, high,
-                    median("peer " k " b", n), median("ours " k " b", n), median("ratio " k " b", n)
+                printf "| %.2f | %.2f–%.2f | %.2f | %.2f ", r, low, high, median("peer " k " b", n), median("ours " k " b", n)
+                r = median("ratio " k " b", n)
+                if (r > 0) printf "| %.2f |\n", r; else print "| – |"
             }
         }' "$dir/results"
 }
