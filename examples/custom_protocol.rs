@@ -77,6 +77,7 @@ impl Protocol for Shouter {
 
     fn flush(&mut self, turn: &mut Turn<'_, Never>) -> Result<Progress, Fault> {
         let stream = self.stream.as_ref().map_err(lost)?;
+        let had_some = !self.out.is_empty();
         while !self.out.is_empty() {
             if stream.poll_write_ready(&mut turn.cx()).is_pending() {
                 return Ok(Progress::Idle);
@@ -86,6 +87,10 @@ impl Protocol for Shouter {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(lost(&error)),
             }
+        }
+        if had_some {
+            // `io` stopped reading while there was something to write, and no readiness will wake it again.
+            turn.again();
         }
         Ok(Progress::Idle)
     }
@@ -105,8 +110,8 @@ impl OnAccept for Shout {
     }
 }
 
-fn main() -> ExitCode {
-    let builder = Builder::new().tcp_protocol("shout", |options| {
+pub(crate) fn builder() -> Builder {
+    Builder::new().tcp_protocol("shout", |options| {
         if let Some(key) = options.keys().find(|key| *key != "prefix") {
             return Err(format!("[listener.options] knows `prefix`, not `{key}`"));
         }
@@ -114,7 +119,10 @@ fn main() -> ExitCode {
             None => String::new(),
             Some(value) => value.as_str().ok_or("`prefix` must be a string")?.to_owned(),
         };
-        Ok(move || Shout { prefix })
-    });
-    cli::main(&builder)
+        Ok(move || Shout { prefix: prefix.clone() })
+    })
+}
+
+fn main() -> ExitCode {
+    cli::main(&builder())
 }

@@ -47,8 +47,11 @@ mod registry;
 pub mod sim;
 pub mod sim_link;
 mod sim_link_datagram;
+mod sim_link_datagram_way;
 mod sim_link_stream;
+mod sim_link_stream_way;
 pub mod sim_random;
+mod supervise;
 mod sync;
 
 pub use drain::{DrainReport, Unfinished};
@@ -62,3 +65,4 @@ pub use metrics::{COUNTERS, Counter, CounterName, Totals};
 pub use pinned::{Detached, Pinned};
 pub use protocol::{Exit, Fault, JobPanicked, Progress, Protocol, Tally, Turn, Whose};
 pub use registry::{GROUP_MEMBERS, Members, Name, REGISTERED, RegistryError};
+pub use supervise::{Budget, Group, Strategy};

@@ -42,7 +42,7 @@ use config::{Config, Place};
 const MEMORY_TICK: Duration = Duration::from_millis(100);
 
 type Options = toml::Table;
-type Made = Box<dyn FnOnce() -> Box<dyn OnAccept> + Send>;
+type Made = Box<dyn FnMut() -> Box<dyn OnAccept> + Send>;
 type Factory = Arc<dyn Fn(&Options) -> Result<Made, String> + Send + Sync>;
 
 /// What a gateway is made of beside its configuration: protocols that the embedding program brings.
@@ -67,7 +67,7 @@ impl Builder {
     /// Adds a protocol on TCP: `[[listener]] protocol = "NAME"` in the configuration leads here, and its
     /// `[listener.options]` table is handed to `options`, which refuses what it does not understand with a sentence;
     /// `portway check` asks it as well. What it answers makes, on the listener's thread, the [`OnAccept`] that starts
-    /// an actor for each connection.
+    /// an actor for each connection; it is called again if the listener fails and is made anew.
     #[must_use]
     pub fn tcp_protocol<A, M>(
         mut self,
@@ -76,10 +76,10 @@ impl Builder {
     ) -> Self
     where
         A: OnAccept,
-        M: FnOnce() -> A + Send + 'static,
+        M: FnMut() -> A + Send + 'static,
     {
         let factory: Factory = Arc::new(move |table: &Options| {
-            let make = options(table)?;
+            let mut make = options(table)?;
             let made: Made = Box::new(move || Box::new(make()));
             Ok(made)
         });
@@ -87,7 +87,9 @@ impl Builder {
         self
     }
 
-    fn known(&self) -> check::Known {
+    /// The protocols of this program, for [`check::load`] and [`check::parse`].
+    #[must_use]
+    pub fn known(&self) -> check::Known {
         self.protocols.keys().fold(check::Known::default(), |known, name| known.protocol(name.as_str()))
     }
 
@@ -202,6 +204,12 @@ impl Gateway {
     /// The listeners by name and the addresses they are bound to (port 0 in the configuration is a real one here).
     pub fn listeners(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
         self.status.listeners.iter().map(|listener| (&*listener.name, listener.address))
+    }
+
+    /// Why the gateway is not ready: it drains, or a listener has ended. `None` while all is well.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        self.status.not_ready()
     }
 
     /// Bytes that sessions hold of the memory budget now.

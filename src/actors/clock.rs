@@ -221,7 +221,9 @@ impl VirtualClock {
     }
 
     fn forget(&self, key: TimerKey) {
-        self.hands.lock().timers.remove(&key);
+        let waker = self.hands.lock().timers.remove(&key);
+        // Outside the lock: the waker may be the last owner of a task that holds another timer.
+        drop(waker);
     }
 }
 

@@ -6,6 +6,7 @@
 //! contained as well. A turn that leaves work behind yields through the runtime's driver, so that sockets and timers
 //! of the same arbiter are served in between: waking oneself at once would not do that (up to 61 polls per tick).
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
@@ -27,6 +28,7 @@ use super::lane::{Refused, StopCause};
 use super::local::{Entry, Local};
 use super::mailbox::{ActorId, Shared};
 use super::protocol::{Exit, Fault, Progress, Protocol, Turn, Whose, Wish};
+use super::supervise::{Supervision, Verdict};
 
 /// Messages per turn, at most.
 const TURN_MESSAGES: usize = 64;
@@ -54,15 +56,25 @@ pub(crate) struct Runner<P: Protocol> {
     draining: Option<Instant>,
     wish: Wish,
     started: bool,
+    /// Bytes of the messages handled in this turn.
+    handled_bytes: usize,
     finished: bool,
+    keeper: Option<Keeper<P>>,
     #[cfg(debug_assertions)]
     owner: std::thread::ThreadId,
+}
+
+/// What makes a supervised protocol anew, and the group that decides whether it may.
+pub(crate) struct Keeper<P> {
+    make: Box<dyn FnMut() -> P>,
+    group: Arc<Supervision>,
+    /// The protocol has failed and is to be made anew at this instant.
+    revive: Option<Instant>,
 }
 
 /// How a turn ended, when it did not end in a panic.
 struct Done {
     handled: u64,
-    handled_bytes: usize,
     more: bool,
     deadline: Option<Instant>,
     held: usize,
@@ -85,39 +97,7 @@ impl<P: Protocol> Runner<P> {
         identity: Identity,
         make: impl FnOnce() -> P,
     ) -> Option<Self> {
-        let entry = Rc::new(Entry {
-            id: shared.id,
-            kind: P::KIND,
-            name: identity.name,
-            parent: identity.parent,
-            depth: identity.depth,
-            born: clock::now(),
-            control: shared.clone(),
-            turns: Cell::new(0),
-            handled: Cell::new(0),
-            busy: Cell::new(Duration::ZERO),
-            longest: Cell::new(Duration::ZERO),
-            held: Cell::new(0),
-        });
-        let slot = local.enter(entry.clone());
-        let mut runner = Self {
-            state: None,
-            batch: VecDeque::new(),
-            urgent: VecDeque::new(),
-            jobs: Jobs::new(P::KIND),
-            shared,
-            local: local.clone(),
-            entry,
-            slot,
-            alarm: None,
-            armed: None,
-            draining: None,
-            wish: Wish::GoOn,
-            started: false,
-            finished: false,
-            #[cfg(debug_assertions)]
-            owner: std::thread::current().id(),
-        };
+        let mut runner = Self::empty(local, shared, identity);
         match contain(make) {
             Ok(state) => {
                 runner.state = Some(state);
@@ -131,6 +111,59 @@ impl<P: Protocol> Runner<P> {
         }
     }
 
+    /// A runner that makes its protocol in its first turn, and again whenever the group says so.
+    pub(crate) fn kept(
+        local: &Rc<Local>,
+        shared: Arc<Shared<P::Msg>>,
+        identity: Identity,
+        make: Box<dyn FnMut() -> P>,
+        group: Arc<Supervision>,
+    ) -> Self {
+        let mut runner = Self::empty(local, shared, identity);
+        runner.keeper = Some(Keeper { make, group, revive: Some(clock::now()) });
+        runner
+    }
+
+    fn empty(local: &Rc<Local>, shared: Arc<Shared<P::Msg>>, identity: Identity) -> Self {
+        let entry = Rc::new(Entry {
+            id: shared.id,
+            kind: P::KIND,
+            name: identity.name,
+            parent: identity.parent,
+            depth: identity.depth,
+            born: clock::now(),
+            control: shared.clone(),
+            turns: Cell::new(0),
+            handled: Cell::new(0),
+            busy: Cell::new(Duration::ZERO),
+            longest: Cell::new(Duration::ZERO),
+            held: Cell::new(0),
+            restarts: Cell::new(0),
+            last_failure: Cell::new(None),
+        });
+        let slot = local.enter(entry.clone());
+        Self {
+            state: None,
+            batch: VecDeque::new(),
+            urgent: VecDeque::new(),
+            jobs: Jobs::new(P::KIND),
+            shared,
+            local: local.clone(),
+            entry,
+            slot,
+            alarm: None,
+            armed: None,
+            draining: None,
+            wish: Wish::GoOn,
+            started: false,
+            handled_bytes: 0,
+            finished: false,
+            keeper: None,
+            #[cfg(debug_assertions)]
+            owner: std::thread::current().id(),
+        }
+    }
+
     /// One turn. Ready when the actor has ended.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         #[cfg(debug_assertions)]
@@ -139,14 +172,21 @@ impl<P: Protocol> Runner<P> {
             return Poll::Ready(());
         }
         let now = clock::now();
+        if let Some(at) = self.keeper.as_ref().and_then(|keeper| keeper.revive)
+            && let Some(poll) = self.revive(at, now, cx)
+        {
+            return poll;
+        }
         let signals = self.shared.lane.begin(&mut self.batch, &mut self.urgent);
         if let Some(cause) = signals.stop {
-            self.finish(match cause {
-                StopCause::Asked => Exit::Normal,
-                StopCause::Deadline => Exit::Deadline,
-                StopCause::Memory => Exit::Fault(Fault::local("memory", "the memory budget took it back")),
-            });
+            self.finish(exit_of(cause));
             return Poll::Ready(());
+        }
+        if let Some(at) = signals.remake
+            && self.keeper.is_some()
+        {
+            self.put_down(&Exit::Fault(Fault::local("group", "another of its group failed")), at, cx);
+            return self.wait_for(at, cx);
         }
         let drain = signals.drain.filter(|by| self.draining.is_none_or(|old| *by < old));
         if let Some(by) = drain {
@@ -160,19 +200,15 @@ impl<P: Protocol> Runner<P> {
         let place = Cell::new("started");
         let done = match contain(|| self.turn(now, signals.quiesce, drain, cx, &place)) {
             Ok(Ok(done)) => done,
-            Ok(Err(exit)) => {
-                self.finish(exit);
-                return Poll::Ready(());
-            }
+            Ok(Err(exit)) => return self.fail(exit, now, cx),
             Err(message) => {
                 count_panic(P::KIND, place.get(), &message);
-                self.finish(Exit::Panic(message));
-                return Poll::Ready(());
+                return self.fail(Exit::Panic(message), now, cx);
             }
         };
         self.account(now, &done);
 
-        let more = self.shared.lane.end(self.batch.len(), done.handled_bytes, cx.waker()) || done.more;
+        let more = self.shared.lane.end(self.batch.len(), self.handled_bytes, cx.waker()) || done.more;
         match self.wish {
             Wish::Stop => {
                 self.finish(Exit::Normal);
@@ -199,6 +235,7 @@ impl<P: Protocol> Runner<P> {
         cx: &Context<'_>,
         place: &Cell<&'static str>,
     ) -> Result<Done, Exit> {
+        self.handled_bytes = 0;
         let Some(state) = &mut self.state else { return Err(Exit::Normal) };
         let mut turn = Turn {
             now,
@@ -212,7 +249,7 @@ impl<P: Protocol> Runner<P> {
             draining: self.draining,
             _pinned: PhantomData,
         };
-        let mut done = Done { handled: 0, handled_bytes: 0, more: false, deadline: None, held: 0, last: "io" };
+        let mut done = Done { handled: 0, more: false, deadline: None, held: 0, last: "io" };
         if !self.started {
             self.started = true;
             state.started(&mut turn).map_err(Exit::Fault)?;
@@ -248,7 +285,7 @@ impl<P: Protocol> Runner<P> {
             }
             let Some(m) = self.batch.pop_front() else { break };
             done.last = P::label(&m);
-            done.handled_bytes += self.shared.lane.size_of(&m);
+            self.handled_bytes += self.shared.lane.size_of(&m);
             done.handled += 1;
             state.on(m, &mut turn).map_err(Exit::Fault)?;
             if n % 8 == 0 && clock::now().saturating_duration_since(now) > TURN_TIME {
@@ -279,6 +316,81 @@ impl<P: Protocol> Runner<P> {
         done.deadline = state.deadline();
         done.held = state.held();
         Ok(done)
+    }
+
+    /// The protocol has failed: ends the actor, or puts it down until its group lets it be made anew.
+    fn fail(&mut self, exit: Exit, now: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let number = self.shared.id.0;
+        let verdict = match &self.keeper {
+            Some(keeper) if self.draining.is_none() => keeper.group.failed(number, now),
+            Some(_) | None => Verdict::GiveUp,
+        };
+        match verdict {
+            Verdict::GiveUp => {
+                self.finish(exit);
+                Poll::Ready(())
+            }
+            Verdict::Revive(at) => {
+                tracing::warn!(kind = P::KIND, id = %self.entry.id, %exit, "failed, to be made anew");
+                self.put_down(&exit, at, cx);
+                self.wait_for(at, cx)
+            }
+        }
+    }
+
+    /// Drops the protocol and its jobs; the mailbox and what waits in it stay.
+    fn put_down(&mut self, why: &Exit, at: Instant, cx: &Context<'_>) {
+        self.close_hook(why);
+        let outstanding = self.jobs.len();
+        self.drop_state();
+        (0..outstanding).for_each(|_| self.shared.lane.release(0));
+        self.shared.lane.end(self.batch.len(), self.handled_bytes, cx.waker());
+        self.started = false;
+        self.wish = Wish::GoOn;
+        if let Some(keeper) = &mut self.keeper {
+            keeper.revive = Some(at);
+        }
+        self.entry.restarts.set(self.entry.restarts.get() + 1);
+        self.entry.last_failure.set(Some(why.reason()));
+        self.entry.held.set(0);
+        self.local.counters.raise("actor_restarts", P::KIND, why.reason());
+    }
+
+    fn wait_for(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        if self.arm(Some(at), cx) {
+            self.yield_turn(cx);
+        }
+        Poll::Pending
+    }
+
+    /// Makes the protocol if its time has come. `None`: it is there, go on with the turn.
+    fn revive(&mut self, mut at: Instant, now: Instant, cx: &mut Context<'_>) -> Option<Poll<()>> {
+        let signals = self.shared.lane.wait(cx.waker());
+        let ended =
+            signals.stop.map(exit_of).or_else(|| (signals.quiesce || signals.drain.is_some()).then_some(Exit::Normal));
+        if let Some(exit) = ended {
+            self.finish(exit);
+            return Some(Poll::Ready(()));
+        }
+        let keeper = self.keeper.as_mut()?;
+        if let Some(later) = signals.remake {
+            at = at.max(later);
+            keeper.revive = Some(at);
+        }
+        if now < at {
+            return Some(self.wait_for(at, cx));
+        }
+        keeper.revive = None;
+        match contain(&mut keeper.make) {
+            Ok(state) => {
+                self.state = Some(state);
+                None
+            }
+            Err(message) => {
+                count_panic(P::KIND, "factory", &message);
+                Some(self.fail(Exit::Panic(message), now, cx))
+            }
+        }
     }
 
     fn account(&self, began: Instant, done: &Done) {
@@ -332,6 +444,24 @@ impl<P: Protocol> Runner<P> {
         }
     }
 
+    /// Tells the protocol, unless it panicked: then no hook may see its half-changed state.
+    fn close_hook(&mut self, why: &Exit) {
+        if !matches!(why, Exit::Panic(_))
+            && let Some(state) = &mut self.state
+            && let Err(message) = contain(|| state.closed(why))
+        {
+            count_panic(P::KIND, "closed", &message);
+        }
+    }
+
+    fn drop_state(&mut self) {
+        let state = self.state.take();
+        let jobs = std::mem::replace(&mut self.jobs, Jobs::new(P::KIND));
+        for message in [contain(|| drop(state)), contain(|| drop(jobs))].into_iter().filter_map(Result::err) {
+            count_panic(P::KIND, "drop", &message);
+        }
+    }
+
     fn finish(&mut self, exit: Exit) {
         if std::mem::replace(&mut self.finished, true) {
             return;
@@ -349,21 +479,19 @@ impl<P: Protocol> Runner<P> {
             Exit::Panic(message) => tracing::error!(kind = P::KIND, id = %self.entry.id, %message, "ended by a panic"),
             Exit::Deadline => {
                 tracing::warn!(kind = P::KIND, id = %self.entry.id, "ended before it was done");
-                self.local.overdue.borrow_mut().push(self.entry.unfinished(self.local.index));
+                self.local.note_overdue(&self.entry);
             }
         }
-        if !matches!(exit, Exit::Panic(_))
-            && let Some(state) = &mut self.state
-            && let Err(message) = contain(|| state.closed(&exit))
-        {
-            count_panic(P::KIND, "closed", &message);
-        }
+        self.close_hook(&exit);
+        // Closed before anything is dropped, so that whoever waits for an answer finds it closed.
         let queued = self.shared.lane.close();
-        let state = self.state.take();
-        let jobs = std::mem::replace(&mut self.jobs, Jobs::new(P::KIND));
+        self.drop_state();
         let mine = (std::mem::take(&mut self.batch), std::mem::take(&mut self.urgent));
-        let dropped =
-            [contain(|| drop(state)), contain(|| drop(jobs)), contain(|| drop(mine)), contain(|| drop(queued))];
+        let keeper = self.keeper.take();
+        if let Some(keeper) = &keeper {
+            keeper.group.leave(self.shared.id.0);
+        }
+        let dropped = [contain(|| drop(mine)), contain(|| drop(queued)), contain(|| drop(keeper))];
         for message in dropped.into_iter().filter_map(Result::err) {
             count_panic(P::KIND, "drop", &message);
         }
@@ -371,6 +499,22 @@ impl<P: Protocol> Runner<P> {
         self.local.counters.raise("actor_exits", P::KIND, exit.reason());
         self.local.leave(self.slot);
         self.shared.ended(&exit);
+    }
+}
+
+/// The end of an actor that was told to stop.
+const fn exit_of(cause: StopCause) -> Exit {
+    match cause {
+        StopCause::Asked => Exit::Normal,
+        StopCause::Deadline => Exit::Deadline,
+        StopCause::Memory => Exit::Fault(Fault {
+            whose: Whose::Local,
+            reason: "memory",
+            detail: Cow::Borrowed("the memory budget took it back"),
+        }),
+        StopCause::Group => {
+            Exit::Fault(Fault { whose: Whose::Local, reason: "group", detail: Cow::Borrowed("its group has given up") })
+        }
     }
 }
 

@@ -55,6 +55,10 @@ pub struct ActorView {
     pub longest_turn: Duration,
     /// Bytes in buffers of its own.
     pub held: usize,
+    /// How often it was made anew after a failure.
+    pub restarts: u32,
+    /// Why it failed the last time.
+    pub last_failure: Option<&'static str>,
 }
 
 /// One arbiter.
@@ -164,6 +168,8 @@ fn read(local: &Local) -> Vec<ActorView> {
                 busy: entry.busy.get(),
                 longest_turn: entry.longest.get(),
                 held: entry.held.get(),
+                restarts: entry.restarts.get(),
+                last_failure: entry.last_failure.get(),
             }
         })
         .collect()

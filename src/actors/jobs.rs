@@ -41,6 +41,10 @@ impl<M: 'static> Jobs<M> {
         self.set.get_or_insert_default().push(Box::pin(job));
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.set.as_ref().map_or(0, |set| set.len())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.set.as_ref().is_none_or(|set| set.is_empty())
     }

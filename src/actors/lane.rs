@@ -79,6 +79,8 @@ pub(crate) struct Signals {
     pub(crate) drain: Option<Instant>,
     /// Take no new work, but go on with what is there.
     pub(crate) quiesce: bool,
+    /// Be made anew at this instant, because another of the group failed.
+    pub(crate) remake: Option<Instant>,
 }
 
 /// Who asked an actor to stop.
@@ -90,11 +92,13 @@ pub(crate) enum StopCause {
     Deadline,
     /// The memory budget, which had to take back what the largest holder has.
     Memory,
+    /// Its group, which has given up.
+    Group,
 }
 
 impl Signals {
     const fn any(&self) -> bool {
-        self.stop.is_some() || self.drain.is_some() || self.quiesce
+        self.stop.is_some() || self.drain.is_some() || self.quiesce || self.remake.is_some()
     }
 }
 
@@ -429,6 +433,15 @@ impl<M> Lane<M> {
         if !s.urgent.is_empty() {
             std::mem::swap(&mut s.urgent, urgent);
         }
+        std::mem::take(&mut s.signals)
+    }
+
+    /// The owner has nothing to handle messages with at present: answers what was asked and sleeps, with the messages
+    /// left where they are.
+    pub(crate) fn wait(&self, waker: &Waker) -> Signals {
+        let mut s = self.state.lock();
+        s.asleep = true;
+        s.owner = Some(waker.clone());
         std::mem::take(&mut s.signals)
     }
 

@@ -69,6 +69,9 @@ pub(crate) struct Entry {
     pub(crate) busy: Cell<Duration>,
     pub(crate) longest: Cell<Duration>,
     pub(crate) held: Cell<usize>,
+    pub(crate) restarts: Cell<u32>,
+    /// Why it failed the last time, if it is supervised and did.
+    pub(crate) last_failure: Cell<Option<&'static str>>,
 }
 
 impl Entry {
@@ -151,6 +154,13 @@ impl Local {
             for (_, tell) in done {
                 let _gone = tell.send(());
             }
+        }
+    }
+
+    /// Remembers, for the report of a drain of the whole mesh, who was ended at its deadline.
+    pub(crate) fn note_overdue(&self, entry: &Entry) {
+        if self.mesh.inner.draining.load(Ordering::Relaxed) {
+            self.overdue.borrow_mut().push(entry.unfinished(self.index));
         }
     }
 

@@ -117,6 +117,8 @@ pub(crate) trait Controlled: Send + Sync {
     fn stop(&self, cause: StopCause);
     fn drain(&self, by: Instant);
     fn quiesce(&self);
+    fn remake(&self, at: Instant);
+    fn number(&self) -> u64;
 }
 
 impl<M: Send> Controlled for Shared<M> {
@@ -134,6 +136,14 @@ impl<M: Send> Controlled for Shared<M> {
 
     fn quiesce(&self) {
         self.lane.signal(|s| s.quiesce = true);
+    }
+
+    fn remake(&self, at: Instant) {
+        self.lane.signal(|s| s.remake = Some(s.remake.map_or(at, |old| old.max(at))));
+    }
+
+    fn number(&self) -> u64 {
+        self.id.0
     }
 }
 

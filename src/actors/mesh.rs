@@ -26,6 +26,7 @@ use super::placement::{self, Weight};
 use super::protocol::{Exit, Fault, Protocol};
 use super::registry::Registry;
 use super::sim::Injector;
+use super::supervise::Supervision;
 
 /// How often an arbiter measures its load.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
@@ -304,6 +305,27 @@ impl Mesh {
         if sent { Ok(mail) } else { Err(SpawnError::Stopped) }
     }
 
+    pub(crate) fn spawn_supervised<P: Protocol>(
+        &self,
+        group: Arc<Supervision>,
+        place: Place,
+        spec: Spec,
+        make: impl FnMut() -> P + Send + 'static,
+    ) -> Result<Mail<P::Msg>, SpawnError> {
+        let (unstarted, index, identity) = self.admit::<P>(None, place, spec)?;
+        if !group.enter(unstarted.shared.clone()) {
+            return Err(SpawnError::Stopped);
+        }
+        let mail = unstarted.mail();
+        let seat = self.inner.seats.get(index).ok_or(SpawnError::Stopped)?;
+        let sent = seat.run(Box::new(move || {
+            if let Some(here) = local::current() {
+                unstarted.keep(&here, identity, Box::new(make), group);
+            }
+        }));
+        if sent { Ok(mail) } else { Err(SpawnError::Stopped) }
+    }
+
     /// As [`spawn`](Self::spawn), and answers the actix address of the host as well, through which stock actix actors
     /// reach it with [`Deliver`](super::Deliver).
     ///
@@ -433,6 +455,17 @@ impl<P: Protocol> Unstarted<P> {
     fn make(mut self, here: &std::rc::Rc<Local>, identity: Identity, make: impl FnOnce() -> P) -> Option<Runner<P>> {
         self.taken = true;
         Runner::make(here, self.shared.clone(), identity, make)
+    }
+
+    fn keep(
+        mut self,
+        here: &std::rc::Rc<Local>,
+        identity: Identity,
+        make: Box<dyn FnMut() -> P>,
+        group: Arc<Supervision>,
+    ) {
+        self.taken = true;
+        host::start(here, Runner::kept(here, self.shared.clone(), identity, make, group));
     }
 
     fn start(self, here: &std::rc::Rc<Local>, identity: Identity, make: impl FnOnce() -> P) {

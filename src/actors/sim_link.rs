@@ -2,8 +2,8 @@
 //!
 //! [`datagram_link`] and [`stream_link`] each give two plugs. A plug is `Send`: it travels into the closure that
 //! creates an actor. There [`DatagramPlug::open`] and [`StreamPlug::open`] turn it into the thing that is read and
-//! written, which is `!Send`: it holds a timer of [`clock`](super::clock), and a timer belongs to the thread, or the
-//! simulation, that it was made in. Two types let the compiler refuse what would be a timer on a foreign thread.
+//! written. Two types, because the second holds a timer of [`clock`], and a timer follows the clock of
+//! the thread, or the simulation, on which it was made.
 //!
 //! All time is taken from the clock. In a simulation the same seed and the same calls give the same bytes at the same
 //! instants; on an arbiter a link works too, on real time, and needs its time driver. Each direction has a generator
@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 use super::clock::{self, Sleep};
 use super::sim_random::{Chance, Random};
 
-pub use super::sim_link_datagram::{DatagramControl, DatagramPlug, DatagramSocket, Stats, datagram_link};
+pub use super::sim_link_datagram::{DatagramControl, DatagramPlug, DatagramSocket, datagram_link};
+pub use super::sim_link_datagram_way::Stats;
 pub use super::sim_link_stream::{Stream, StreamControl, StreamPlug, stream_link};
 
 /// What goes wrong in one direction of a link; the default is a perfect one: at once, all, in order, unharmed.
@@ -232,4 +233,4 @@ pub(super) fn wake(waiting: impl IntoIterator<Item = Option<Waker>>) {
 
 #[cfg(test)]
 #[path = "sim_link_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -17,7 +17,7 @@ fn env(name: &str) -> Option<OsString> {
 }
 
 fn known() -> Known {
-    Known::default().protocol("chat")
+    Known::default().protocol("chat").protocol("shout")
 }
 
 fn folder(name: &str) -> PathBuf {

@@ -131,10 +131,13 @@ impl Signals {
     }
 }
 
-/// Prints; a reader that has gone away is not worth a panic, but is a failure.
+/// Prints. A reader that has had enough (`| head`) is no failure.
 fn say(text: &str) -> ExitCode {
-    let printed = std::io::stdout().write_all(text.as_bytes());
-    if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::from(FAILED),
+        Ok(()) | Err(_) => ExitCode::SUCCESS,
+    }
 }
 
 fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {

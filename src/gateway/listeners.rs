@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::config::{self, FramedService, Listener, Place};
 use super::{Factory, ListenerStatus, Made, StartError};
-use crate::actors::Mesh;
-use crate::memory::Budget;
+use crate::actors::{Budget, Mesh};
+use crate::memory;
 use crate::transports::framed::{self, ByteOrder, Echo, Format, LengthBytes, Settings, WhenSlow};
 use crate::transports::kit::admission::{Caps, Occupancy};
 use crate::transports::tcp::{self, Acceptor, AcceptorSettings, OnAccept};
@@ -40,7 +40,7 @@ pub(super) fn prepare(listener: &Listener, protocols: &BTreeMap<String, Factory>
             let name: Arc<str> = Arc::from(listener.name.as_str());
             match framed.service {
                 FramedService::Echo => Ok(Box::new(move || {
-                    Box::new(framed::Connections::new(name, settings, || Echo)) as Box<dyn OnAccept>
+                    Box::new(framed::Connections::new(name.clone(), settings.clone(), || Echo)) as Box<dyn OnAccept>
                 })),
             }
         }
@@ -84,7 +84,7 @@ fn settings_of(listener: &Listener, framed: &config::Framed) -> Result<Settings,
 pub(super) fn start_all(
     mesh: &Mesh,
     bound: Vec<(Listener, TcpListener, Made)>,
-    budget: &Budget,
+    budget: &memory::Budget,
 ) -> Result<Vec<ListenerStatus>, StartError> {
     let mut started = Vec::new();
     for (index, (listener, socket, made)) in bound.into_iter().enumerate() {
@@ -104,7 +104,8 @@ pub(super) fn start_all(
             occupancy: occupancy.clone(),
         };
         let place = crate::actors::Place::On(index % mesh.arbiters().max(1));
-        let acceptor = Acceptor::start(mesh, place, socket, settings, made).map_err(StartError::Spawn)?;
+        let acceptor =
+            Acceptor::start(mesh, place, socket, settings, Budget::default(), made).map_err(StartError::Spawn)?;
         tracing::info!(listener = %name, %address, protocol = name_of(&listener.protocol), "listening");
         started.push(ListenerStatus {
             name,

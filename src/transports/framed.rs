@@ -8,6 +8,8 @@ mod client;
 mod codec;
 mod outbox;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use actor::{Connection, Connections, FramedMsg};
 pub use client::{ClientError, FramedClient};

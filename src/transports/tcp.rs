@@ -19,7 +19,9 @@ use tokio::io::unix::AsyncFd;
 
 use super::kit::admission::{Admission, Caps, Occupancy, Refusal, Ticket};
 use crate::actors::clock::later;
-use crate::actors::{Counter, Fault, Mesh, Place, Progress, Protocol, SpawnError, Spec, Turn};
+use crate::actors::{
+    Budget as Restarts, Counter, Fault, Mail, Mesh, Place, Progress, Protocol, SpawnError, Spec, Turn,
+};
 use crate::memory::Budget;
 
 /// Connections taken per turn, at most.
@@ -88,7 +90,7 @@ pub struct AcceptorSettings {
 pub struct Acceptor<A> {
     settings: AcceptorSettings,
     admission: Admission,
-    socket: Option<TcpListener>,
+    socket: Option<io::Result<TcpListener>>,
     ready: Option<AsyncFd<TcpListener>>,
     paused: Option<Instant>,
     accepted: Counter,
@@ -102,7 +104,9 @@ impl<A> fmt::Debug for Acceptor<A> {
 }
 
 impl<A: OnAccept> Acceptor<A> {
-    /// Starts an acceptor on `place`. `on_accept` is made there and need not be `Send`.
+    /// Starts an acceptor on `place`, supervised: when it fails it is made anew, and connections wait in the kernel's
+    /// queue meanwhile. When it has failed as often as `restarts` allows, it ends and the socket is closed. `on_accept`
+    /// is made there and need not be `Send`.
     ///
     /// # Errors
     /// See [`Mesh::spawn`].
@@ -111,17 +115,28 @@ impl<A: OnAccept> Acceptor<A> {
         place: Place,
         socket: TcpListener,
         settings: AcceptorSettings,
-        on_accept: impl FnOnce() -> A + Send + 'static,
-    ) -> Result<crate::actors::Mail<Never>, SpawnError> {
-        mesh.spawn(place, Spec::named(settings.name.clone()), move || Self {
+        restarts: Restarts,
+        mut on_accept: impl FnMut() -> A + Send + 'static,
+    ) -> Result<Mail<Never>, SpawnError> {
+        mesh.supervise(place, Spec::named(settings.name.clone()), restarts, move || Self {
             admission: Admission::new(settings.caps, settings.budget.clone(), settings.occupancy.clone()),
-            settings,
-            socket: Some(socket),
+            settings: settings.clone(),
+            socket: Some(socket.try_clone()),
             ready: None,
             paused: None,
             accepted: Counter::default(),
             on_accept: on_accept(),
         })
+    }
+
+    /// Refuses new connections from now on. The socket is shut down and not only closed, since the factory of this
+    /// acceptor holds it as well.
+    fn shut(&mut self) {
+        if let Some(ready) = self.ready.take()
+            && let Err(error) = rustix::net::shutdown(ready.get_ref(), rustix::net::Shutdown::Both)
+        {
+            tracing::debug!(listener = %self.settings.name, %error, "the listening socket was closed already");
+        }
     }
 
     fn accept(&mut self, ready: &AsyncFd<TcpListener>, turn: &Turn<'_, Never>) -> Result<Progress, Fault> {
@@ -181,6 +196,7 @@ impl<A: OnAccept> Protocol for Acceptor<A> {
     fn started(&mut self, turn: &mut Turn<'_, Never>) -> Result<(), Fault> {
         self.accepted = turn.counter("connections_accepted", &self.settings.name, "");
         if let Some(socket) = self.socket.take() {
+            let socket = socket.map_err(|error| Fault::local("listener", error.to_string()))?;
             #[expect(
                 deprecated,
                 reason = "its successor is unsafe; a std listener keeps its descriptor open, as both ask"
@@ -216,12 +232,12 @@ impl<A: OnAccept> Protocol for Acceptor<A> {
     }
 
     fn quiesce(&mut self, _: &mut Turn<'_, Never>) {
-        // Closing the socket refuses new connections at once; those in its queue are reset by the kernel.
-        self.ready = None;
+        // Those in the socket's queue are reset by the kernel.
+        self.shut();
     }
 
     fn drain(&mut self, _: Instant, turn: &mut Turn<'_, Never>) {
-        self.ready = None;
+        self.shut();
         turn.stop();
     }
 }

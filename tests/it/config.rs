@@ -63,6 +63,10 @@ fn the_shipped_file_and_the_examples_are_fine() {
     assert_eq!(stderr(&output), "");
     for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/configs")).unwrap() {
         let path = entry.unwrap().path();
+        if path.ends_with("custom_protocol.toml") {
+            // Its protocol is the example's own; `embed` checks it with that.
+            continue;
+        }
         let output = portway(&["check", "-c", path.to_str().unwrap()], &[]);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     }

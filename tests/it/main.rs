@@ -6,6 +6,8 @@ mod actors_faults;
 mod actors_mesh;
 mod admin;
 mod config;
+mod embed;
 mod framed;
 mod gateway;
 mod probe;
+mod supervise;

@@ -222,7 +222,7 @@ fn messages_of_others_follow_the_policy_under_a_stalled_peer() {
             assert_eq!(mail.exit().map(|exit| exit.reason()), Some("slow_reader"));
             return;
         }
-        let (asker, control) = (mail.clone(), theirs.control());
+        let (asker, control) = (mail, theirs.control());
         let numbers = sim
             .block_on(LONG, async move {
                 let mut client = FramedClient::over(theirs.open(), Format::default());

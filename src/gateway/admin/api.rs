@@ -64,6 +64,8 @@ struct Actor<'a> {
     busy_us: u128,
     longest_turn_us: u128,
     held_bytes: usize,
+    restarts: u32,
+    last_failure: Option<&'a str>,
 }
 
 pub(super) fn actors(view: &MeshView, filter: &Filter) -> Result<String, serde_json::Error> {
@@ -103,6 +105,8 @@ pub(super) fn actors(view: &MeshView, filter: &Filter) -> Result<String, serde_j
                 busy_us: actor.busy.as_micros(),
                 longest_turn_us: actor.longest_turn.as_micros(),
                 held_bytes: actor.held,
+                restarts: actor.restarts,
+                last_failure: actor.last_failure,
             })
             .collect(),
     };

@@ -20,6 +20,7 @@ use crate::gateway::Status;
 const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("actor_exits", "kind", "reason", "Actors that ended, by kind and reason"),
     ("actor_panics", "kind", "place", "Panics contained, by kind of actor and place"),
+    ("actor_restarts", "kind", "reason", "Actors made anew by their group, by kind and reason of the failure"),
     ("actor_slow_turns", "kind", "message", "Turns longer than 5 ms, by kind of actor and last message"),
     ("bytes_in", "listener", "", "Bytes read from peers"),
     ("bytes_out", "listener", "", "Bytes written to peers"),

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,7 +25,9 @@ const READ_PER_TURN: usize = 256 << 10;
 /// Bytes written per turn, at most.
 const WRITE_PER_TURN: usize = 1 << 20;
 /// The memory lease moves in steps of this, so that the budget is not touched per message.
-const LEASE_STEP: usize = 64 << 10;
+const LEASE_STEP: usize = 16 << 10;
+/// A connection that got no more credit of the memory budget is not read for this long.
+const CREDIT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What others may tell a framed connection.
 #[derive(Debug, Clone)]
@@ -83,6 +85,8 @@ pub struct Connection<S, V> {
     leased: usize,
     /// Reading waits for the peer to take its answers.
     held_back: bool,
+    /// Reading waits for the memory budget.
+    resume_at: Option<Instant>,
 }
 
 impl<S, V> fmt::Debug for Connection<S, V> {
@@ -121,6 +125,7 @@ impl<S, V: Service> Connection<S, V> {
             why: None,
             leased: 0,
             held_back: false,
+            resume_at: None,
         }
     }
 
@@ -138,13 +143,16 @@ impl<S, V: Service> Connection<S, V> {
         if moved.messages_in > 0 {
             ticket.complete();
         }
-        let steps = self.state.held().div_ceil(LEASE_STEP) - usize::from(self.state.held() > 0);
-        if steps * LEASE_STEP != self.leased {
+        let wanted = self.state.held().next_multiple_of(LEASE_STEP);
+        if wanted != self.leased {
             let lease = ticket.lease();
-            let base = lease.bytes() - self.leased;
-            self.leased = steps * LEASE_STEP;
-            // What is held is held: the budget answers by refusing new sessions, and ends the largest holder.
-            lease.force(base + self.leased);
+            let whole = lease.bytes() - self.leased + wanted;
+            self.leased = wanted;
+            if lease.resize(whole).is_err() {
+                // What is held is held, but nothing more is read until there is room again.
+                lease.force(whole);
+                self.resume_at = Some(clock::later(turn.now(), CREDIT_PAUSE));
+            }
         }
     }
 }
@@ -153,6 +161,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin, V: Service> Connection<S, V> {
     fn read(&mut self, turn: &mut Turn<'_, FramedMsg>) -> Progress {
         let Ok(stream) = &mut self.stream else { return Progress::Idle };
         let now = turn.now();
+        if self.resume_at.is_some() {
+            return Progress::Idle;
+        }
         let mut left = READ_PER_TURN;
         while self.state.wants_read() {
             if left == 0 {
@@ -276,10 +287,14 @@ where
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.state.deadline()
+        match (self.state.deadline(), self.resume_at) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (at, None) | (None, at) => at,
+        }
     }
 
     fn on_deadline(&mut self, turn: &mut Turn<'_, FramedMsg>) -> Result<(), Fault> {
+        self.resume_at = self.resume_at.filter(|at| *at > turn.now());
         self.state.handle(Input::Deadline, turn.now(), &mut self.service);
         Ok(())
     }

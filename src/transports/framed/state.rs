@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 use super::codec::{Format, FrameError};
 use super::outbox::{Outbox, Queued, WhenSlow};
 
+/// A drain hands in what has arrived by then: at most what a socket can hold (the default maximum of Linux, tcp(7)).
+/// A peer that never pauses would keep us reading for ever.
+const LAST_READ: usize = 6 << 20;
 /// After a drain the peer may take this long to close its side.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -53,6 +56,12 @@ impl Default for Settings {
 pub trait Service {
     /// A message has arrived whole. Answers go into `out`; [`Queued::Full`] there closes the connection.
     fn message(&mut self, body: &[u8], out: &mut Outbox);
+
+    /// The bytes that the answers to a message of `body` bytes may take, beyond one length field. While the peer
+    /// leaves no room for so many, the message waits and the peer is not read.
+    fn reply_room(&self, body: usize) -> usize {
+        body
+    }
 }
 
 /// Sends each message back.
@@ -152,6 +161,7 @@ enum Phase {
     /// Asked to finish; what has arrived is still being handed in.
     LastRead {
         by: Instant,
+        left: usize,
     },
     /// Nothing more is answered; what waits is being written.
     Flush {
@@ -225,17 +235,10 @@ impl State {
             Input::Deadline => self.expire(now),
             Input::Drain(by) => {
                 if self.phase == Phase::Open {
-                    self.phase = Phase::LastRead { by };
+                    self.phase = Phase::LastRead { by, left: LAST_READ };
                 }
             }
-            Input::ReadDone => {
-                if let Phase::LastRead { by } = self.phase
-                    && !self.stalled
-                {
-                    let then = After::Linger { by: Some(by), close: Close::normal("drained") };
-                    self.phase = Phase::Flush { then };
-                }
-            }
+            Input::ReadDone => self.last_read_done(),
         }
         self.settle(now);
     }
@@ -321,11 +324,26 @@ impl State {
         self.outbox.take_spare()
     }
 
+    fn last_read_done(&mut self) {
+        if let Phase::LastRead { by, .. } = self.phase
+            && !self.stalled
+        {
+            let then = After::Linger { by: Some(by), close: Close::normal("drained") };
+            self.phase = Phase::Flush { then };
+        }
+    }
+
     fn bytes(&mut self, bytes: &[u8], now: Instant, service: &mut impl Service) {
         self.counts.bytes_in += bytes.len() as u64;
         self.moved_at = now;
-        if !matches!(self.phase, Phase::Open | Phase::LastRead { .. }) {
-            return;
+        match &mut self.phase {
+            Phase::Open => {}
+            Phase::LastRead { left: 0, .. } => {
+                self.last_read_done();
+                return;
+            }
+            Phase::LastRead { left, .. } => *left = left.saturating_sub(bytes.len()),
+            Phase::Flush { .. } | Phase::Linger { .. } | Phase::Over(_) => return,
         }
         if self.partial.is_empty() {
             let used = self.answer(bytes, now, service);
@@ -361,7 +379,8 @@ impl State {
                 }
             };
             let Some(body) = rest.get(frame.header..frame.total()) else { break };
-            if keep_all && !self.outbox.fits(frame.total()) && self.outbox.pending() > 0 {
+            let room = frame.header + service.reply_room(frame.body);
+            if keep_all && !self.outbox.fits(room) && self.outbox.pending() > 0 {
                 self.stalled = true;
                 break;
             }
@@ -472,6 +491,3 @@ impl State {
         ]
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,15 +1,14 @@
 //! The decisions, driven by hand: no socket, no clock.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::actors::clock;
 
 const S: Duration = Duration::from_secs(1);
-
-#[expect(clippy::disallowed_methods, reason = "a starting point for a clock that the test moves")]
-fn start() -> Instant {
-    Instant::now()
-}
 
 fn frame(body: &[u8]) -> Vec<u8> {
     [&(body.len() as u32).to_be_bytes()[..], body].concat()
@@ -18,7 +17,7 @@ fn frame(body: &[u8]) -> Vec<u8> {
 fn state(change: impl FnOnce(&mut Settings)) -> (State, Instant) {
     let mut settings = Settings::default();
     change(&mut settings);
-    let now = start();
+    let now = clock::now();
     (State::new(Arc::new(settings), now), now)
 }
 
@@ -170,6 +169,46 @@ fn a_drain_answers_what_has_come_and_lingers() {
 }
 
 #[test]
+fn a_drain_of_a_peer_that_never_pauses_ends() {
+    let (mut state, now) = state(|_| {});
+    state.handle(Input::Bytes(&frame(b"one")), now, &mut Echo);
+    state.handle(Input::Drain(now + 60 * S), now, &mut Echo);
+    let chunk = frame(&[1; 65_532]);
+    let mut chunks = 0;
+    while state.wants_last_read() {
+        state.handle(Input::Bytes(&chunk), now, &mut Echo);
+        written(&mut state, now);
+        chunks += 1;
+        assert!(chunks < 1_000, "it reads for ever");
+    }
+    assert_eq!(state.poll(), Next::ShutdownWrite);
+    assert_eq!(state.take_moved().messages_in, 1 + 96, "what a socket can hold, and no more");
+}
+
+#[test]
+fn a_service_with_large_answers_waits_for_their_room() {
+    struct Tenfold;
+    impl Service for Tenfold {
+        fn message(&mut self, body: &[u8], out: &mut Outbox) {
+            out.push(&body.repeat(10));
+        }
+        fn reply_room(&self, body: usize) -> usize {
+            body * 10
+        }
+    }
+    let (mut state, now) = state(|s| s.outbound = 250);
+    state.handle(Input::Bytes(&frame(&[1; 10]).repeat(5)), now, &mut Tenfold);
+    let mut answers = 0;
+    while let Next::Write(bytes) = state.poll() {
+        assert!(bytes.len() <= 250);
+        let count = bytes.len().min(104);
+        answers += usize::from(count == 104);
+        state.handle(Input::Written(count), now, &mut Tenfold);
+    }
+    assert_eq!((answers, reason(&state)), (5, None));
+}
+
+#[test]
 fn a_drain_of_a_stalled_peer_goes_on_when_it_reads() {
     let (mut state, now) = state(|s| s.outbound = 100);
     let input = frame(&[7; 36]).repeat(5);
@@ -233,7 +272,7 @@ proptest! {
     ) {
         let (mut state, start) = state(|s| {
             s.outbound = 200;
-            s.format = Format::new(super::super::codec::LengthBytes::One, super::super::codec::ByteOrder::Big, false, 150).unwrap();
+            s.format = Format::new(LengthBytes::One, ByteOrder::Big, false, 150).unwrap();
         });
         let mut now = start;
         for (what, bytes) in steps {
@@ -254,7 +293,8 @@ proptest! {
             if let Next::Write(out) = state.poll() {
                 prop_assert!(out.len() <= 200);
             }
-            prop_assert!(state.partial.len() <= 151 + 100, "{}", state.partial.len());
+            // The outbound bound, and one message and one read, in buffers that grow by doubling.
+            prop_assert!(state.held() <= 2 * (200 + 151 + 100), "{}", state.held());
         }
     }
 }
