@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn buckets_are_within_two_percent() {
         for ns in [1_u64, 63, 64, 65, 1_000, 123_456, 987_654_321, 1 << 40] {
-            let near = middle(index(ns)) as f64;
+            let near = middle(index(ns) as u64) as f64;
             assert!((near / ns as f64 - 1.0).abs() < 0.02, "{ns} became {near}");
         }
     }

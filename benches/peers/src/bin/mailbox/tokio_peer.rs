@@ -28,7 +28,7 @@ async fn sink(mut from: mpsc::Receiver<Msg>) {
 
 async fn ask(to: &mpsc::Sender<Msg>, n: u64) {
     let (reply, answer) = oneshot::channel();
-    to.send(Msg::Ask(Load::new(n), reply)).await.ok().expect("room");
+    assert!(to.send(Msg::Ask(Load::new(n), reply)).await.is_ok(), "closed");
     answer.await.expect("an answer");
 }
 
@@ -38,14 +38,14 @@ async fn send(case: Case, to: &mpsc::Sender<Msg>, messages: u64) {
         match case.verb {
             Verb::Tell => {
                 for _ in 0..WINDOW {
-                    to.try_send(Msg::Tell(Load::new(n))).ok().expect("room");
+                    assert!(to.try_send(Msg::Tell(Load::new(n))).is_ok(), "full");
                     n += 1;
                 }
                 ask(to, n).await;
             }
             Verb::Many | Verb::Vector => {
                 for _ in 0..WINDOW / BATCH {
-                    to.try_send(Msg::Vector((n..n + BATCH).map(Load::new).collect())).ok().expect("room");
+                    assert!(to.try_send(Msg::Vector((n..n + BATCH).map(Load::new).collect())).is_ok(), "full");
                     n += BATCH;
                 }
                 ask(to, n).await;
