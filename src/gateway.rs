@@ -10,6 +10,7 @@ pub mod check;
 mod check_listener;
 #[cfg(test)]
 mod check_tests;
+mod check_upstream;
 pub mod cli;
 pub mod config;
 mod limits;
@@ -19,6 +20,7 @@ mod raw;
 mod raw_secrets;
 mod raw_section;
 mod raw_text;
+mod raw_upstream;
 mod raw_words;
 pub mod report;
 mod report_source;
