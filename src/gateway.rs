@@ -11,6 +11,7 @@ pub mod check;
 mod check_listener;
 #[cfg(test)]
 mod check_tests;
+mod check_upstream;
 pub mod cli;
 pub mod config;
 mod limits;
@@ -21,6 +22,7 @@ mod raw;
 mod raw_secrets;
 mod raw_section;
 mod raw_text;
+mod raw_upstream;
 mod raw_words;
 mod reload;
 pub mod report;

@@ -13,6 +13,7 @@ use std::path::Path;
 use toml::de::{DeTable, Error};
 
 use super::check_listener;
+use super::check_upstream;
 use super::config::{Admin, Config, Log, Runtime};
 use super::raw::{self, RawFile, RawLog, RawRuntime};
 use super::raw_secrets;
@@ -33,7 +34,7 @@ pub struct Known {
 impl Known {
     /// Adds a protocol: a listener may name it, and its `[listener.options]` reach the program unchecked.
     ///
-    /// A word that a later version reserves (`quic`, say) may be taken; `framed` stays the built-in one.
+    /// A word that a later version reserves (`quic`, say) may be taken; `framed` and `relay` stay the built-in ones.
     #[must_use]
     pub fn protocol(mut self, name: impl Into<String>) -> Self {
         self.protocols.insert(name.into());
@@ -117,9 +118,11 @@ pub(super) fn parse_with(file_name: &str, text: &str, known: &Known, env: Env<'_
 fn checked(raw: RawFile, file_name: &str, text: &str, mistakes: &mut Mistakes) -> Config {
     let mut source = Source::new(file_name, text, Vec::new());
     let admin_at = raw.admin.and_then(|listen| listen.at());
-    let listeners = check_listener::all(raw.listeners, admin_at.as_ref(), &mut source, mistakes);
+    let names = check_upstream::Names::of(&raw.upstreams);
+    let upstreams = check_upstream::all(raw.upstreams, mistakes);
+    let listeners = check_listener::all(raw.listeners, &names, admin_at.as_ref(), &mut source, mistakes);
     let admin = admin_at.map(|at| Admin { listen: at.value, place: source.place(at.span.start) });
-    Config { runtime: runtime(raw.runtime), admin, log: log(raw.log), listeners }
+    Config { runtime: runtime(raw.runtime), admin, log: log(raw.log), upstreams, listeners }
 }
 
 fn runtime(raw: RawRuntime) -> Runtime {

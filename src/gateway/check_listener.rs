@@ -2,7 +2,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::config::{Framed, FramedService, Limits, Listener, Protocol};
+use super::check_upstream::Names;
+use super::config::{Framed, FramedService, Limits, Listener, Protocol, Relay};
 use super::raw::{RawFramed, RawLimits, RawListener, RawProtocol};
 use super::raw_section::{At, Field};
 use super::report::{Mistakes, Span, quoted};
@@ -15,6 +16,7 @@ const HEADER: u64 = 8;
 /// All listeners; those with mistakes are left out.
 pub(super) fn all(
     raw: Vec<RawListener>,
+    upstreams: &Names,
     admin: Option<&At<SocketAddr>>,
     source: &mut Source<'_>,
     mistakes: &mut Mistakes,
@@ -38,7 +40,7 @@ pub(super) fn all(
         if let Field::Is(listen) = &raw.listen {
             addresses.take(listen, mistakes);
         }
-        listeners.extend(listener(raw, source, mistakes));
+        listeners.extend(listener(raw, upstreams, source, mistakes));
     }
     listeners
 }
@@ -78,8 +80,8 @@ impl Addresses {
     }
 }
 
-fn listener(raw: RawListener, source: &mut Source<'_>, mistakes: &mut Mistakes) -> Option<Listener> {
-    let protocol = protocol(&raw, mistakes);
+fn listener(raw: RawListener, upstreams: &Names, source: &mut Source<'_>, mistakes: &mut Mistakes) -> Option<Listener> {
+    let protocol = protocol(&raw, upstreams, mistakes);
     let listen = raw.listen.at()?;
     Some(Listener {
         name: raw.name.value()?,
@@ -90,7 +92,7 @@ fn listener(raw: RawListener, source: &mut Source<'_>, mistakes: &mut Mistakes) 
     })
 }
 
-fn protocol(raw: &RawListener, mistakes: &mut Mistakes) -> Option<Protocol> {
+fn protocol(raw: &RawListener, upstreams: &Names, mistakes: &mut Mistakes) -> Option<Protocol> {
     // What belongs to the listener cannot be told without a protocol, but the framed table can still be judged.
     let protocol = match &raw.protocol {
         Field::Is(protocol) => protocol,
@@ -101,16 +103,30 @@ fn protocol(raw: &RawListener, mistakes: &mut Mistakes) -> Option<Protocol> {
             return None;
         }
     };
-    let mut foreign = |span: Span, what: &str, name: &str, hint: &str| {
-        let message = format!("{what} does not belong to protocol {}", quoted(name));
-        mistakes.add_pair(span, message, hint, protocol.span, "the protocol is chosen here");
+    let (name, own) = match &protocol.value {
+        RawProtocol::Framed => ("framed", "[listener.framed]"),
+        RawProtocol::Relay => ("relay", "[listener.relay]"),
+        RawProtocol::Custom(name) => (name.as_str(), "[listener.options]"),
     };
+    let tables = [
+        ("[listener.options]", raw.options.as_ref().map(|at| at.span)),
+        ("[listener.framed]", raw.framed.as_ref().map(|at| at.span)),
+        ("[listener.relay]", raw.relay.as_ref().map(|at| at.span)),
+    ];
+    let words = [
+        ("service", span_of(&raw.service).filter(|_| name != "framed")),
+        ("upstream", span_of(&raw.upstream).filter(|_| name != "relay")),
+    ];
+    let own_tables = tables.into_iter().filter(|(table, _)| *table != own);
+    let own_tables = own_tables.map(|(table, span)| (table, span, format!("its own settings stand in `{own}`")));
+    let words = words.into_iter().map(|(word, span)| (word, span, "take it out".to_owned()));
+    for (what, span, hint) in own_tables.chain(words) {
+        let Some(span) = span else { continue };
+        let message = format!("`{what}` does not belong to protocol {}", quoted(name));
+        mistakes.add_pair(span, message, hint, protocol.span, "the protocol is chosen here");
+    }
     match &protocol.value {
         RawProtocol::Framed => {
-            if let Some(options) = &raw.options {
-                let hint = "its own settings stand in `[listener.framed]`";
-                foreign(options.span, "`[listener.options]`", "framed", hint);
-            }
             if matches!(raw.service, Field::Absent) {
                 let hint = "add `service = \"echo\"`";
                 mistakes.add(raw.header, "a `[[listener]]` with protocol `framed` lacks `service`", hint);
@@ -122,17 +138,40 @@ fn protocol(raw: &RawListener, mistakes: &mut Mistakes) -> Option<Protocol> {
             let framed = framed(FramedService::Echo, raw.framed.as_ref().map(|at| &at.value), mistakes);
             Some(Protocol::Framed(Framed { service: service?, ..framed }))
         }
+        RawProtocol::Relay => relay(raw, upstreams, mistakes).map(Protocol::Relay),
         RawProtocol::Custom(name) => {
-            if let Some(table) = &raw.framed {
-                foreign(table.span, "`[listener.framed]`", name, "its own settings stand in `[listener.options]`");
-            }
-            if let Field::Is(service) = &raw.service {
-                foreign(service.span, "`service`", name, "take it out");
-            }
             let options = raw.options.as_ref().map(|at| at.value.clone()).unwrap_or_default();
             Some(Protocol::Custom { protocol: name.clone(), options })
         }
     }
+}
+
+fn span_of<T>(field: &Field<T>) -> Option<Span> {
+    match field {
+        Field::Is(at) => Some(at.span),
+        Field::Absent | Field::Bad => None,
+    }
+}
+
+fn relay(raw: &RawListener, upstreams: &Names, mistakes: &mut Mistakes) -> Option<Relay> {
+    let upstream = match &raw.upstream {
+        Field::Is(upstream) => upstream,
+        Field::Absent => {
+            let hint = upstreams.example();
+            mistakes.add(raw.header, "a `[[listener]]` with protocol `relay` lacks `upstream`", hint);
+            return None;
+        }
+        Field::Bad => return None,
+    };
+    upstreams.need(upstream, mistakes);
+    let default = Relay::new(upstream.value.text.as_str());
+    let Some(At { value: raw, .. }) = &raw.relay else { return Some(default) };
+    Some(Relay {
+        proxy_in: copied(&raw.proxy_in, default.proxy_in),
+        proxy_out: copied(&raw.proxy_out, default.proxy_out),
+        attempts: small(&raw.attempts, default.attempts),
+        ..default
+    })
 }
 
 fn limits(raw: RawLimits) -> Limits {
@@ -196,7 +235,7 @@ fn expressible(length_bytes: u8, includes_header: bool) -> u64 {
     if includes_header { largest - u64::from(length_bytes) } else { largest }
 }
 
-fn copied<T: Copy>(field: &Field<T>, default: T) -> T {
+pub(super) fn copied<T: Copy>(field: &Field<T>, default: T) -> T {
     match field {
         Field::Is(at) => at.value,
         Field::Absent | Field::Bad => default,
@@ -204,9 +243,17 @@ fn copied<T: Copy>(field: &Field<T>, default: T) -> T {
 }
 
 /// A number that was read within a range far below what any machine can address.
-fn count(field: &Field<u64>, default: usize) -> usize {
+pub(super) fn count(field: &Field<u64>, default: usize) -> usize {
     match field {
         Field::Is(at) => usize::try_from(at.value).unwrap_or(usize::MAX),
+        Field::Absent | Field::Bad => default,
+    }
+}
+
+/// The same for a number of 32 bits.
+pub(super) fn small(field: &Field<u64>, default: u32) -> u32 {
+    match field {
+        Field::Is(at) => u32::try_from(at.value).unwrap_or(u32::MAX),
         Field::Absent | Field::Bad => default,
     }
 }

@@ -102,7 +102,7 @@ fn every_key_reaches_the_checked_configuration() {
     assert_eq!(admin.listen.to_string(), "[::1]:9180");
     assert_eq!(admin.place.to_string(), "tests/data/config/good/every_key.toml:11:10");
     assert_eq!(config.log, Log { level: Level::Debug, format: LogFormat::Json });
-    let [listener] = config.listeners.as_slice() else { panic!("one listener") };
+    let [listener, relay] = config.listeners.as_slice() else { panic!("two listeners") };
     assert_eq!(listener.name, "little.endian_1-2");
     assert_eq!((listener.place.line, listener.place.column), (19, 10));
     let limits = Limits {
@@ -125,6 +125,42 @@ fn every_key_reaches_the_checked_configuration() {
         slow_after: Duration::from_secs(3600),
     };
     assert_eq!(listener.protocol, Protocol::Framed(framed));
+    let expected = Relay { upstream: "app".to_owned(), proxy_in: true, proxy_out: ProxyOut::V2, attempts: 1 };
+    assert_eq!((relay.name.as_str(), &relay.protocol), ("ssh", &Protocol::Relay(expected)));
+    let upstream = Upstream {
+        name: "app".to_owned(),
+        servers: vec![
+            Server::Tcp("127.0.0.1:9000".parse().unwrap()),
+            Server::Tcp("[::1]:9000".parse().unwrap()),
+            Server::Name { host: "app.example".to_owned(), port: 9000 },
+            Server::Unix("/run/app.sock".into()),
+        ],
+        balance: Balance::LeastConnections,
+        resolve: Duration::from_secs(60),
+        limits: UpstreamLimits { connections: 50, connect_timeout: Duration::from_millis(250) },
+        health: Health {
+            eject_after: 0,
+            eject_for: Duration::from_secs(1),
+            check: Check::Tcp,
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_millis(100),
+            healthy_after: 1,
+            unhealthy_after: 5,
+        },
+    };
+    assert_eq!(config.upstreams, [upstream]);
+}
+
+#[test]
+fn upstreams_need_little_and_may_be_idle_or_shared() {
+    let config = good("upstreams.toml");
+    let relays: Vec<_> = config.listeners.iter().map(|listener| listener.protocol.clone()).collect();
+    assert_eq!(relays, ["app", "app", "127.0.0.1"].map(|name| Protocol::Relay(Relay::new(name))));
+    let [app, outside, spare] = config.upstreams.as_slice() else { panic!("three upstreams") };
+    let localhost = Server::Name { host: "localhost".to_owned(), port: 9000 };
+    assert_eq!(*app, Upstream { balance: Balance::RandomOfTwo, ..Upstream::new("app", vec![localhost]) });
+    assert_eq!(outside.servers, [Server::Tcp("127.0.0.1:9000".parse().unwrap())]);
+    assert_eq!(spare.health, Health { eject_after: 1, ..Health::default() });
 }
 
 #[test]
@@ -158,47 +194,61 @@ fn a_registered_protocol_may_take_a_reserved_word() {
     assert!(parse("c.toml", text, &Known::default()).is_err());
     let config = parse("c.toml", text, &Known::default().protocol("quic").protocol("framed")).unwrap();
     assert!(matches!(&config.listeners[0].protocol, Protocol::Custom { protocol, .. } if protocol == "quic"));
-    let config = parse("c.toml", &with(""), &Known::default().protocol("framed")).unwrap();
+    let config = parse("c.toml", &with(""), &Known::default().protocol("framed").protocol("relay")).unwrap();
     assert!(matches!(config.listeners[0].protocol, Protocol::Framed(_)));
 }
 
-/// The shipped file with every commented key switched on.
-fn uncommented() -> String {
-    let on = |line: &str| match line.strip_prefix('#') {
-        Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => rest.to_owned(),
-        _ => line.to_owned(),
+/// The shipped file with commented keys switched on: those of the tables that are on, or of `all` tables.
+fn uncommented(all: bool) -> String {
+    let mut on = true;
+    let line = |line: &str| {
+        let starts = |c: fn(char) -> bool| line.strip_prefix('#').filter(|rest| rest.starts_with(c));
+        if line.starts_with('[') || starts(|c| c == '[').is_some() {
+            on = all || line.starts_with('[');
+        }
+        let rest = starts(|c| c.is_ascii_lowercase() || c == '[').filter(|_| on);
+        rest.unwrap_or(line).to_owned()
     };
-    SHIPPED.lines().map(on).collect::<Vec<_>>().join("\n")
+    SHIPPED.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
 fn the_shipped_file_states_the_defaults() {
     let shipped = parse("config.toml", SHIPPED, &Known::default()).unwrap();
-    let all = uncommented();
-    let uncommented = parse("config.toml", &all, &Known::default()).unwrap();
+    let uncommented_keys = parse("config.toml", &uncommented(false), &Known::default()).unwrap();
     // A comment sign takes one column away, never from a line that has a place.
-    assert_eq!(shipped, uncommented);
+    assert_eq!(shipped, uncommented_keys);
     assert_eq!((&shipped.runtime, &shipped.log), (&Runtime::default(), &Log::default()));
     assert_eq!(shipped.admin.as_ref().unwrap().listen.to_string(), "127.0.0.1:9180");
+    assert_eq!(shipped.upstreams, []);
     let [echo] = shipped.listeners.as_slice() else { panic!("one listener") };
     assert_eq!((echo.name.as_str(), echo.listen.to_string().as_str()), ("echo", "127.0.0.1:7001"));
     assert_eq!((&echo.limits, &echo.protocol), (&Limits::default(), &Protocol::Framed(Framed::default())));
+
+    let all = parse("config.toml", &uncommented(true), &Known::default()).unwrap();
+    assert_eq!(all.upstreams, [Upstream::new("app", vec![Server::Tcp("127.0.0.1:9000".parse().unwrap())])]);
+    let [first, relay] = all.listeners.as_slice() else { panic!("two listeners") };
+    assert_eq!(first, echo);
+    assert_eq!((relay.name.as_str(), &relay.protocol), ("relay", &Protocol::Relay(Relay::new("app"))));
 }
 
 #[test]
 fn the_shipped_file_has_every_key() {
-    let document: toml::Table = uncommented().parse().unwrap();
-    let listener = document["listener"][0].as_table().unwrap();
+    let document: toml::Table = uncommented(true).parse().unwrap();
+    let has = |table: &toml::Value, inner: Option<&str>, key: &str| match inner {
+        Some(inner) => table.get(inner).is_some_and(|table| table.get(key).is_some()),
+        None => table.get(key).is_some(),
+    };
     for (name, keys) in super::raw::TABLES {
-        let table = match name {
-            "[[listener]]" => listener,
-            _ => match name.trim_matches(['[', ']']).split_once('.') {
-                Some((_, inner)) => listener[inner].as_table().unwrap(),
-                None => document[name.trim_matches(['[', ']'])].as_table().unwrap(),
-            },
-        };
+        let path = name.trim_matches(['[', ']']);
+        let (outer, inner) = path.split_once('.').map_or((path, None), |(outer, inner)| (outer, Some(inner)));
         for key in keys.iter().filter(|key| **key != "options") {
-            assert!(table.contains_key(*key), "{key} of {name}");
+            let table = &document[outer];
+            let found = match table.as_array() {
+                Some(tables) => tables.iter().any(|table| has(table, inner, key)),
+                None => has(table, inner, key),
+            };
+            assert!(found, "{key} of {name}");
         }
     }
 }
@@ -209,12 +259,19 @@ fn every_listed_key_is_read() {
     for (name, keys) in super::raw::TABLES {
         let body: String = keys.iter().map(|key| format!("{key} = 2026-01-01\n")).collect();
         let text = match name {
-            "[[listener]]" => format!("version = 1\n{name}\n{body}"),
+            "[listener.relay]" => {
+                with(&format!("{name}\n{body}")).replace("\"framed\"\nservice", "\"relay\"\nupstream")
+            }
             name if name.starts_with("[listener.") => with(&format!("{name}\n{body}")),
+            name if name.starts_with("[upstream.") => {
+                format!("version = 1\n[[upstream]]\nname = \"a\"\nservers = [\"[::1]:1\"]\n{name}\n{body}")
+            }
             name => format!("version = 1\n{name}\n{body}"),
         };
         let report = parse("c.toml", &text, &Known::default()).unwrap_err();
-        assert_eq!(report.count(), keys.len(), "{name}: {report}");
+        // Nobody is called `echo`.
+        let expected = keys.len() + usize::from(name == "[listener.relay]");
+        assert_eq!(report.count(), expected, "{name}: {report}");
     }
 }
 
@@ -313,12 +370,12 @@ proptest! {
 
     #[test]
     fn any_damage_to_a_good_file_is_survived(
-        from in 0..4_usize,
+        from in 0..5_usize,
         at in any::<prop::sample::Index>(),
         cut in 0..40_usize,
         paste in paste(),
     ) {
-        let names = ["every_key.toml", "shapes.toml", "references.toml", "least.toml"];
+        let names = ["every_key.toml", "shapes.toml", "references.toml", "least.toml", "upstreams.toml"];
         let text = fs::read_to_string(folder("tests/data/config/good").join(names[from])).unwrap();
         let mut text: Vec<char> = text.chars().collect();
         let at = at.index(text.len());

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 const KIB: usize = 1024;
@@ -22,6 +23,8 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// What is logged, and how.
     pub log: Log,
+    /// The upstreams in the order of the file, with distinct names; one that no listener names is fine.
+    pub upstreams: Vec<Upstream>,
     /// The listeners in the order of the file, with distinct names and addresses.
     pub listeners: Vec<Listener>,
 }
@@ -94,6 +97,131 @@ pub enum LogFormat {
     Json,
 }
 
+/// `[[upstream]]`: servers that listeners hand connections to.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// Distinct; 1 to 64 of `A-Z a-z 0-9 _ . -`, since it becomes a metric label.
+    pub name: String,
+    /// Where the servers are; at least one, each once.
+    pub servers: Vec<Server>,
+    /// Which server gets the next connection. Default round robin.
+    pub balance: Balance,
+    /// How often names are looked up again. Default 30 s.
+    pub resolve: Duration,
+    /// What one server is asked to bear.
+    pub limits: UpstreamLimits,
+    /// How a server is found to be down.
+    pub health: Health,
+}
+
+impl Upstream {
+    /// An upstream of these servers with the defaults of everything else.
+    #[must_use]
+    pub fn new(name: impl Into<String>, servers: Vec<Server>) -> Self {
+        Self {
+            name: name.into(),
+            servers,
+            balance: Balance::default(),
+            resolve: Duration::from_secs(30),
+            limits: UpstreamLimits::default(),
+            health: Health::default(),
+        }
+    }
+}
+
+/// Where a server of an upstream is.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Server {
+    /// An IP address and a port.
+    Tcp(SocketAddr),
+    /// A name that is looked up, and a port: each address it leads to is a server.
+    Name {
+        /// The name.
+        host: String,
+        /// The port, not 0.
+        port: u16,
+    },
+    /// The absolute path of a Unix stream socket.
+    Unix(PathBuf),
+}
+
+/// Which server of an upstream gets the next connection.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Balance {
+    /// One after the other.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest connections.
+    LeastConnections,
+    /// Of two picked at random, the one with fewer connections.
+    RandomOfTwo,
+}
+
+/// `[upstream.limits]`: what one server is asked to bear.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamLimits {
+    /// Connections at the same time per server, 1 to 10 000 000. Default 10 000.
+    pub connections: usize,
+    /// How long a server may take to accept a connection. Default 5 s.
+    pub connect_timeout: Duration,
+}
+
+impl Default for UpstreamLimits {
+    fn default() -> Self {
+        Self { connections: 10_000, connect_timeout: Duration::from_secs(5) }
+    }
+}
+
+/// `[upstream.health]`: how a server is found to be down.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Connections in a row that a server did not take before it gets no more for a while; 0 = never. At most half of
+    /// the servers are left out at once. Default 3.
+    pub eject_after: u32,
+    /// How long the first time; twice as long each further time, up to ten times this. Default 10 s.
+    pub eject_for: Duration,
+    /// Whether servers are asked even when nobody needs them. Default off.
+    pub check: Check,
+    /// Time between two checks of a server. Default 10 s.
+    pub interval: Duration,
+    /// How long a server may take to answer a check. Default 2 s.
+    pub timeout: Duration,
+    /// Checks in a row that must succeed before a server that was down gets connections. Default 2.
+    pub healthy_after: u32,
+    /// Checks in a row that must fail before a server gets no more connections. Default 3.
+    pub unhealthy_after: u32,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            eject_after: 3,
+            eject_for: Duration::from_secs(10),
+            check: Check::Off,
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(2),
+            healthy_after: 2,
+            unhealthy_after: 3,
+        }
+    }
+}
+
+/// How servers are asked whether they are there.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Check {
+    /// Not at all: only connections that are needed tell.
+    #[default]
+    Off,
+    /// By a connection that is closed at once.
+    Tcp,
+}
+
 /// `[[listener]]`: one address and what is spoken there.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
@@ -146,6 +274,8 @@ impl Default for Limits {
 pub enum Protocol {
     /// Length-prefixed messages over TCP.
     Framed(Framed),
+    /// Byte streams over TCP, handed to a server of an upstream.
+    Relay(Relay),
     /// A protocol that the embedding program has registered in [`Known`](super::check::Known).
     #[non_exhaustive]
     Custom {
@@ -160,6 +290,7 @@ impl fmt::Debug for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Framed(framed) => f.debug_tuple("Framed").field(framed).finish(),
+            Self::Relay(relay) => f.debug_tuple("Relay").field(relay).finish(),
             Self::Custom { protocol, options } => {
                 let keys: Vec<_> = options.keys().collect();
                 f.debug_struct("Custom").field("protocol", protocol).field("options", &keys).finish()
@@ -239,6 +370,42 @@ pub enum WhenSlow {
     DropOldest,
     /// The message that does not fit is dropped.
     DropNewest,
+}
+
+/// `[listener.relay]`: where connections go, and what is said about where they came from. The longest silence is
+/// [`Limits::idle`].
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relay {
+    /// The name of an upstream of the same file. No default.
+    pub upstream: String,
+    /// Whether each connection begins with a PROXY header (version 1 or 2). Default `false`.
+    pub proxy_in: bool,
+    /// The PROXY header that servers get first. Default none.
+    pub proxy_out: ProxyOut,
+    /// Servers that are tried for one connection, 1 to 100. Default 3.
+    pub attempts: u32,
+}
+
+impl Relay {
+    /// A relay to the upstream of this name with the defaults of everything else.
+    #[must_use]
+    pub fn new(upstream: impl Into<String>) -> Self {
+        Self { upstream: upstream.into(), proxy_in: false, proxy_out: ProxyOut::Off, attempts: 3 }
+    }
+}
+
+/// The PROXY header that a server gets before the first byte of a connection.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ProxyOut {
+    /// None: the server sees the gateway's address.
+    #[default]
+    Off,
+    /// Version 1, one line of text.
+    V1,
+    /// Version 2, binary.
+    V2,
 }
 
 /// A place in a configuration file; `Display` gives `file:line:column`.

@@ -44,6 +44,8 @@ pub(super) fn prepare(listener: &Listener, protocols: &BTreeMap<String, Factory>
                 })),
             }
         }
+        // Until the relay transport is here.
+        config::Protocol::Relay(_) => Err(refuse("relays cannot be started by this build yet".to_owned())),
         config::Protocol::Custom { protocol, options } => match protocols.get(protocol) {
             Some(factory) => factory(options).map_err(refuse),
             None => Err(refuse(format!("no protocol `{protocol}` is registered"))),
@@ -137,6 +139,7 @@ pub(super) fn start_all(
 fn name_of(protocol: &config::Protocol) -> &str {
     match protocol {
         config::Protocol::Framed(_) => "framed",
+        config::Protocol::Relay(_) => "relay",
         config::Protocol::Custom { protocol, .. } => protocol,
     }
 }

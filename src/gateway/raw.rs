@@ -10,17 +10,20 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 use super::check::Known;
-use super::config::{ByteOrder, FramedService, Level, LogFormat, WhenSlow};
+use super::config::{ByteOrder, FramedService, Level, LogFormat, ProxyOut, WhenSlow};
 use super::raw_section::{At, Field, Reader, Section, kind};
+use super::raw_text::Text;
+use super::raw_upstream::{self, RawUpstream};
 use super::raw_words::{in_code, nearest_or_list, unknown_key_hint};
 use super::report::{Span, quoted};
 
 const ROOT: &str = "the file";
-const ROOT_KEYS: &[&str] = &["version", "runtime", "admin", "log", "listener"];
+const ROOT_KEYS: &[&str] = &["version", "runtime", "admin", "log", "upstream", "listener"];
 const RUNTIME_KEYS: &[&str] = &["arbiters", "pin_cores", "memory", "drain"];
 const ADMIN_KEYS: &[&str] = &["listen"];
 const LOG_KEYS: &[&str] = &["level", "format"];
-const LISTENER_KEYS: &[&str] = &["name", "listen", "protocol", "service", "limits", "framed", "options"];
+const LISTENER_KEYS: &[&str] =
+    &["name", "listen", "protocol", "service", "upstream", "limits", "framed", "relay", "options"];
 const LIMITS_KEYS: &[&str] = &["connections", "per_source", "half_open", "first_message", "idle"];
 const FRAMED_KEYS: &[&str] = &[
     "length_bytes",
@@ -32,22 +35,26 @@ const FRAMED_KEYS: &[&str] = &[
     "when_slow",
     "slow_after",
 ];
+const RELAY_KEYS: &[&str] = &["proxy_in", "proxy_out", "attempts"];
 
 /// Every table and its keys, to say where a misplaced key belongs.
-pub(super) const TABLES: [(&str, &[&str]); 6] = [
+pub(super) const TABLES: [(&str, &[&str]); 10] = [
     ("[runtime]", RUNTIME_KEYS),
     ("[admin]", ADMIN_KEYS),
     ("[log]", LOG_KEYS),
     ("[[listener]]", LISTENER_KEYS),
     ("[listener.limits]", LIMITS_KEYS),
     ("[listener.framed]", FRAMED_KEYS),
+    ("[listener.relay]", RELAY_KEYS),
+    (raw_upstream::UPSTREAM, raw_upstream::KEYS),
+    (raw_upstream::LIMITS, raw_upstream::LIMITS_KEYS),
+    (raw_upstream::HEALTH, raw_upstream::HEALTH_KEYS),
 ];
 
 /// Words of later versions: known, so that nobody takes them for typing mistakes.
-const LATER_TABLES: [&str; 2] = ["certificate", "upstream"];
-const LATER_LISTENER_KEYS: [&str; 9] =
-    ["certificate", "route", "upstream", "relay", "udp", "http", "quic", "moq", "wireguard"];
-const LATER_PROTOCOLS: [&str; 6] = ["relay", "udp", "http", "quic", "moq", "wireguard"];
+const LATER_TABLES: [&str; 1] = ["certificate"];
+const LATER_LISTENER_KEYS: [&str; 7] = ["certificate", "route", "udp", "http", "quic", "moq", "wireguard"];
+const LATER_PROTOCOLS: [&str; 5] = ["udp", "http", "quic", "moq", "wireguard"];
 const LATER_SERVICES: [&str; 6] = ["rooms", "forward", "static", "demo", "respond", "moq"];
 
 const SERVICES: [(&str, FramedService); 1] = [("echo", FramedService::Echo)];
@@ -62,14 +69,16 @@ const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", Log
 const BYTE_ORDERS: [(&str, ByteOrder); 2] = [("big", ByteOrder::Big), ("little", ByteOrder::Little)];
 const WHEN_SLOW: [(&str, WhenSlow); 3] =
     [("close", WhenSlow::Close), ("drop-oldest", WhenSlow::DropOldest), ("drop-newest", WhenSlow::DropNewest)];
+const PROXY_OUT: [(&str, ProxyOut); 3] = [("off", ProxyOut::Off), ("v1", ProxyOut::V1), ("v2", ProxyOut::V2)];
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// The first byte of a QUIC connection id names the arbiter.
 const ARBITERS: RangeInclusive<u64> = 1..=256;
-const CONNECTIONS: RangeInclusive<u64> = 1..=10_000_000;
+pub(super) const CONNECTIONS: RangeInclusive<u64> = 1..=10_000_000;
+const ATTEMPTS: RangeInclusive<u64> = 1..=100;
 
 /// The file.
 #[derive(Debug)]
@@ -77,6 +86,7 @@ pub(super) struct RawFile {
     pub(super) runtime: RawRuntime,
     pub(super) admin: Option<Field<SocketAddr>>,
     pub(super) log: RawLog,
+    pub(super) upstreams: Vec<RawUpstream>,
     pub(super) listeners: Vec<RawListener>,
 }
 
@@ -104,8 +114,10 @@ pub(super) struct RawListener {
     pub(super) listen: Field<SocketAddr>,
     pub(super) protocol: Field<RawProtocol>,
     pub(super) service: Field<FramedService>,
+    pub(super) upstream: Field<Text>,
     pub(super) limits: RawLimits,
     pub(super) framed: Option<At<RawFramed>>,
+    pub(super) relay: Option<At<RawRelay>>,
     pub(super) options: Option<At<toml::Table>>,
 }
 
@@ -113,6 +125,7 @@ pub(super) struct RawListener {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RawProtocol {
     Framed,
+    Relay,
     Custom(String),
 }
 
@@ -139,6 +152,14 @@ pub(super) struct RawFramed {
     pub(super) slow_after: Field<Duration>,
 }
 
+/// `[listener.relay]`.
+#[derive(Debug)]
+pub(super) struct RawRelay {
+    pub(super) proxy_in: Field<bool>,
+    pub(super) proxy_out: Field<ProxyOut>,
+    pub(super) attempts: Field<u64>,
+}
+
 /// Reads the whole document; mistakes are noted in the reader.
 pub(super) fn file(reader: &mut Reader<'_>, document: &DeTable<'_>, known: &Known) -> RawFile {
     let header = Span { start: 0, end: reader.text.lines().next().map_or(0, str::len) };
@@ -153,7 +174,17 @@ pub(super) fn file(reader: &mut Reader<'_>, document: &DeTable<'_>, known: &Know
             listen
         }),
         log: log(root.section("log", "[log]", LOG_KEYS)),
-        listeners: listeners(&mut root, known),
+        upstreams: tables(
+            &mut root,
+            "upstream",
+            "an upstream",
+            raw_upstream::UPSTREAM,
+            raw_upstream::KEYS,
+            raw_upstream::upstream,
+        ),
+        listeners: tables(&mut root, "listener", "a listener", "[[listener]]", LISTENER_KEYS, |section| {
+            listener(section, known)
+        }),
     };
     unknown_keys(root, &LATER_TABLES, false);
     raw
@@ -197,23 +228,31 @@ fn log(section: Option<Section<'_, '_>>) -> RawLog {
     raw
 }
 
-fn listeners(root: &mut Section<'_, '_>, known: &Known) -> Vec<RawListener> {
-    let Some(found) = root.value("listener") else { return Vec::new() };
+/// The tables of a list, each as its reader makes it.
+fn tables<T>(
+    root: &mut Section<'_, '_>,
+    key: &'static str,
+    one: &str,
+    name: &'static str,
+    keys: &'static [&'static str],
+    mut read: impl FnMut(Section<'_, '_>) -> T,
+) -> Vec<T> {
+    let Some(found) = root.value(key) else { return Vec::new() };
     let mut raw = Vec::new();
+    let hint = format!("write `{name}` above each {key}");
     let DeValue::Array(items) = found.get_ref() else {
-        let message = format!("`listener` takes a list of tables, not {}", kind(found.get_ref()));
-        root.reader.mistakes.add(found.span().into(), message, "write `[[listener]]` above each listener");
+        let message = format!("`{key}` takes a list of tables, not {}", kind(found.get_ref()));
+        root.reader.mistakes.add(found.span().into(), message, hint);
         return raw;
     };
     for item in items.iter() {
         let header = item.span().into();
         let DeValue::Table(table) = item.get_ref() else {
-            let message = format!("a listener is a table, not {}", kind(item.get_ref()));
-            root.reader.mistakes.add(header, message, "write `[[listener]]` above each listener");
+            let message = format!("{one} is a table, not {}", kind(item.get_ref()));
+            root.reader.mistakes.add(header, message, hint.as_str());
             continue;
         };
-        let section = Section { reader: root.reader, table, header, name: "[[listener]]", keys: LISTENER_KEYS };
-        raw.push(listener(section, known));
+        raw.push(read(Section { reader: root.reader, table, header, name, keys }));
     }
     raw
 }
@@ -222,12 +261,15 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
     let (protocol, later) = protocol(&mut section, known);
     let raw = RawListener {
         header: section.header,
-        name: name(&mut section),
+        name: name(&mut section, "a listener", "\"echo\"")
+            .and_then(|name| Field::Is(At { value: name.value.text, span: name.span })),
         listen: section.address("listen"),
         protocol,
         service: word(&mut section, "service", &SERVICES, &LATER_SERVICES),
+        upstream: section.text("upstream", "\"app\""),
         limits: limits(section.section("limits", "[listener.limits]", LIMITS_KEYS)),
         framed: section.section("framed", "[listener.framed]", FRAMED_KEYS).map(framed),
+        relay: section.section("relay", "[listener.relay]", RELAY_KEYS).map(relay),
         options: section
             .section("options", "[listener.options]", &[])
             .map(|options| At { value: options.reader.free_table(options.table), span: options.header }),
@@ -240,21 +282,21 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
     raw
 }
 
-fn name(section: &mut Section<'_, '_>) -> Field<String> {
-    let found = section.text("name", "\"echo\"");
+pub(super) fn name(section: &mut Section<'_, '_>, of: &str, example: &str) -> Field<Text> {
+    let found = section.text("name", example);
     found.and_then(|At { value, span }| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
         if (1..=64).contains(&value.text.len()) && value.text.bytes().all(plain) {
-            return Field::Is(At { value: value.text, span });
+            return Field::Is(At { value, span });
         }
         let hint = "write 1 to 64 of the characters A-Z a-z 0-9 _ . - (the name becomes a metric label)";
-        section.bad(span, format!("{} cannot be the name of a listener", value.shown()), hint)
+        section.bad(span, format!("{} cannot be the name of {of}", value.shown()), hint)
     })
 }
 
 /// The protocol, and whether it is one of a later version.
 fn protocol(section: &mut Section<'_, '_>, known: &Known) -> (Field<RawProtocol>, bool) {
-    let mut words = vec![("framed", RawProtocol::Framed)];
+    let mut words = vec![("framed", RawProtocol::Framed), ("relay", RawProtocol::Relay)];
     words.extend(known.protocols().map(|name| (name, RawProtocol::Custom(name.to_owned()))));
     let given = section.value("protocol").and_then(|value| value.get_ref().as_str());
     let is_today = words.iter().any(|(name, _)| Some(*name) == given);
@@ -317,6 +359,17 @@ fn framed(mut section: Section<'_, '_>) -> At<RawFramed> {
     At { value, span }
 }
 
+fn relay(mut section: Section<'_, '_>) -> At<RawRelay> {
+    let value = RawRelay {
+        proxy_in: section.boolean("proxy_in"),
+        proxy_out: section.choice("proxy_out", &PROXY_OUT),
+        attempts: section.whole("attempts", ATTEMPTS),
+    };
+    let span = section.header;
+    unknown_keys(section, &[], false);
+    At { value, span }
+}
+
 fn length_bytes(section: &mut Section<'_, '_>) -> Field<u8> {
     let found = section.whole("length_bytes", 1..=8);
     found.and_then(|At { value, span }| match value {
@@ -329,7 +382,7 @@ fn length_bytes(section: &mut Section<'_, '_>) -> Field<u8> {
 }
 
 /// Notes every key of a table that this build does not read; `quiet` passes over those of later versions.
-fn unknown_keys(section: Section<'_, '_>, later: &[&str], quiet: bool) {
+pub(super) fn unknown_keys(section: Section<'_, '_>, later: &[&str], quiet: bool) {
     let Section { reader, table, name, keys, .. } = section;
     for (key, value) in table {
         let word: &str = key.get_ref();
@@ -345,9 +398,16 @@ fn unknown_keys(section: Section<'_, '_>, later: &[&str], quiet: bool) {
             }
             continue;
         }
-        let home = |(home, keys): &&(&str, &[&str])| *home != name && keys.contains(&word);
-        let home = TABLES.iter().find(home).map(|(home, _)| *home);
+        let homes = || TABLES.iter().filter(|(home, keys)| *home != name && keys.contains(&word));
+        // A key that several tables have is most likely meant for the nearest one.
+        let near = homes().find(|(home, _)| stem(home) == stem(name));
+        let home = near.or_else(|| homes().next()).map(|(home, _)| *home);
         let message = format!("{} is not a key of {}", quoted(word), in_code(name));
         reader.mistakes.add(key.span().into(), message, unknown_key_hint(word, keys, home));
     }
+}
+
+/// The first word of a table's name: `listener` of `[listener.limits]`.
+fn stem(name: &str) -> &str {
+    name.trim_matches(['[', ']']).split('.').next().unwrap_or_default()
 }

@@ -259,6 +259,26 @@ impl<'r, 'd> Section<'r, 'd> {
         })
     }
 
+    /// A list of strings; what is no string is [`Field::Bad`] in its place.
+    pub(super) fn texts(&mut self, key: &'static str, example: &str) -> Field<Vec<Field<Text>>> {
+        let Some(found) = self.value(key) else { return Field::Absent };
+        let hint = format!("write a list of strings, such as `{key} = {example}`");
+        let DeValue::Array(items) = found.get_ref() else {
+            return self.wrong_type(key, found, "a list of strings", &hint);
+        };
+        let mut texts = Vec::new();
+        for item in items.iter() {
+            let span = item.span().into();
+            texts.push(if let DeValue::String(text) = item.get_ref() {
+                self.reader.expand(text, span)
+            } else {
+                let message = format!("`{key}` takes strings, not {}", kind(item.get_ref()));
+                self.bad(span, message, hint.as_str())
+            });
+        }
+        Field::Is(At { value: texts, span: found.span().into() })
+    }
+
     /// A table inside this one: where it starts, and what reads it.
     pub(super) fn section<'s>(
         &'s mut self,

@@ -82,6 +82,15 @@ fn example_prints_a_file_that_checks() {
 }
 
 #[test]
+fn an_upstream_that_is_not_there_is_named_with_the_nearest() {
+    let output = portway(&["check", "--config", "tests/data/config/bad/relays.toml"], &[("PORTWAY_TEST_HOST", "a")]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = stderr(&output);
+    assert!(text.contains("`ap` is not the name of an `[[upstream]]`"), "{text}");
+    assert!(text.contains("did you mean `app`?"), "{text}");
+}
+
+#[test]
 fn check_opens_no_socket() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let file = Temporary::new("bind", &fs::read_to_string("examples/configs/environment.toml").unwrap());

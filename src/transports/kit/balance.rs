@@ -1,0 +1,841 @@
+//! Which server of an upstream gets the next connection.
+//!
+//! One `Balancer` is shared by all arbiters. A [`Picked`] is a place at a server: it travels with the connection and
+//! gives the place back when it is dropped. Servers that fail too often in a row are ejected for a while, never more
+//! than the settings allow at once; servers that an active check found down are out until it finds them up. `pick`
+//! takes no lock and allocates nothing; only ejections and new lists of servers wait for each other.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+/// An ejection is never longer than this many times the first.
+const LONGEST: u32 = 10;
+/// How often a pick starts again because another arbiter took the last place of the server it chose.
+const RACES: usize = 16;
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A Unix stream socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// How a server is chosen among those that may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Policy {
+    /// One after the other.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest connections; by turns where several have as few. Looks at every server.
+    LeastConnections,
+    /// Of two picked at random, the one with fewer connections (two choices: Mitzenmacher, 2001).
+    RandomOfTwo,
+}
+
+/// What a balancer is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BalanceSettings {
+    /// How a server is chosen. Default round robin.
+    pub policy: Policy,
+    /// Connections at once per server. Default 10 000.
+    pub max_connections: usize,
+    /// Failures in a row after which a server is ejected; 0 = never. Default 3.
+    pub eject_after: u32,
+    /// How long the first time; each further ejection doubles it, up to ten times this. The count starts anew when a
+    /// server succeeds after having been back for as long as it was out. Default 10 s.
+    pub eject_for: Duration,
+    /// Percent of the servers that stay whatever fails: at most the others are ejected at once, rounded down, so one
+    /// server alone never is. Default 50.
+    pub keep: u8,
+}
+
+impl Default for BalanceSettings {
+    fn default() -> Self {
+        Self {
+            policy: Policy::RoundRobin,
+            max_connections: 10_000,
+            eject_after: 3,
+            eject_for: Duration::from_secs(10),
+            keep: 50,
+        }
+    }
+}
+
+impl BalanceSettings {
+    fn may_eject(&self, servers: usize) -> usize {
+        let share = 100_usize.saturating_sub(usize::from(self.keep));
+        if servers <= 1 { 0 } else { servers.saturating_mul(share) / 100 }
+    }
+
+    /// Microseconds that an ejection lasts, counted from 1.
+    fn length(&self, ejection: u32) -> u64 {
+        let times = 1_u32.checked_shl(ejection.saturating_sub(1)).unwrap_or(LONGEST).clamp(1, LONGEST);
+        micros(self.eject_for.saturating_mul(times)).max(1)
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A server of one balancer, for as long as the balancer lives; never given to another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServerId(u64);
+
+/// Why there is no server for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoServer {
+    /// The upstream has no servers: names have not been resolved.
+    Empty,
+    /// Every server has been tried by this connection.
+    AllTried,
+    /// Every server that was not tried is ejected or was found down.
+    AllEjected,
+    /// Every server that could be used has as many connections as it may.
+    Full,
+}
+
+impl NoServer {
+    /// The word that counters use.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Empty => "no_servers",
+            Self::AllTried => "all_tried",
+            Self::AllEjected => "all_ejected",
+            Self::Full => "all_full",
+        }
+    }
+}
+
+impl fmt::Display for NoServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.reason())
+    }
+}
+
+impl std::error::Error for NoServer {}
+
+/// One server at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerView {
+    /// Which one.
+    pub id: ServerId,
+    /// Where it listens.
+    pub address: Address,
+    /// Connections it has from us.
+    pub connections: usize,
+    /// What the active checks found last; `true` without checks.
+    pub healthy: bool,
+    /// Failures in a row.
+    pub failures: u32,
+    /// How long it stays ejected, if it is.
+    pub ejected: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Server {
+    id: ServerId,
+    address: Address,
+    connections: AtomicUsize,
+    healthy: AtomicBool,
+    failures: AtomicU32,
+    /// Ejections that still make the next one longer. Changed under `Balancer::changes` only.
+    ejections: AtomicU32,
+    /// Until when it is ejected, in microseconds since the epoch of the balancer; 0 = it never was. Changed under
+    /// `Balancer::changes` only.
+    ejected_until: AtomicU64,
+}
+
+impl Server {
+    fn is_ejected(&self, now: u64) -> bool {
+        self.ejected_until.load(Ordering::Relaxed) > now
+    }
+
+    fn load(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    fn take_place(&self, most: usize) -> bool {
+        let more = |taken: usize| (taken < most).then_some(taken + 1);
+        self.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+}
+
+/// Chooses servers. See the top of this file.
+#[derive(Debug)]
+pub struct Balancer {
+    settings: BalanceSettings,
+    servers: ArcSwap<Vec<Arc<Server>>>,
+    next_id: AtomicU64,
+    turn: AtomicU64,
+    /// The first instant this balancer saw: instants become numbers that fit into an atomic.
+    epoch: OnceLock<Instant>,
+    /// Held while servers are ejected, readmitted or replaced; never by `pick`.
+    changes: Mutex<()>,
+}
+
+/// A place at a server. Dropping it gives the place back.
+#[derive(Debug)]
+pub struct Picked {
+    balancer: Arc<Balancer>,
+    server: Arc<Server>,
+}
+
+impl Picked {
+    /// Which server, to be named in `tried` should it fail.
+    #[must_use]
+    pub fn id(&self) -> ServerId {
+        self.server.id
+    }
+
+    /// Where to connect.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.server.address
+    }
+
+    /// The server took the connection.
+    pub fn succeeded(&self, now: Instant) {
+        self.balancer.succeeded(&self.server, now);
+    }
+
+    /// The server did not take the connection.
+    pub fn failed(&self, now: Instant) {
+        self.balancer.failed(&self.server, now);
+    }
+}
+
+impl Drop for Picked {
+    fn drop(&mut self) {
+        self.server.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Balancer {
+    /// A balancer over these servers; an address that is there twice is one server.
+    #[must_use]
+    pub fn new(servers: Vec<Address>, settings: BalanceSettings) -> Arc<Self> {
+        let balancer = Self {
+            settings,
+            servers: ArcSwap::from_pointee(Vec::new()),
+            next_id: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
+            epoch: OnceLock::new(),
+            changes: Mutex::new(()),
+        };
+        balancer.set_servers(servers);
+        Arc::new(balancer)
+    }
+
+    /// A place at a server that is none of `tried`. `random` is used by [`Policy::RandomOfTwo`] only.
+    ///
+    /// # Errors
+    /// Why there is none; nothing has changed then.
+    pub fn pick(self: &Arc<Self>, now: Instant, random: u64, tried: &[ServerId]) -> Result<Picked, NoServer> {
+        let servers = self.servers.load();
+        let now = self.since_epoch(now);
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        for _ in 0..RACES {
+            let open = || servers.iter().filter(|server| self.refusal(server, now, tried).is_none());
+            let count = open().count() as u64;
+            if count == 0 {
+                return Err(self.why_none(&servers, now, tried));
+            }
+            let nth = |n: u64| open().nth(usize::try_from(n).unwrap_or(usize::MAX));
+            let chosen = match self.settings.policy {
+                Policy::RoundRobin => nth(turn % count),
+                Policy::LeastConnections => {
+                    let after = open().skip(usize::try_from(turn % count).unwrap_or(0));
+                    after.chain(open()).min_by_key(|server| server.load())
+                }
+                Policy::RandomOfTwo => {
+                    let (low, high) = (random & u64::from(u32::MAX), random >> 32);
+                    let first = low % count;
+                    // The second of the others: never the first again.
+                    let second = (first + 1 + high % (count - 1).max(1)) % count;
+                    nth(first).into_iter().chain(nth(second)).min_by_key(|server| server.load())
+                }
+            };
+            // Nothing chosen, or no place left: another arbiter was quicker, so look again.
+            if let Some(server) = chosen.filter(|server| server.take_place(self.settings.max_connections)) {
+                return Ok(Picked { balancer: self.clone(), server: server.clone() });
+            }
+        }
+        Err(NoServer::Full)
+    }
+
+    fn refusal(&self, server: &Server, now: u64, tried: &[ServerId]) -> Option<NoServer> {
+        if tried.contains(&server.id) {
+            Some(NoServer::AllTried)
+        } else if !server.healthy.load(Ordering::Relaxed) || server.is_ejected(now) {
+            Some(NoServer::AllEjected)
+        } else if server.load() >= self.settings.max_connections {
+            Some(NoServer::Full)
+        } else {
+            None
+        }
+    }
+
+    /// The reason that would go away soonest.
+    fn why_none(&self, servers: &[Arc<Server>], now: u64, tried: &[ServerId]) -> NoServer {
+        let refusals = servers.iter().filter_map(|server| self.refusal(server, now, tried));
+        refusals
+            .max_by_key(|refusal| match refusal {
+                NoServer::Empty | NoServer::AllTried => 0,
+                NoServer::AllEjected => 1,
+                NoServer::Full => 2,
+            })
+            // No refusal at all: no servers, or a place came free just now.
+            .unwrap_or(if servers.is_empty() { NoServer::Empty } else { NoServer::Full })
+    }
+
+    /// Takes over a new list. Servers that stay keep their id, their connections, health and ejection; connections to
+    /// those that went go on.
+    pub fn set_servers(&self, servers: Vec<Address>) {
+        let _changing = self.changes.lock();
+        let before = self.servers.load_full();
+        let mut after: Vec<Arc<Server>> = Vec::with_capacity(servers.len());
+        for address in servers {
+            if after.iter().any(|server| server.address == address) {
+                continue;
+            }
+            let stays = before.iter().find(|server| server.address == address);
+            after.push(stays.cloned().unwrap_or_else(|| {
+                Arc::new(Server {
+                    id: ServerId(self.next_id.fetch_add(1, Ordering::Relaxed)),
+                    address,
+                    connections: AtomicUsize::new(0),
+                    healthy: AtomicBool::new(true),
+                    failures: AtomicU32::new(0),
+                    ejections: AtomicU32::new(0),
+                    ejected_until: AtomicU64::new(0),
+                })
+            }));
+        }
+        // Of fewer servers fewer may be ejected: those that would come back first come back now.
+        let mut ejected: Vec<_> = after.iter().filter(|s| s.ejected_until.load(Ordering::Relaxed) > 0).collect();
+        ejected.sort_by_key(|server| std::cmp::Reverse(server.ejected_until.load(Ordering::Relaxed)));
+        for server in ejected.into_iter().skip(self.settings.may_eject(after.len())) {
+            server.ejected_until.store(0, Ordering::Relaxed);
+        }
+        self.servers.store(Arc::new(after));
+    }
+
+    /// What an active check found. A server that comes back is no longer ejected either: it has just been reached.
+    pub fn set_health(&self, id: ServerId, healthy: bool) {
+        let _changing = self.changes.lock();
+        let servers = self.servers.load();
+        let Some(server) = servers.iter().find(|server| server.id == id) else { return };
+        if !server.healthy.swap(healthy, Ordering::Relaxed) && healthy {
+            server.failures.store(0, Ordering::Relaxed);
+            server.ejected_until.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// All servers, in the order they were given.
+    #[must_use]
+    pub fn view(&self, now: Instant) -> Vec<ServerView> {
+        let now = self.since_epoch(now);
+        let view = |server: &Arc<Server>| ServerView {
+            id: server.id,
+            address: server.address.clone(),
+            connections: server.load(),
+            healthy: server.healthy.load(Ordering::Relaxed),
+            failures: server.failures.load(Ordering::Relaxed),
+            ejected: match server.ejected_until.load(Ordering::Relaxed).saturating_sub(now) {
+                0 => None,
+                left => Some(Duration::from_micros(left)),
+            },
+        };
+        self.servers.load().iter().map(view).collect()
+    }
+
+    fn succeeded(&self, server: &Server, now: Instant) {
+        let now = self.since_epoch(now);
+        // News from before the ejection says nothing about what comes after it.
+        if server.is_ejected(now) {
+            return;
+        }
+        if server.failures.load(Ordering::Relaxed) > 0 {
+            server.failures.store(0, Ordering::Relaxed);
+        }
+        if server.ejections.load(Ordering::Relaxed) > 0 {
+            let _changing = self.changes.lock();
+            let ejections = server.ejections.load(Ordering::Relaxed);
+            let until = server.ejected_until.load(Ordering::Relaxed);
+            if now >= until.saturating_add(self.settings.length(ejections)) {
+                server.ejections.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn failed(&self, server: &Server, now: Instant) {
+        let now = self.since_epoch(now);
+        let after = self.settings.eject_after;
+        if server.is_ejected(now) {
+            return;
+        }
+        let more = |failures: u32| Some(failures.saturating_add(1));
+        let before = server.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).unwrap_or(0);
+        if after == 0 || before.saturating_add(1) < after {
+            return;
+        }
+        let _changing = self.changes.lock();
+        let servers = self.servers.load();
+        let out = servers.iter().filter(|server| server.is_ejected(now)).count();
+        let is_ours = servers.iter().any(|other| other.id == server.id);
+        if !is_ours || server.is_ejected(now) || out >= self.settings.may_eject(servers.len()) {
+            return;
+        }
+        let ejections = server.ejections.load(Ordering::Relaxed).saturating_add(1);
+        server.ejections.store(ejections, Ordering::Relaxed);
+        // Once back it is on probation: one more failure ejects it again.
+        server.failures.store(after - 1, Ordering::Relaxed);
+        let until = now.saturating_add(self.settings.length(ejections));
+        server.ejected_until.store(until, Ordering::Relaxed);
+    }
+
+    fn since_epoch(&self, now: Instant) -> u64 {
+        let epoch = self.epoch.get_or_init(|| now);
+        micros(now.saturating_duration_since(*epoch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tcp(n: u16) -> Address {
+        Address::Tcp(SocketAddr::from(([127, 0, 0, 1], n)))
+    }
+
+    fn balancer(servers: u16, settings: BalanceSettings) -> (Arc<Balancer>, Instant) {
+        #[expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
+        let start = Instant::now();
+        (Balancer::new((1..=servers).map(tcp).collect(), settings), start)
+    }
+
+    fn ports(picked: &[Picked]) -> Vec<u16> {
+        let port = |picked: &Picked| match picked.address() {
+            Address::Tcp(address) => address.port(),
+            Address::Unix(_) => 0,
+        };
+        picked.iter().map(port).collect()
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn round_robin_goes_round_those_that_are_open() {
+        let (balancer, now) = balancer(3, BalanceSettings { max_connections: 2, ..BalanceSettings::default() });
+        let mut picked: Vec<_> = (0..6).map(|_| balancer.pick(now, 0, &[]).unwrap()).collect();
+        assert_eq!(ports(&picked), [1, 2, 3, 1, 2, 3]);
+        assert_eq!(balancer.pick(now, 0, &[]).err(), Some(NoServer::Full));
+        let two = picked.remove(1);
+        let id = two.id();
+        drop(two);
+        let again = balancer.pick(now, 0, &[]).unwrap();
+        assert_eq!(again.id(), id);
+        drop(picked);
+        let ids: Vec<_> = balancer.view(now).iter().map(|view| view.id).collect();
+        assert_eq!(balancer.pick(now, 0, &ids).err(), Some(NoServer::AllTried));
+        assert_eq!(ports(&[balancer.pick(now, 0, &ids[..2]).unwrap()]), [3]);
+    }
+
+    #[test]
+    fn least_connections_and_random_of_two_prefer_the_idle() {
+        for policy in [Policy::LeastConnections, Policy::RandomOfTwo] {
+            let (balancer, now) = balancer(2, BalanceSettings { policy, ..BalanceSettings::default() });
+            let mut picked: Vec<_> = (0..10).map(|n| balancer.pick(now, n, &[]).unwrap()).collect();
+            let view = balancer.view(now);
+            assert_eq!((view[0].connections, view[1].connections), (5, 5), "{policy:?}");
+            let ones = ports(&picked);
+            let mut at = 0;
+            picked.retain(|_| (ones[at] == 2, at += 1).0);
+            let next: Vec<_> = (0..5).map(|n| balancer.pick(now, n << 31, &[]).unwrap()).collect();
+            assert_eq!(ports(&next), [1; 5], "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn failures_in_a_row_eject_for_longer_each_time() {
+        let settings = BalanceSettings { eject_after: 2, eject_for: SECOND, ..BalanceSettings::default() };
+        let (balancer, mut now) = balancer(2, settings);
+        let one = balancer.pick(now, 0, &[]).unwrap();
+        let two = balancer.pick(now, 0, &[]).unwrap();
+        one.failed(now);
+        one.succeeded(now);
+        one.failed(now);
+        assert_eq!(balancer.view(now)[0].ejected, None, "not in a row");
+        one.failed(now);
+        for times in [1, 2, 4, 8, 10, 10] {
+            assert_eq!(balancer.view(now)[0].ejected, Some(SECOND * times));
+            two.failed(now);
+            two.failed(now);
+            assert_eq!(balancer.view(now)[1].ejected, None, "half of them stay");
+            assert_eq!(ports(&[balancer.pick(now, 0, &[]).unwrap()]), [2]);
+            assert_eq!(balancer.pick(now, 0, &[two.id()]).err(), Some(NoServer::AllEjected));
+            now += SECOND * times;
+            assert_eq!(balancer.view(now)[0].ejected, None);
+            two.succeeded(now);
+            one.failed(now);
+        }
+        now += SECOND * 20;
+        one.succeeded(now);
+        one.failed(now);
+        one.failed(now);
+        assert_eq!(balancer.view(now)[0].ejected, Some(SECOND), "long enough back in");
+    }
+
+    #[test]
+    fn one_server_alone_stays_and_fewer_servers_let_one_back() {
+        let settings = BalanceSettings { eject_after: 1, ..BalanceSettings::default() };
+        let (balancer, now) = balancer(4, settings);
+        let picked: Vec<_> = (0..4).map(|_| balancer.pick(now, 0, &[]).unwrap()).collect();
+        picked.iter().for_each(|picked| picked.failed(now));
+        let out = |balancer: &Balancer| balancer.view(now).iter().filter(|view| view.ejected.is_some()).count();
+        assert_eq!(out(&balancer), 2);
+        balancer.set_servers(vec![tcp(1), tcp(2)]);
+        assert_eq!(out(&balancer), 1);
+        balancer.set_servers(vec![tcp(1)]);
+        assert_eq!(out(&balancer), 0);
+        picked[0].failed(now);
+        picked[1].failed(now);
+        assert_eq!(out(&balancer), 0);
+        balancer.set_servers(Vec::new());
+        assert_eq!(balancer.pick(now, 0, &[]).err(), Some(NoServer::Empty));
+    }
+
+    #[test]
+    fn health_takes_out_and_brings_back() {
+        let settings = BalanceSettings { eject_after: 1, ..BalanceSettings::default() };
+        let (balancer, now) = balancer(2, settings);
+        let one = balancer.pick(now, 0, &[]).unwrap();
+        one.failed(now);
+        balancer.set_health(one.id(), true);
+        assert!(balancer.view(now)[0].ejected.is_some(), "no news");
+        balancer.set_health(one.id(), false);
+        balancer.set_health(one.id(), true);
+        assert_eq!(balancer.view(now)[0].ejected, None);
+        let two = balancer.pick(now, 0, &[one.id()]).unwrap();
+        balancer.set_health(one.id(), false);
+        balancer.set_health(two.id(), false);
+        assert_eq!(balancer.pick(now, 0, &[]).err(), Some(NoServer::AllEjected));
+        balancer.set_health(ServerId(99), true);
+    }
+
+    #[test]
+    fn threads_give_every_place_back() {
+        for policy in [Policy::RoundRobin, Policy::LeastConnections, Policy::RandomOfTwo] {
+            let settings = BalanceSettings { policy, max_connections: 3, eject_after: 2, eject_for: SECOND, keep: 50 };
+            let (balancer, start) = balancer(4, settings);
+            std::thread::scope(|scope| {
+                for thread in 0..4_u64 {
+                    let balancer = balancer.clone();
+                    scope.spawn(move || {
+                        let mut held = Vec::new();
+                        for n in 0..5_000_u64 {
+                            let random = (n + thread).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                            let now = start + Duration::from_millis(n);
+                            held.extend(balancer.pick(now, random, &[]));
+                            let view = balancer.view(now);
+                            assert!(view.iter().all(|view| view.connections <= 3));
+                            if held.len() > 4 {
+                                let picked: Picked = held.swap_remove((random % 5) as usize);
+                                if random & 64 == 0 { picked.failed(now) } else { picked.succeeded(now) }
+                            }
+                            if n % 50 == thread {
+                                let from = u16::try_from(random % 3).unwrap();
+                                balancer.set_servers((from..from + 4).map(tcp).collect());
+                            }
+                        }
+                    });
+                }
+            });
+            balancer.set_servers((0..6).map(tcp).collect());
+            assert!(balancer.view(start).iter().all(|view| view.connections == 0), "{policy:?}");
+        }
+    }
+
+    /// What happens to a balancer, and to the model beside it.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Pick { random: u64, tried: Vec<bool> },
+        Succeed(prop::sample::Index),
+        Fail(prop::sample::Index),
+        Drop(prop::sample::Index),
+        Wait(u64),
+        Health(prop::sample::Index, bool),
+        Servers(Vec<u16>),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let pick = (any::<u64>(), prop::collection::vec(prop::bool::weighted(0.2), 6));
+        let step = prop_oneof![
+            6 => pick.prop_map(|(random, tried)| Step::Pick { random, tried }),
+            2 => any::<prop::sample::Index>().prop_map(Step::Succeed),
+            5 => any::<prop::sample::Index>().prop_map(Step::Fail),
+            2 => any::<prop::sample::Index>().prop_map(Step::Drop),
+            2 => (0..3_000_u64).prop_map(Step::Wait),
+            1 => (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(at, healthy)| Step::Health(at, healthy)),
+            1 => prop::collection::vec(1..7_u16, 0..6).prop_map(Step::Servers),
+        ];
+        prop::collection::vec(step, 0..120)
+    }
+
+    fn settings() -> impl Strategy<Value = BalanceSettings> {
+        let policy = prop_oneof![Just(Policy::RoundRobin), Just(Policy::LeastConnections), Just(Policy::RandomOfTwo)];
+        (policy, 1..4_usize, 0..4_u32, prop_oneof![Just(0_u8), Just(34), Just(50), Just(100)]).prop_map(
+            |(policy, max_connections, eject_after, keep)| BalanceSettings {
+                policy,
+                max_connections,
+                eject_after,
+                eject_for: SECOND,
+                keep,
+            },
+        )
+    }
+
+    /// One server as plainly as it can be said; times in milliseconds.
+    #[derive(Debug, Clone)]
+    struct Plain {
+        id: u64,
+        port: u16,
+        here: bool,
+        held: usize,
+        healthy: bool,
+        failures: u32,
+        ejections: u32,
+        until: u64,
+    }
+
+    struct Model {
+        settings: BalanceSettings,
+        /// Every server there ever was; `list` has the present ones in order.
+        all: Vec<Plain>,
+        list: Vec<u64>,
+        turn: usize,
+        now: u64,
+    }
+
+    impl Model {
+        fn servers(&mut self, ports: &[u16]) {
+            self.list.clear();
+            let before = self.all.clone();
+            self.all.iter_mut().for_each(|server| server.here = false);
+            for port in ports {
+                if self.all.iter().any(|server| server.here && server.port == *port) {
+                    continue;
+                }
+                match before.iter().find(|server| server.here && server.port == *port) {
+                    Some(server) => self.all[server.id as usize].here = true,
+                    None => self.all.push(Plain {
+                        id: self.all.len() as u64,
+                        port: *port,
+                        here: true,
+                        held: 0,
+                        healthy: true,
+                        failures: 0,
+                        ejections: 0,
+                        until: 0,
+                    }),
+                }
+                self.list.push(self.all.iter().find(|s| s.here && s.port == *port).unwrap().id);
+            }
+            while self.out().len() > self.may_eject() {
+                let first = self.out().into_iter().min_by_key(|id| (self.at(*id).until, u64::MAX - self.place(*id)));
+                self.all[first.unwrap() as usize].until = 0;
+            }
+            // Whether an ejection that is over is remembered makes no difference but for when doubling ends.
+            let mut were = self.list.clone();
+            were.retain(|id| self.at(*id).until > 0);
+            were.sort_by_key(|id| std::cmp::Reverse(self.at(*id).until));
+            for id in were.into_iter().skip(self.may_eject()) {
+                self.all[id as usize].until = 0;
+            }
+        }
+
+        fn place(&self, id: u64) -> u64 {
+            self.list.iter().position(|other| *other == id).unwrap() as u64
+        }
+
+        fn at(&self, id: u64) -> &Plain {
+            &self.all[id as usize]
+        }
+
+        fn out(&self) -> Vec<u64> {
+            self.list.iter().copied().filter(|id| self.at(*id).until > self.now).collect()
+        }
+
+        fn may_eject(&self) -> usize {
+            let n = self.list.len();
+            if n == 1 { 0 } else { n * (100 - self.settings.keep as usize) / 100 }
+        }
+
+        fn length(&self, ejections: u32) -> u64 {
+            [0, 1_000, 2_000, 4_000, 8_000, 10_000][ejections.min(5) as usize]
+        }
+
+        fn pick(&mut self, random: u64, tried: &[u64]) -> Result<u64, NoServer> {
+            let turn = self.turn;
+            self.turn += 1;
+            if self.list.is_empty() {
+                return Err(NoServer::Empty);
+            }
+            let mut left = self.list.clone();
+            left.retain(|id| !tried.contains(id));
+            if left.is_empty() {
+                return Err(NoServer::AllTried);
+            }
+            left.retain(|id| self.at(*id).healthy && self.at(*id).until <= self.now);
+            if left.is_empty() {
+                return Err(NoServer::AllEjected);
+            }
+            left.retain(|id| self.at(*id).held < self.settings.max_connections);
+            if left.is_empty() {
+                return Err(NoServer::Full);
+            }
+            let n = left.len();
+            let chosen = match self.settings.policy {
+                Policy::RoundRobin => left[turn % n],
+                Policy::LeastConnections => {
+                    left.rotate_left(turn % n);
+                    let least = left.iter().map(|id| self.at(*id).held).min().unwrap();
+                    *left.iter().find(|id| self.at(**id).held == least).unwrap()
+                }
+                Policy::RandomOfTwo if n == 1 => left[0],
+                Policy::RandomOfTwo => {
+                    let first = left[(random as u32) as usize % n];
+                    left.rotate_left((random as u32) as usize % n);
+                    let second = left[1..][(random >> 32) as usize % (n - 1)];
+                    assert_ne!(first, second);
+                    if self.at(second).held < self.at(first).held { second } else { first }
+                }
+            };
+            self.all[chosen as usize].held += 1;
+            Ok(chosen)
+        }
+
+        fn succeed(&mut self, id: u64) {
+            let length = self.length(self.at(id).ejections);
+            let now = self.now;
+            let server = &mut self.all[id as usize];
+            if server.until <= now {
+                server.failures = 0;
+                if now >= server.until + length {
+                    server.ejections = 0;
+                }
+            }
+        }
+
+        fn fail(&mut self, id: u64) {
+            let (now, after) = (self.now, self.settings.eject_after);
+            if self.at(id).until > now {
+                return;
+            }
+            self.all[id as usize].failures += 1;
+            let room = self.out().len() < self.may_eject();
+            if after > 0 && self.at(id).failures >= after && self.at(id).here && room {
+                let length = self.length(self.at(id).ejections + 1);
+                let server = &mut self.all[id as usize];
+                server.ejections += 1;
+                server.failures = after - 1;
+                server.until = now + length;
+            }
+        }
+
+        fn health(&mut self, id: u64, healthy: bool) {
+            let server = &mut self.all[id as usize];
+            if server.here {
+                if healthy && !server.healthy {
+                    (server.failures, server.until) = (0, 0);
+                }
+                server.healthy = healthy;
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_what_the_model_does(settings in settings(), steps in steps()) {
+            let (balancer, start) = balancer(3, settings);
+            let mut model = Model { settings, all: Vec::new(), list: Vec::new(), turn: 0, now: 0 };
+            model.servers(&[1, 2, 3]);
+            prop_assert_eq!(balancer.view(start).len(), 3);
+            let mut held: Vec<Picked> = Vec::new();
+            for step in steps {
+                let now = start + Duration::from_millis(model.now);
+                match step {
+                    Step::Pick { random, tried } => {
+                        let tried: Vec<u64> =
+                            model.list.iter().zip(tried).filter(|(_, tried)| *tried).map(|(id, _)| *id).collect();
+                        let ids: Vec<ServerId> = tried.iter().map(|id| ServerId(*id)).collect();
+                        let (one, other) = (balancer.pick(now, random, &ids), model.pick(random, &tried));
+                        prop_assert_eq!(one.as_ref().map(|picked| picked.id().0), other.as_ref().map(|id| *id));
+                        held.extend(one);
+                    }
+                    Step::Succeed(at) if !held.is_empty() => {
+                        let picked = at.get(&held);
+                        picked.succeeded(now);
+                        model.succeed(picked.id().0);
+                    }
+                    Step::Fail(at) if !held.is_empty() => {
+                        let picked = at.get(&held);
+                        picked.failed(now);
+                        model.fail(picked.id().0);
+                    }
+                    Step::Drop(at) if !held.is_empty() => {
+                        let picked = held.swap_remove(at.index(held.len()));
+                        model.all[picked.id().0 as usize].held -= 1;
+                    }
+                    Step::Succeed(_) | Step::Fail(_) | Step::Drop(_) => {}
+                    Step::Wait(ms) => model.now += ms,
+                    Step::Health(at, healthy) => {
+                        let id = at.index(model.all.len()) as u64;
+                        balancer.set_health(ServerId(id), healthy);
+                        model.health(id, healthy);
+                    }
+                    Step::Servers(ports) => {
+                        balancer.set_servers(ports.iter().copied().map(tcp).collect());
+                        model.servers(&ports);
+                    }
+                }
+                let now = start + Duration::from_millis(model.now);
+                let view = balancer.view(now);
+                let expected: Vec<_> = model.list.iter().map(|id| model.at(*id)).map(|server| ServerView {
+                    id: ServerId(server.id),
+                    address: tcp(server.port),
+                    connections: server.held,
+                    healthy: server.healthy,
+                    failures: server.failures,
+                    ejected: (server.until > model.now).then(|| Duration::from_millis(server.until - model.now)),
+                }).collect();
+                prop_assert_eq!(&view, &expected);
+                prop_assert!(view.iter().filter(|view| view.ejected.is_some()).count() <= model.may_eject());
+            }
+            drop(held);
+            prop_assert!(balancer.view(start).iter().all(|view| view.connections == 0));
+        }
+    }
+}
