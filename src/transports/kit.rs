@@ -1,3 +1,4 @@
 //! Small decisions that several transports share. Pure: no socket, no clock, no runtime.
 
 pub mod admission;
+pub mod balance;
