@@ -220,3 +220,141 @@ fn check_tlvs(mut rest: &[u8]) -> Result<(), Malformed> {
     }
     if rest.is_empty() { Ok(()) } else { Err(Malformed) }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn proxied(source: &str, destination: &str) -> Header {
+        Header::Proxied { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+    }
+
+    fn v2(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(body.len()).unwrap().to_be_bytes();
+        [&SIGNATURE[..], &[command, family], &length, body].concat()
+    }
+
+    #[test]
+    fn the_examples_of_the_specification() {
+        let line = b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\n";
+        let header = proxied("255.255.255.255:65535", "255.255.255.255:65535");
+        assert_eq!(Header::decode(line), Ok(Some((header, line.len()))));
+        let line = b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\n";
+        assert_eq!(Header::decode(line), Ok(Some((Header::Local, line.len()))));
+        assert_eq!(Header::decode(b"PROXY UNKNOWN\r\nmore"), Ok(Some((Header::Local, 15))));
+        let line = b"PROXY TCP6 ::1 2001:db8::2 0 443\r\nGET /";
+        assert_eq!(Header::decode(line), Ok(Some((proxied("[::1]:0", "[2001:db8::2]:443"), line.len() - 5))));
+    }
+
+    #[test]
+    fn lines_that_are_not_quite_right() {
+        for line in [
+            &b"GET / HTTP/1.1\r\n"[..],
+            b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2 3\r\n",
+            b"PROXY TCP4 1.2.3.4 1.2.3.4 1\r\n",
+            b"PROXY TCP4 1.2.3.4 1.2.3.4 01 2\r\n",
+            b"PROXY TCP4 1.2.3.4 1.2.3.4 +1 2\r\n",
+            b"PROXY TCP4 1.2.3.4 1.2.3.4 65536 2\r\n",
+            b"PROXY TCP4 1.2.3.4  1.2.3.4 1 2\r\n",
+            b"PROXY TCP4 ::1 ::1 1 2\r\n",
+            b"PROXY TCP6 1.2.3.4 1.2.3.4 1 2\r\n",
+            b"PROXY TCP5 1.2.3.4 1.2.3.4 1 2\r\n",
+            b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2\n",
+            b"PROXY \r\n",
+            b"PROXY TCP4 \x80",
+            b"PROXY TCP4 1.2\r3",
+            b"proxy ",
+        ] {
+            assert_eq!(Header::decode(line), Err(Malformed), "{}", line.escape_ascii());
+        }
+        let endless = [b"PROXY UNKNOWN ", &[b'a'; 200][..]].concat();
+        assert_eq!(Header::decode(&endless[..MAX_V1 - 1]), Ok(None));
+        assert_eq!(Header::decode(&endless[..MAX_V1]), Err(Malformed));
+    }
+
+    #[test]
+    fn version_two_with_what_it_may_carry() {
+        let addresses = [1, 2, 3, 4, 5, 6, 7, 8, 0, 9, 0, 10];
+        let header = proxied("1.2.3.4:9", "5.6.7.8:10");
+        let plain = v2(0x21, 0x11, &addresses);
+        assert_eq!(Header::decode(&plain), Ok(Some((header, 28))));
+        let tlvs = [&addresses[..], &[3, 0, 4, 0, 0, 0, 0], &[0x20, 0, 1, 7], &[4, 0, 0]].concat();
+        assert_eq!(Header::decode(&v2(0x21, 0x11, &tlvs)), Ok(Some((header, 42))));
+        for bad in [&[3, 0, 3, 0, 0, 0][..], &[4, 0, 1], &[4, 0], &[4]] {
+            let body = [&addresses[..], bad].concat();
+            assert_eq!(Header::decode(&v2(0x21, 0x11, &body)), Err(Malformed), "{bad:?}");
+        }
+        assert_eq!(Header::decode(&v2(0x20, 0x00, b"whatever")), Ok(Some((Header::Local, 24))));
+        assert_eq!(Header::decode(&v2(0x20, 0x11, b"")), Ok(Some((Header::Local, 16))));
+        assert_eq!(Header::decode(&v2(0x21, 0x31, &[0; 216])), Ok(Some((Header::Local, 232))));
+        assert_eq!(Header::decode(&v2(0x21, 0x00, b"any")), Ok(Some((Header::Local, 19))));
+        for (command, family, length) in [
+            (0x22, 0x11, 12),
+            (0x11, 0x11, 12),
+            (0x21, 0x41, 12),
+            (0x21, 0x11, 11),
+            (0x21, 0x21, 35),
+            (0x21, 0x31, 215),
+        ] {
+            assert_eq!(Header::decode(&v2(command, family, &vec![0; length])), Err(Malformed), "{command} {family}");
+        }
+        // Refused by its length, before it has come.
+        let long = v2(0x21, 0x11, &[0; 521]);
+        assert_eq!(Header::decode(&long[..16]), Err(Malformed));
+    }
+
+    #[test]
+    fn two_families_become_one() {
+        let header = proxied("1.2.3.4:9", "[::1]:10");
+        let mapped = proxied("[::ffff:1.2.3.4]:9", "[::1]:10");
+        for version in [ProxyVersion::V1, ProxyVersion::V2] {
+            let bytes = header.encode(version);
+            assert_eq!(Header::decode(&bytes), Ok(Some((mapped, bytes.len()))));
+        }
+    }
+
+    fn any_header() -> impl Strategy<Value = Header> {
+        let v4 = any::<([u8; 4], u16, [u8; 4], u16)>()
+            .prop_map(|(a, p, b, q)| Header::Proxied { source: (a, p).into(), destination: (b, q).into() });
+        let v6 = any::<([u8; 16], u16, [u8; 16], u16)>()
+            .prop_map(|(a, p, b, q)| Header::Proxied { source: (a, p).into(), destination: (b, q).into() });
+        prop_oneof![Just(Header::Local), v4, v6]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(header in any_header(), text: bool, rest: Vec<u8>) {
+            let version = if text { ProxyVersion::V1 } else { ProxyVersion::V2 };
+            let bytes = header.encode(version);
+            let most = if text { MAX_V1 } else { MAX_V2 };
+            prop_assert!(bytes.len() <= most);
+            for end in 0..bytes.len() {
+                prop_assert_eq!(Header::decode(&bytes[..end]), Ok(None));
+            }
+            let all = [&bytes[..], &rest].concat();
+            prop_assert_eq!(Header::decode(&all), Ok(Some((header, bytes.len()))));
+        }
+
+        #[test]
+        fn no_bytes_are_waited_for_without_end(start in 0usize..4, rest in proptest::collection::vec(any::<u8>(), MAX_V2)) {
+            let start = [&b""[..], b"PROXY ", b"PROXY TCP4 ", SIGNATURE][start];
+            let bytes = [start, &rest].concat();
+            for end in 0..bytes.len() {
+                if let Ok(Some((_, used))) = Header::decode(&bytes[..end]) {
+                    prop_assert!(used <= end);
+                }
+            }
+            prop_assert_ne!(Header::decode(&bytes), Ok(None));
+        }
+
+        #[test]
+        fn a_flipped_byte_never_panics(header in any_header(), text: bool, at: prop::sample::Index, to: u8) {
+            let mut bytes = header.encode(if text { ProxyVersion::V1 } else { ProxyVersion::V2 });
+            let at = at.index(bytes.len());
+            bytes[at] = to;
+            let _any = Header::decode(&bytes);
+        }
+    }
+}
