@@ -3,4 +3,5 @@
 
 pub mod framed;
 pub mod kit;
+pub mod relay;
 pub mod tcp;

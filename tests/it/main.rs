@@ -10,5 +10,6 @@ mod embed;
 mod framed;
 mod gateway;
 mod probe;
+mod relay;
 mod reload;
 mod supervise;

@@ -1,0 +1,30 @@
+//! TCP relay: each client's stream joined to one server of an upstream, byte for byte.
+//!
+//! `codec` reads and writes PROXY protocol headers, `state` decides, `state_way` is one of its two directions, `actor` does
+//! the I/O, `dial` opens the stream to a server.
+//!
+//! # Ends
+//! The two directions end on their own: the end of one is passed on as a half-close, behind all its bytes. A reset is
+//! passed on as a reset, at once: what has not been delivered by then is lost, as it would be without a relay in
+//! between. A stream that could not be joined to any server is reset as well, so that its client cannot take that for
+//! an empty answer.
+//!
+//! # Back-pressure
+//! A direction is read only when all that was read of it has been written: it holds what one read gave, at most
+//! 64 KiB, and nothing while both sides keep up. A stream on which nothing moves for the idle limit ends, which is also
+//! what becomes of a side that stalls for good.
+//!
+//! # Drain
+//! A relay cannot know where a message ends. On a drain bytes flow on until both sides have ended; what is still open
+//! at the deadline is reset and reported as unfinished.
+
+mod actor;
+mod codec;
+mod dial;
+mod state;
+mod state_way;
+
+pub use actor::{Connections, Relay};
+pub use codec::{Header, MAX_V1, MAX_V2, Malformed, ProxyVersion};
+pub use dial::{Dial, Network, Upstream, Wire};
+pub use state::{Blame, End, Failure, Input, Moved, Next, RelaySettings, Side, State};

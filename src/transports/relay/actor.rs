@@ -1,0 +1,437 @@
+//! The actor of one relayed stream: moves bytes between two sockets as its `State` says, and decides nothing.
+//!
+//! What is read goes into a buffer that all actors of the arbiter share and is written to the other side at once; only
+//! what that side did not take is kept. Before it reads, a direction writes what it kept until the socket takes no
+//! more, so whatever it waits for wakes this actor. A stream that keeps up holds no buffer at all.
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
+
+use super::codec::Header;
+use super::dial::{Dial, Network, Wire, failure_of};
+use super::state::{Blame, Input, Next, RelaySettings, Side, State};
+use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn, clock};
+use crate::transports::kit::admission::Ticket;
+use crate::transports::kit::balance::Address;
+use crate::transports::tcp::{Accepted, Never, OnAccept};
+
+/// Bytes moved per direction and turn, at most: then others have their turn.
+const MOVED_PER_TURN: usize = 256 << 10;
+/// The memory lease moves in steps of this.
+const LEASE_STEP: usize = 16 << 10;
+/// Bytes read at once while memory is tight: as much may have to be kept.
+const TIGHT_READ: usize = 4 << 10;
+
+/// Starts an actor for each connection of a listener.
+#[derive(Debug)]
+pub struct Connections {
+    listener: Arc<str>,
+    settings: Arc<RelaySettings>,
+    random: RandomState,
+    count: u64,
+}
+
+impl Connections {
+    /// For a listener of this name.
+    #[must_use]
+    pub fn new(listener: Arc<str>, settings: RelaySettings) -> Self {
+        Self { listener, settings: Arc::new(settings), random: RandomState::new(), count: 0 }
+    }
+}
+
+impl OnAccept for Connections {
+    fn accepted(&mut self, accepted: Accepted, turn: &Turn<'_, Never>) -> Result<(), SpawnError> {
+        let (listener, settings) = (self.listener.clone(), self.settings.clone());
+        self.count += 1;
+        let mut hasher = self.random.build_hasher();
+        hasher.write_u64(self.count);
+        let random = hasher.finish();
+        let make = move || Relay::accepted(accepted, listener, settings, random);
+        turn.spawn(Place::LeastLoaded, Spec::default(), make).map(drop)
+    }
+}
+
+/// The actor of one relayed stream, between any stream and what `D` opens.
+pub struct Relay<C: Wire, D: Dial> {
+    ends: Ends<C, D::Stream>,
+    dial: D,
+    state: State,
+    upstream_name: Arc<str>,
+    listener: Arc<str>,
+    peer: Option<SocketAddr>,
+    ticket: Option<Ticket>,
+    up: Counter,
+    down: Counter,
+    tally: Option<Tally>,
+    server: Option<Address>,
+    opened: Instant,
+    why: Option<&'static str>,
+    leased: usize,
+    /// The memory budget gave no more.
+    tight: bool,
+}
+
+impl<C: Wire, D: Dial> fmt::Debug for Relay<C, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay").field("listener", &self.listener).field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+/// The two streams.
+struct Ends<C, U> {
+    /// The error of a stream that this thread's event loop did not take ends the actor in its first turn.
+    client: io::Result<C>,
+    upstream: Option<U>,
+}
+
+impl<C: Wire, U: Wire> Ends<C, U> {
+    fn with<R>(
+        &mut self,
+        side: Side,
+        client: impl FnOnce(&mut C) -> R,
+        upstream: impl FnOnce(&mut U) -> R,
+    ) -> Option<R> {
+        match side {
+            Side::Client => self.client.as_mut().ok().map(client),
+            Side::Upstream => self.upstream.as_mut().map(upstream),
+        }
+    }
+
+    fn read(&mut self, side: Side, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let answer = match side {
+            Side::Client => self.client.as_mut().ok().map(|end| Pin::new(end).poll_read(cx, buffer)),
+            Side::Upstream => self.upstream.as_mut().map(|end| Pin::new(end).poll_read(cx, buffer)),
+        };
+        answer.unwrap_or(Poll::Pending)
+    }
+
+    /// Never ready with nothing written.
+    fn write(&mut self, side: Side, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let answer = match side {
+            Side::Client => self.client.as_mut().ok().map(|end| Pin::new(end).poll_write(cx, bytes)),
+            Side::Upstream => self.upstream.as_mut().map(|end| Pin::new(end).poll_write(cx, bytes)),
+        };
+        match answer {
+            Some(Poll::Ready(Ok(0))) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Some(answer) => answer,
+            None => Poll::Pending,
+        }
+    }
+
+    fn shutdown(&mut self, side: Side, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let answer = match side {
+            Side::Client => self.client.as_mut().ok().map(|end| Pin::new(end).poll_shutdown(cx)),
+            Side::Upstream => self.upstream.as_mut().map(|end| Pin::new(end).poll_shutdown(cx)),
+        };
+        answer.unwrap_or(Poll::Pending)
+    }
+
+    fn abort(&mut self, side: Side) {
+        self.with(side, Wire::abort, Wire::abort);
+    }
+}
+
+impl Relay<TcpStream, Network> {
+    /// The stream of a client that a listener accepted.
+    pub fn accepted(accepted: Accepted, listener: Arc<str>, settings: Arc<RelaySettings>, random: u64) -> Self {
+        let Accepted { stream, peer, ticket } = accepted;
+        let header = match settings.proxy_out.map(|_| stream.local_addr()) {
+            Some(Ok(destination)) => Header::Proxied { source: peer, destination },
+            Some(Err(_)) | None => Header::Local,
+        };
+        let mut relay = Self::make(TcpStream::from_std(stream), Network, header, listener, settings, random);
+        relay.peer = Some(peer);
+        relay.ticket = Some(ticket);
+        relay
+    }
+}
+
+impl<C: Wire, D: Dial> Relay<C, D> {
+    /// A relay for a stream that is ready to use on this arbiter. `listener` is the scope of its counters.
+    pub fn new(client: C, dial: D, listener: Arc<str>, settings: Arc<RelaySettings>, random: u64) -> Self {
+        Self::make(Ok(client), dial, Header::Local, listener, settings, random)
+    }
+
+    fn make(
+        client: io::Result<C>,
+        dial: D,
+        header: Header,
+        listener: Arc<str>,
+        settings: Arc<RelaySettings>,
+        random: u64,
+    ) -> Self {
+        let opened = clock::now();
+        Self {
+            ends: Ends { client, upstream: None },
+            dial,
+            upstream_name: settings.upstream_name.clone(),
+            state: State::new(settings, header, random, opened),
+            listener,
+            peer: None,
+            ticket: None,
+            up: Counter::default(),
+            down: Counter::default(),
+            tally: None,
+            server: None,
+            opened,
+            why: None,
+            leased: 0,
+            tight: false,
+        }
+    }
+
+    /// Dials servers until one is connected, one is awaited, or there are no more.
+    fn connect(&mut self, turn: &Turn<'_, Never>) {
+        let now = turn.now();
+        loop {
+            if self.state.wants_dial() {
+                self.ends.upstream = None;
+                let Some(address) = self.state.dial(now) else { return };
+                match self.dial.dial(&address) {
+                    Ok(stream) => self.ends.upstream = Some(stream),
+                    Err(error) => self.connect_failed(&address, &error, now),
+                }
+                self.server = Some(address);
+            } else if self.state.connecting()
+                && let Some(stream) = &self.ends.upstream
+            {
+                match self.dial.poll_connected(stream, &mut turn.cx()) {
+                    Poll::Pending => return,
+                    Poll::Ready(Ok(())) => {
+                        self.state.handle(Input::Connected, now);
+                        if let Some(ticket) = &mut self.ticket {
+                            ticket.complete();
+                        }
+                        return;
+                    }
+                    Poll::Ready(Err(error)) => {
+                        if let Some(address) = self.server.clone() {
+                            self.connect_failed(&address, &error, now);
+                        }
+                    }
+                }
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn connect_failed(&mut self, address: &Address, error: &io::Error, now: Instant) {
+        tracing::debug!(upstream = %self.upstream_name, ?address, %error, "not connected");
+        self.state.handle(Input::ConnectFailed(failure_of(error)), now);
+    }
+
+    /// Moves what one side sends to the other until one of them has no more or takes no more.
+    fn pump(&mut self, from: Side, turn: &mut Turn<'_, Never>) -> Progress {
+        let (to, now) = (from.other(), turn.now());
+        let mut left = MOVED_PER_TURN;
+        loop {
+            match self.state.poll(to) {
+                Next::Write(bytes) => match self.ends.write(to, &mut turn.cx(), bytes) {
+                    Poll::Pending => return Progress::Idle,
+                    Poll::Ready(Ok(count)) => self.state.handle(Input::Written(to, count), now),
+                    Poll::Ready(Err(_)) => self.state.handle(Input::WriteFailed(to), now),
+                },
+                Next::Finish => match self.ends.shutdown(to, &mut turn.cx()) {
+                    Poll::Pending => return Progress::Idle,
+                    Poll::Ready(Ok(())) => self.state.handle(Input::FinSent(to), now),
+                    Poll::Ready(Err(_)) => self.state.handle(Input::WriteFailed(to), now),
+                },
+                Next::Wait if !self.state.wants_read(from) => return Progress::Idle,
+                Next::Wait if left == 0 => return Progress::More,
+                Next::Wait => match self.pass(from, turn) {
+                    None => return Progress::Idle,
+                    Some(count) => left = left.saturating_sub(count),
+                },
+            }
+        }
+    }
+
+    /// Reads one side once and writes what came to the other at once. Says how much came, if anything did.
+    fn pass(&mut self, from: Side, turn: &mut Turn<'_, Never>) -> Option<usize> {
+        let (to, now) = (from.other(), turn.now());
+        let most = if self.tight { TIGHT_READ } else { usize::MAX };
+        let Self { ends, state, .. } = self;
+        turn.scratch(|turn, scratch| {
+            let most = most.min(scratch.len());
+            let mut buffer = ReadBuf::new(scratch.get_mut(..most).unwrap_or_default());
+            match ends.read(from, &mut turn.cx(), &mut buffer) {
+                Poll::Pending => return None,
+                Poll::Ready(Err(_)) => {
+                    state.handle(Input::Reset(from), now);
+                    return Some(0);
+                }
+                Poll::Ready(Ok(())) => {}
+            }
+            let bytes: &[u8] = buffer.filled();
+            if bytes.is_empty() {
+                state.handle(Input::Eof(from), now);
+                return Some(0);
+            }
+            let written = if state.passes(from) { ends.write(to, &mut turn.cx(), bytes) } else { Poll::Pending };
+            let taken = match written {
+                Poll::Ready(Ok(count)) => count,
+                Poll::Ready(Err(_)) => {
+                    state.handle(Input::WriteFailed(to), now);
+                    0
+                }
+                Poll::Pending => 0,
+            };
+            if taken < bytes.len() {
+                state.lend(to, turn.spare());
+            }
+            state.handle(Input::Bytes { from, bytes, taken }, now);
+            Some(bytes.len())
+        })
+    }
+
+    /// Counts what moved and follows what the buffers take of the memory budget.
+    fn account(&mut self, turn: &Turn<'_, Never>) {
+        let moved = self.state.take_moved();
+        self.up.add(moved.up);
+        self.down.add(moved.down);
+        for reason in self.state.take_failures() {
+            turn.counter("upstream_failures", &self.upstream_name, reason).add(1);
+        }
+        for side in [Side::Client, Side::Upstream] {
+            let spare = self.state.take_spare(side);
+            if spare.capacity() > 0 {
+                turn.recycle(spare);
+            }
+        }
+        let wanted = self.state.held().next_multiple_of(LEASE_STEP);
+        let Some(ticket) = &mut self.ticket else { return };
+        if wanted != self.leased {
+            let lease = ticket.lease();
+            let whole = lease.bytes() - self.leased + wanted;
+            self.leased = wanted;
+            self.tight = lease.resize(whole).is_err();
+            if self.tight {
+                // What is held is held.
+                lease.force(whole);
+            }
+        }
+    }
+
+    /// Cuts what has not ended in order.
+    fn abort(&mut self) {
+        for side in [Side::Client, Side::Upstream] {
+            if self.state.aborts(side) {
+                self.ends.abort(side);
+            }
+        }
+    }
+}
+
+impl<C: Wire + 'static, D: Dial> Protocol for Relay<C, D> {
+    type Msg = Never;
+    const KIND: &'static str = "relay";
+
+    fn started(&mut self, turn: &mut Turn<'_, Never>) -> Result<(), Fault> {
+        self.up = turn.counter("relay_bytes_up", &self.listener, "");
+        self.down = turn.counter("relay_bytes_down", &self.listener, "");
+        self.tally = Some(turn.tally());
+        match &self.ends.client {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Fault::local("no_event_loop", error.to_string())),
+        }
+    }
+
+    fn on(&mut self, m: Never, _: &mut Turn<'_, Never>) -> Result<(), Fault> {
+        match m {}
+    }
+
+    fn io(&mut self, turn: &mut Turn<'_, Never>) -> Result<Progress, Fault> {
+        let mut progress = Progress::Idle;
+        loop {
+            self.connect(turn);
+            for side in [Side::Client, Side::Upstream] {
+                if self.pump(side, turn) == Progress::More {
+                    progress = Progress::More;
+                }
+            }
+            // The client's PROXY header may just have become whole.
+            if !self.state.wants_dial() {
+                return Ok(progress);
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.state.deadline()
+    }
+
+    fn on_deadline(&mut self, turn: &mut Turn<'_, Never>) -> Result<(), Fault> {
+        self.state.handle(Input::Deadline, turn.now());
+        Ok(())
+    }
+
+    fn flush(&mut self, turn: &mut Turn<'_, Never>) -> Result<Progress, Fault> {
+        self.account(turn);
+        let Some(end) = self.state.end() else { return Ok(Progress::Idle) };
+        self.why = Some(end.reason);
+        self.abort();
+        match end.blame {
+            Blame::Nobody => {
+                turn.stop();
+                Ok(Progress::Idle)
+            }
+            Blame::Peer => {
+                Err(Fault::peer(end.reason, self.peer.map_or_else(String::new, |peer| format!("peer {peer}"))))
+            }
+        }
+    }
+
+    fn drain(&mut self, _: Instant, turn: &mut Turn<'_, Never>) {
+        self.state.handle(Input::Drain, turn.now());
+    }
+
+    fn closed(&mut self, why: &Exit) {
+        if self.why.is_none() {
+            self.why = Some(match why {
+                Exit::Normal => "stopped",
+                Exit::Deadline => "drain_deadline",
+                Exit::Fault(_) | Exit::Panic(_) => why.reason(),
+            });
+            self.abort();
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.state.held()
+    }
+}
+
+impl<C: Wire, D: Dial> Drop for Relay<C, D> {
+    fn drop(&mut self) {
+        // After a panic `closed` is not called: that is the one way here without a reason.
+        let reason = self.why.unwrap_or("panic");
+        if let Some(tally) = &self.tally {
+            tally.raise("connections_closed", &self.listener, reason);
+        }
+        let moved = self.state.delivered();
+        let took = clock::now().saturating_duration_since(self.opened);
+        tracing::info!(
+            target: "access",
+            listener = %self.listener,
+            peer = ?self.state.source().or(self.peer),
+            upstream = %self.upstream_name,
+            server = ?self.server,
+            bytes_up = moved.up,
+            bytes_down = moved.down,
+            ms = took.as_millis() as u64,
+            reason,
+            "relayed"
+        );
+    }
+}

@@ -1,0 +1,180 @@
+//! The two ends of a relay as streams that can be cut, and how one is opened to a server without waiting for it.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use rustix::io::Errno;
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::state::Failure;
+use crate::transports::kit::balance::Address;
+
+/// A stream that can be cut.
+pub trait Wire: AsyncRead + AsyncWrite + Unpin {
+    /// Makes the stream end in a reset when it is dropped, where its kind knows resets.
+    fn abort(&mut self);
+}
+
+impl Wire for TcpStream {
+    fn abort(&mut self) {
+        // It fails only on a socket that is gone already.
+        let _gone = self.set_zero_linger();
+    }
+}
+
+impl Wire for UnixStream {
+    /// Unix sockets know no resets; closed over unread bytes they do much the same.
+    fn abort(&mut self) {}
+}
+
+impl Wire for crate::actors::sim_link::Stream {
+    fn abort(&mut self) {
+        self.reset();
+    }
+}
+
+/// Opens streams to servers.
+pub trait Dial: 'static {
+    /// What it opens.
+    type Stream: Wire + 'static;
+
+    /// Begins to connect. It must not wait.
+    ///
+    /// # Errors
+    /// Why it failed at once.
+    fn dial(&mut self, to: &Address) -> io::Result<Self::Stream>;
+
+    /// Whether the stream is connected.
+    fn poll_connected(&mut self, stream: &Self::Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+/// Opens TCP and Unix sockets.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Network;
+
+/// A socket to a server.
+pub enum Upstream {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp(_) => "Tcp",
+            Self::Unix(_) => "Unix",
+        })
+    }
+}
+
+impl Dial for Network {
+    type Stream = Upstream;
+
+    fn dial(&mut self, to: &Address) -> io::Result<Upstream> {
+        let (domain, address) = match to {
+            Address::Tcp(address) => (Domain::for_address(*address), SockAddr::from(*address)),
+            Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+        };
+        let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
+        if domain != Domain::UNIX {
+            socket.set_tcp_nodelay(true)?;
+        }
+        match socket.connect(&address) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
+            Err(error) => return Err(error),
+        }
+        match to {
+            Address::Tcp(_) => TcpStream::from_std(socket.into()).map(Upstream::Tcp),
+            Address::Unix(_) => UnixStream::from_std(socket.into()).map(Upstream::Unix),
+        }
+    }
+
+    fn poll_connected(&mut self, stream: &Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match stream {
+            Upstream::Tcp(tcp) => tcp.poll_write_ready(cx).map(|ready| settled(ready, tcp.take_error())),
+            Upstream::Unix(unix) => unix.poll_write_ready(cx).map(|ready| settled(ready, unix.take_error())),
+        }
+    }
+}
+
+/// A socket becomes writable whether its connection came about or not; its error tells which.
+fn settled(ready: io::Result<()>, error: io::Result<Option<io::Error>>) -> io::Result<()> {
+    ready?;
+    error?.map_or(Ok(()), Err)
+}
+
+/// What the error of a connection attempt means.
+pub(super) fn failure_of(error: &io::Error) -> Failure {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::CONNREFUSED | Errno::CONNRESET | Errno::NOENT | Errno::AGAIN) => Failure::Refused,
+        Some(Errno::TIMEDOUT) => Failure::Timeout,
+        Some(
+            Errno::MFILE
+            | Errno::NFILE
+            | Errno::NOBUFS
+            | Errno::NOMEM
+            | Errno::ADDRNOTAVAIL
+            | Errno::ACCESS
+            | Errno::PERM,
+        ) => Failure::Local,
+        Some(_) => Failure::Unreachable,
+        None if error.kind() == io::ErrorKind::ConnectionRefused => Failure::Refused,
+        None => Failure::Local,
+    }
+}
+
+impl Wire for Upstream {
+    fn abort(&mut self) {
+        match self {
+            Self::Tcp(tcp) => tcp.abort(),
+            Self::Unix(unix) => unix.abort(),
+        }
+    }
+}
+
+impl AsyncRead for Upstream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Upstream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,549 @@
+//! The decisions of one relayed stream.
+//!
+//! In: what was read of either side and how much of it the other side took at once, ends, resets, the fate of
+//! attempts to connect, time. Out: which server to dial, what to write where, when to tell a side that no more comes,
+//! the end with its reason. After every `handle` ask `end`, `wants_dial`, `poll` for both sides and `deadline` again.
+//! Nothing here reads a clock or a socket.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::codec::{Header, ProxyVersion};
+use super::state_way::Way;
+use crate::transports::kit::balance::{Address, Balancer, Picked, ServerId};
+
+/// What a relay may do.
+#[derive(Debug, Clone)]
+pub struct RelaySettings {
+    /// Which servers there are.
+    pub upstream: Arc<Balancer>,
+    /// The name of the upstream: the scope of its counters.
+    pub upstream_name: Arc<str>,
+    /// A server that has not accepted after this long is given up and the next one is tried.
+    pub connect_timeout: Duration,
+    /// Servers tried per stream, at most.
+    pub attempts: usize,
+    /// A stream on which nothing moves for this long is closed.
+    pub idle: Option<Duration>,
+    /// Clients send a PROXY header first.
+    pub proxy_in: bool,
+    /// The PROXY header must be whole after this long.
+    pub proxy_timeout: Duration,
+    /// Servers are sent a PROXY header first.
+    pub proxy_out: Option<ProxyVersion>,
+}
+
+impl RelaySettings {
+    /// The defaults: 5 s to connect, three servers tried, no idle limit, no PROXY headers.
+    #[must_use]
+    pub fn new(upstream: Arc<Balancer>, upstream_name: Arc<str>) -> Self {
+        Self {
+            upstream,
+            upstream_name,
+            connect_timeout: Duration::from_secs(5),
+            attempts: 3,
+            idle: None,
+            proxy_in: false,
+            proxy_timeout: Duration::from_secs(5),
+            proxy_out: None,
+        }
+    }
+}
+
+/// One of the two sides of a relayed stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Who connected to us.
+    Client,
+    /// The server we connected to.
+    Upstream,
+}
+
+impl Side {
+    /// The side that gets what this one sends.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Upstream,
+            Self::Upstream => Self::Client,
+        }
+    }
+
+    const fn reset(self) -> &'static str {
+        match self {
+            Self::Client => "client_reset",
+            Self::Upstream => "upstream_reset",
+        }
+    }
+}
+
+/// Why a server could not be connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// It refused.
+    Refused,
+    /// It did not answer in time.
+    Timeout,
+    /// There is no way to it.
+    Unreachable,
+    /// This machine lacks something: no fault of the server's.
+    Local,
+}
+
+impl Failure {
+    /// The word that counters use.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Refused => "connect_refused",
+            Self::Timeout => "connect_timeout",
+            Self::Unreachable => "connect_unreachable",
+            Self::Local => "connect_local",
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input<'a> {
+    /// Bytes came from a side; the other one took the first `taken` of them at once.
+    Bytes {
+        /// Whose.
+        from: Side,
+        /// All that came.
+        bytes: &'a [u8],
+        /// How many of them have been passed on already; only where [`State::passes`] allows any.
+        taken: usize,
+    },
+    /// A side sends no more.
+    Eof(Side),
+    /// Reading a side failed: it is gone.
+    Reset(Side),
+    /// A side took so many of the bytes that `poll` gave.
+    Written(Side, usize),
+    /// Writing to a side failed. What it has sent is read nevertheless.
+    WriteFailed(Side),
+    /// A side has been told that no more comes.
+    FinSent(Side),
+    /// The server that was dialled is connected.
+    Connected,
+    /// It is not.
+    ConnectFailed(Failure),
+    /// The deadline may have passed.
+    Deadline,
+    /// Finish: see the front page.
+    Drain,
+}
+
+/// What to do for one side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next<'a> {
+    /// Nothing.
+    Wait,
+    /// Write these bytes to it, then say how many it took.
+    Write(&'a [u8]),
+    /// Tell it that no more comes; go on reading.
+    Finish,
+}
+
+/// Whose doing the end of a stream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// It ended as streams do.
+    Nobody,
+    /// The client's or the server's.
+    Peer,
+}
+
+/// Why a stream ended, and how to close it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// The word that counters use: `finished`, `drained`, `idle`, `client_reset`, `upstream_reset`, `no_upstream`,
+    /// `proxy_malformed`, `proxy_timeout` or one of [`Failure::reason`].
+    pub reason: &'static str,
+    /// Whose doing it is.
+    pub blame: Blame,
+}
+
+/// Bytes delivered since the last look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moved {
+    /// To the server.
+    pub up: u64,
+    /// To the client.
+    pub down: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The client's PROXY header is awaited.
+    Header {
+        until: Instant,
+    },
+    /// A server is to be picked.
+    Dial,
+    Connecting {
+        until: Option<Instant>,
+    },
+    Open,
+    Over(End),
+}
+
+/// One relayed stream.
+#[derive(Debug)]
+pub struct State {
+    settings: Arc<RelaySettings>,
+    phase: Phase,
+    up: Way,
+    down: Way,
+    moved_at: Instant,
+    random: u64,
+    tried: Vec<ServerId>,
+    picked: Option<Picked>,
+    last_failure: Option<Failure>,
+    failures: Vec<&'static str>,
+    header: Option<Header>,
+    local: Header,
+    draining: bool,
+    seen: Moved,
+}
+
+impl State {
+    /// A stream whose client has just connected. `header` says who it is, for servers that want to be told; a PROXY
+    /// header of the client itself replaces it. `random` decides between equal servers.
+    #[must_use]
+    pub fn new(settings: Arc<RelaySettings>, header: Header, random: u64, now: Instant) -> Self {
+        let phase = if settings.proxy_in {
+            Phase::Header { until: after(now, settings.proxy_timeout).unwrap_or(now) }
+        } else {
+            Phase::Dial
+        };
+        Self {
+            settings,
+            phase,
+            up: Way::default(),
+            down: Way::default(),
+            moved_at: now,
+            random,
+            tried: Vec::new(),
+            picked: None,
+            last_failure: None,
+            failures: Vec::new(),
+            header: None,
+            local: header,
+            draining: false,
+            seen: Moved::default(),
+        }
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, input: Input<'_>, now: Instant) {
+        if matches!(self.phase, Phase::Over(_)) {
+            return;
+        }
+        match input {
+            Input::Bytes { from, bytes, taken } => self.bytes(from, bytes, taken, now),
+            Input::Eof(side) => self.eof(side),
+            Input::Reset(side) => self.reset(side, now),
+            Input::Written(to, count) => {
+                self.to(to).wrote(count);
+                self.moved_at = now;
+            }
+            Input::WriteFailed(side) => {
+                self.note_reset(side, now);
+                self.to(side).break_off();
+            }
+            Input::FinSent(to) => {
+                self.to(to).fin_sent = true;
+                self.moved_at = now;
+            }
+            Input::Connected => self.connected(now),
+            Input::ConnectFailed(failure) => self.connect_failed(failure, now),
+            Input::Deadline => self.expire(now),
+            Input::Drain => self.draining = true,
+        }
+        self.settle();
+    }
+
+    /// What to do for a side next.
+    #[must_use]
+    pub fn poll(&self, to: Side) -> Next<'_> {
+        if self.phase != Phase::Open {
+            return Next::Wait;
+        }
+        let way = self.way_to(to);
+        match way.bytes() {
+            [] if way.wants_fin() => Next::Finish,
+            [] => Next::Wait,
+            bytes => Next::Write(bytes),
+        }
+    }
+
+    /// Whether bytes of a side may be handed in now. If not, leave them in its socket.
+    #[must_use]
+    pub fn wants_read(&self, from: Side) -> bool {
+        match self.phase {
+            Phase::Header { .. } => from == Side::Client && !self.up.fin_seen,
+            // What a client says while it waits is taken, once: so its end is noticed.
+            Phase::Dial | Phase::Connecting { .. } => from == Side::Client && self.up.wants_more(),
+            Phase::Open => self.way_to(from.other()).wants_more(),
+            Phase::Over(_) => false,
+        }
+    }
+
+    /// Whether bytes just read of this side may be written to the other one before they are handed in.
+    #[must_use]
+    pub fn passes(&self, from: Side) -> bool {
+        self.phase == Phase::Open && self.way_to(from.other()).wants_more()
+    }
+
+    /// Whether [`dial`](Self::dial) is to be called.
+    #[must_use]
+    pub fn wants_dial(&self) -> bool {
+        self.phase == Phase::Dial
+    }
+
+    /// Whether a server was dialled and its answer is awaited.
+    #[must_use]
+    pub const fn connecting(&self) -> bool {
+        matches!(self.phase, Phase::Connecting { .. })
+    }
+
+    /// Picks the next server to connect to; `None` if there is none to pick (then look at [`end`](Self::end)).
+    pub fn dial(&mut self, now: Instant) -> Option<Address> {
+        if self.phase != Phase::Dial {
+            return None;
+        }
+        if self.tried.len() >= self.settings.attempts.max(1) {
+            self.give_up();
+            return None;
+        }
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        match self.settings.upstream.pick(now, self.random, &self.tried) {
+            Ok(picked) => {
+                self.tried.push(picked.id());
+                let address = picked.address().clone();
+                self.picked = Some(picked);
+                self.phase = Phase::Connecting { until: after(now, self.settings.connect_timeout) };
+                Some(address)
+            }
+            Err(no) => {
+                if self.last_failure.is_none() {
+                    self.failures.push(no.reason());
+                }
+                self.give_up();
+                None
+            }
+        }
+    }
+
+    /// Why it is over, once it is.
+    #[must_use]
+    pub const fn end(&self) -> Option<End> {
+        match self.phase {
+            Phase::Over(end) => Some(end),
+            Phase::Header { .. } | Phase::Dial | Phase::Connecting { .. } | Phase::Open => None,
+        }
+    }
+
+    /// How to close a side when it is over: with a reset if it was not told the end in order. A direction that ended
+    /// in order is left to deliver what the kernel still holds of it.
+    #[must_use]
+    pub fn aborts(&self, side: Side) -> bool {
+        !self.way_to(side).fin_sent
+    }
+
+    /// When [`Input::Deadline`] is due.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Header { until } => Some(until),
+            Phase::Connecting { until } => until,
+            Phase::Open => after(self.moved_at, self.settings.idle?),
+            Phase::Dial | Phase::Over(_) => None,
+        }
+    }
+
+    /// What has been delivered since the last call.
+    pub const fn take_moved(&mut self) -> Moved {
+        let moved = Moved { up: self.up.moved - self.seen.up, down: self.down.moved - self.seen.down };
+        self.seen = Moved { up: self.up.moved, down: self.down.moved };
+        moved
+    }
+
+    /// What has been delivered in all. A PROXY header of ours counts as well.
+    #[must_use]
+    pub const fn delivered(&self) -> Moved {
+        Moved { up: self.up.moved, down: self.down.moved }
+    }
+
+    /// Why servers failed since the last call.
+    pub fn take_failures(&mut self) -> Vec<&'static str> {
+        std::mem::take(&mut self.failures)
+    }
+
+    /// The server in use.
+    #[must_use]
+    pub fn server(&self) -> Option<&Address> {
+        self.picked.as_ref().map(Picked::address)
+    }
+
+    /// Who the client is, by its own PROXY header.
+    #[must_use]
+    pub fn source(&self) -> Option<SocketAddr> {
+        match self.header {
+            Some(Header::Proxied { source, .. }) => Some(source),
+            Some(Header::Local) | None => None,
+        }
+    }
+
+    /// Bytes of memory held in buffers.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.up.held() + self.down.held()
+    }
+
+    /// Gives the direction to a side an empty buffer to work with, if it has none.
+    pub fn lend(&mut self, to: Side, buffer: Vec<u8>) {
+        self.to(to).lend(buffer);
+    }
+
+    /// Takes back a buffer that is not in use; without capacity if there is none.
+    pub fn take_spare(&mut self, to: Side) -> Vec<u8> {
+        self.to(to).take_spare()
+    }
+
+    const fn way_to(&self, side: Side) -> &Way {
+        match side {
+            Side::Client => &self.down,
+            Side::Upstream => &self.up,
+        }
+    }
+
+    const fn to(&mut self, side: Side) -> &mut Way {
+        match side {
+            Side::Client => &mut self.down,
+            Side::Upstream => &mut self.up,
+        }
+    }
+
+    fn bytes(&mut self, from: Side, bytes: &[u8], taken: usize, now: Instant) {
+        let way = self.to(from.other());
+        way.taken_in += bytes.len() as u64;
+        way.moved += taken as u64;
+        way.push(bytes.get(taken..).unwrap_or_default());
+        self.moved_at = now;
+        if matches!(self.phase, Phase::Header { .. }) {
+            self.read_header();
+        }
+    }
+
+    fn read_header(&mut self) {
+        match Header::decode(self.up.bytes()) {
+            Ok(None) => {}
+            Ok(Some((header, length))) => {
+                self.up.skip(length);
+                self.header = Some(header);
+                self.phase = Phase::Dial;
+            }
+            Err(_) => self.over("proxy_malformed", Blame::Peer),
+        }
+    }
+
+    fn eof(&mut self, from: Side) {
+        if matches!(self.phase, Phase::Header { .. }) {
+            self.over("proxy_malformed", Blame::Peer);
+            return;
+        }
+        self.to(from.other()).fin_seen = true;
+    }
+
+    fn reset(&mut self, side: Side, now: Instant) {
+        self.note_reset(side, now);
+        self.over(side.reset(), Blame::Peer);
+    }
+
+    /// A server that breaks counts; one that breaks before it has said anything is to blame like one that refuses.
+    fn note_reset(&mut self, side: Side, now: Instant) {
+        if side == Side::Upstream && !self.up.broken {
+            self.failures.push("upstream_reset");
+            if self.down.taken_in == 0
+                && let Some(picked) = &self.picked
+            {
+                picked.failed(now);
+            }
+        }
+    }
+
+    fn connected(&mut self, now: Instant) {
+        if !self.connecting() {
+            return;
+        }
+        if let Some(picked) = &self.picked {
+            picked.succeeded(now);
+        }
+        if let Some(version) = self.settings.proxy_out {
+            let header = self.header.unwrap_or(self.local).encode(version);
+            self.up.push_front(&header);
+        }
+        self.phase = Phase::Open;
+        self.moved_at = now;
+    }
+
+    fn connect_failed(&mut self, failure: Failure, now: Instant) {
+        if !self.connecting() {
+            return;
+        }
+        self.failures.push(failure.reason());
+        self.last_failure = Some(failure);
+        if let Some(picked) = self.picked.take()
+            && failure != Failure::Local
+        {
+            picked.failed(now);
+        }
+        self.phase = Phase::Dial;
+    }
+
+    fn give_up(&mut self) {
+        self.over(self.last_failure.map_or("no_upstream", Failure::reason), Blame::Nobody);
+    }
+
+    /// Ends what has nothing left to do.
+    fn settle(&mut self) {
+        if self.phase != Phase::Open {
+            return;
+        }
+        for side in [Side::Client, Side::Upstream] {
+            // A side that takes no more is gone, but what it had sent before goes to its end first.
+            if self.way_to(side).broken && (self.way_to(side.other()).fin_sent || self.way_to(side.other()).broken) {
+                self.over(side.reset(), Blame::Peer);
+                return;
+            }
+        }
+        if self.up.fin_sent && self.down.fin_sent {
+            self.over(if self.draining { "drained" } else { "finished" }, Blame::Nobody);
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        if self.deadline().is_none_or(|at| at > now) {
+            return;
+        }
+        match self.phase {
+            Phase::Header { .. } => self.over("proxy_timeout", Blame::Peer),
+            Phase::Connecting { .. } => self.connect_failed(Failure::Timeout, now),
+            Phase::Open => self.over("idle", Blame::Nobody),
+            Phase::Dial | Phase::Over(_) => {}
+        }
+    }
+
+    const fn over(&mut self, reason: &'static str, blame: Blame) {
+        self.phase = Phase::Over(End { reason, blame });
+    }
+}
+
+/// A time so long that it overflows never comes.
+fn after(from: Instant, time: Duration) -> Option<Instant> {
+    from.checked_add(time)
+}
