@@ -48,7 +48,7 @@ pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview};
 pub use reload::Reloaded;
 
 /// How often the memory budget is looked at.
-const MEMORY_TICK: Duration = Duration::from_millis(100);
+const MEMORY_TICK: Duration = Duration::from_millis(20);
 
 type Options = toml::Table;
 type Made = Box<dyn FnMut() -> Box<dyn OnAccept> + Send>;
@@ -152,7 +152,12 @@ impl Builder {
                 last_reload: Mutex::default(),
             });
             let admin = match admin {
-                Some(socket) => Some(admin::start(&mesh, socket, status.clone()).map_err(StartError::Spawn)?),
+                Some(socket) => {
+                    if let Ok(address) = socket.local_addr() {
+                        tracing::info!(%address, "admin listening");
+                    }
+                    Some(admin::start(&mesh, socket, status.clone()).map_err(StartError::Spawn)?)
+                }
                 None => None,
             };
             Ok((status, admin))
@@ -280,12 +285,12 @@ impl Gateway {
     pub async fn keep_budget(&self) {
         loop {
             clock::sleep(MEMORY_TICK).await;
-            while self.status.budget.level() == Level::Critical {
-                match self.mesh.stop_largest().await {
-                    Some(id) => tracing::warn!(%id, "memory: the largest holder was ended"),
-                    None => break,
-                }
-                clock::sleep(Duration::from_millis(10)).await;
+            let budget = &self.status.budget;
+            if budget.level() == Level::Critical {
+                // Down to where new work is let in again, in one go: whoever fills the budget is quick.
+                let enough = budget.used().saturating_sub(budget.limit() / 10 * 7);
+                let ended = self.mesh.stop_largest(enough).await;
+                tracing::warn!(ended, "memory: the largest holders were ended");
             }
         }
     }

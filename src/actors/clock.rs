@@ -2,7 +2,7 @@
 //!
 //! Everything that needs an instant or a timer takes it from here, so the same code runs under `Mesh::sim`, where the
 //! hands of the clock are moved by the simulator. Outside a simulation a timer is tokio's: it needs a running tokio
-//! time driver, fires at most about a millisecond late on an idle thread, and panics nowhere.
+//! time driver (tokio panics without one) and fires at most about a millisecond late on an idle thread.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -30,6 +30,11 @@ pub fn now() -> Instant {
         return at;
     }
     real_now()
+}
+
+/// True on a thread that a simulation rules.
+pub(crate) fn is_virtual() -> bool {
+    IS_VIRTUAL.get()
 }
 
 #[expect(clippy::disallowed_methods, reason = "this file is the one place that reads the clock")]

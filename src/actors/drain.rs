@@ -1,6 +1,7 @@
 //! The gentle end of a mesh: new work refused, actors asked to finish from the leaves to the root, all under one
 //! deadline, with a report of who did not make it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -42,7 +43,7 @@ pub struct DrainReport {
     pub began_with: usize,
     /// Those that were not done at the deadline and were ended then.
     pub unfinished: Vec<Unfinished>,
-    /// Arbiters that did not answer, by number: a turn there does not end.
+    /// Arbiters that did not answer, by number: a turn there does not end, and none of the actors there was asked.
     pub stuck: Vec<usize>,
     /// How long it took.
     pub took: Duration,
@@ -86,6 +87,9 @@ impl Mesh {
                 }
                 None => {
                     report.stuck.push(index);
+                    // Nobody can say who they are, but they were there.
+                    let live = self.inner.seats.get(index).map_or(0, |seat| seat.load.live.load(Ordering::Relaxed));
+                    report.began_with += live;
                     alive.iter_mut().skip(index).take(1).for_each(|alive| *alive = false);
                 }
             }
@@ -122,23 +126,37 @@ impl Mesh {
         }
     }
 
-    /// Ends the actor that holds the most bytes in buffers of its own, with the fault `memory`. Answers which.
-    pub async fn stop_largest(&self) -> Option<ActorId> {
+    /// Ends the actors that hold the most in buffers of their own, with the fault `memory`, until they held `bytes`
+    /// together. Answers how many that were.
+    pub async fn stop_largest(&self, bytes: usize) -> usize {
         let by = clock::later(clock::now(), PATIENCE);
         let everywhere = vec![true; self.arbiters()];
-        let largest = |here: &local::Local| here.entries().into_iter().max_by_key(|entry| entry.held.get());
-        let sizes = self.on_each(&everywhere, by, move |here| largest(here).map(|entry| (entry.held.get(), entry.id)));
-        let (held, id) = sizes.await.into_iter().flatten().flatten().max()?;
-        if held == 0 {
-            return None;
-        }
-        self.on_each(&everywhere, by, move |here| {
+        let sizes = self.on_each(&everywhere, by, move |here| {
             let entries = here.entries();
-            let entry = entries.iter().find(|entry| entry.id == id);
-            entry.map(|entry| entry.control.stop(StopCause::Memory))
+            entries.iter().map(|entry| (entry.held.get(), entry.id)).filter(|(held, _)| *held > 0).collect::<Vec<_>>()
+        });
+        let mut sizes: Vec<_> = sizes.await.into_iter().flatten().flatten().collect();
+        sizes.sort_unstable_by(|a, b| b.cmp(a));
+        let mut found = 0;
+        let victims: Arc<BTreeSet<ActorId>> = Arc::new(
+            sizes
+                .into_iter()
+                .take_while(|(held, _)| {
+                    let wanted = found < bytes;
+                    found += held;
+                    wanted
+                })
+                .map(|(_, id)| id)
+                .collect(),
+        );
+        let chosen = victims.clone();
+        self.on_each(&everywhere, by, move |here| {
+            for entry in here.entries().iter().filter(|entry| chosen.contains(&entry.id)) {
+                entry.control.stop(StopCause::Memory);
+            }
         })
         .await;
-        Some(id)
+        victims.len()
     }
 
     /// Asks everybody at `depth` or deeper to finish, and again whoever was started meanwhile, until none is left or

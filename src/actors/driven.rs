@@ -45,6 +45,13 @@ impl Driver {
         self.until(|asked| asked.by.get().is_some()).await;
     }
 
+    /// Adds one to a counter of the arbiter the future runs on. Costs a map access.
+    pub fn raise(&self, family: &'static str, scope: &str, reason: &'static str) {
+        if let Some(local) = super::local::current() {
+            local.counters.raise(family, scope, reason);
+        }
+    }
+
     async fn until(&self, what: impl Fn(&Asked) -> bool) {
         std::future::poll_fn(|cx| {
             if what(&self.inner) {

@@ -41,7 +41,7 @@ pub(crate) fn replace(local: Option<Rc<Local>>) -> Option<Rc<Local>> {
 
 /// True where a blocking wait would stop actors.
 pub(crate) fn on_event_loop() -> bool {
-    current().is_some() || actix_rt::Arbiter::try_current().is_some()
+    current().is_some() || clock::is_virtual() || actix_rt::Arbiter::try_current().is_some()
 }
 
 /// What other threads may read of an arbiter at any time.

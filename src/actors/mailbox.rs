@@ -225,6 +225,9 @@ impl<M: Send + 'static> Mail<M> {
 
     /// Asks and waits for the answer, at most `within`. Costs a wake-up of each side: not for data paths.
     ///
+    /// # Panics
+    /// Outside a mesh or a simulation, where no tokio runtime with time enabled is running.
+    ///
     /// # Errors
     /// See [`AskError`].
     pub async fn ask<R: Send + 'static>(
@@ -254,8 +257,8 @@ impl<M: Send + 'static> Mail<M> {
     /// [`ask`](Self::ask) for plain threads: blocks the calling thread.
     ///
     /// # Errors
-    /// [`AskError::OnArbiter`] on a thread that runs actors or another event loop, where blocking would stop everyone
-    /// on it; otherwise as `ask`.
+    /// [`AskError::OnArbiter`] on a thread of a mesh, of actix or of a simulation, where blocking would stop everyone
+    /// on it; otherwise as `ask`. In a task of another event loop it does block that task's thread: use `ask` there.
     pub fn ask_blocking<R: Send + 'static>(
         &self,
         question: impl FnOnce(Reply<R>) -> M,
@@ -439,7 +442,7 @@ pub enum AskError {
     Closed,
     /// No answer in the time allowed.
     Timeout,
-    /// A blocking call was made on a thread that runs an event loop.
+    /// A blocking call was made on a thread of a mesh, of actix or of a simulation.
     OnArbiter,
 }
 

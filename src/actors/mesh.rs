@@ -126,7 +126,8 @@ impl fmt::Display for OnArbiter {
 
 impl std::error::Error for OnArbiter {}
 
-/// A handle of the mesh; clones share it.
+/// A handle of the mesh; clones share it. Dropping it ends nothing: the threads go on until [`stop`](Self::stop) is
+/// called.
 #[derive(Clone)]
 pub struct Mesh {
     pub(crate) inner: Arc<Inner>,
@@ -418,7 +419,8 @@ impl Mesh {
     }
 
     /// Ends all arbiters and joins their threads. What actors still held is dropped; see `drain` for the gentle way.
-    /// A second call does nothing.
+    /// A second call does nothing. In a simulation there are no threads to end: its actors end when the `Sim` is
+    /// dropped, and this only refuses new ones.
     ///
     /// # Errors
     /// [`OnArbiter`] when called on a thread of this mesh, which cannot wait for itself; nothing is stopped then.

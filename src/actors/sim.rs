@@ -345,10 +345,14 @@ pub(crate) fn run_local(arbiter: usize, future: impl Future<Output = ()> + 'stat
 /// Runs a test with the seeds `0..count`, or with `PORTWAY_SEED` alone if that is set.
 ///
 /// # Panics
-/// With the test's own panic, after naming the seed on standard error.
+/// With the test's own panic, after naming the seed on standard error; and if `PORTWAY_SEED` is not a number.
 #[expect(clippy::print_stderr, reason = "a test tells its seed where test output goes")]
+#[expect(clippy::panic, reason = "called by tests alone: a seed that is mistyped must not look like a pass")]
 pub fn for_seeds(count: u64, mut test: impl FnMut(u64)) {
-    let only = std::env::var("PORTWAY_SEED").ok().and_then(|seed| seed.parse().ok());
+    let only = std::env::var("PORTWAY_SEED").ok().map(|seed| match seed.parse() {
+        Ok(seed) => seed,
+        Err(_) => panic!("PORTWAY_SEED={seed} is not a number"),
+    });
     let seeds = only.map_or(0..count, |seed: u64| seed..seed.saturating_add(1));
     for seed in seeds {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(seed))) {

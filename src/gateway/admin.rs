@@ -11,11 +11,12 @@
 //!
 //! Being on loopback does not make it open: a `Host` that is no IP address and not `localhost` is refused, so that a
 //! web page cannot reach it through a name of its own (DNS rebinding), and so is any `Origin`. 64 connections at
-//! once; one that has not sent its request in 10 seconds is closed.
+//! once: one more ends the oldest. One that has not sent its request in 10 seconds is closed, and any after 30.
 
 mod api;
 mod metrics;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
@@ -23,19 +24,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::{Overview, Status};
+use crate::actors::clock::{Elapsed, within};
+use crate::actors::{Control, Driver, Fault, Kind, Mail, Mesh, Place, SpawnError, Spec};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
-
-use super::{Overview, Status};
-use crate::actors::{Driver, Fault, Kind, Mail, Mesh, Place, SpawnError, Spec};
 
 const CONNECTIONS: usize = 64;
 const HEADER_TIME: Duration = Duration::from_secs(10);
+/// A connection ends after this long, whatever it is doing: reading an answer takes milliseconds.
+const LIFETIME: Duration = Duration::from_secs(30);
 
 struct Listener;
 impl Kind for Listener {
@@ -60,9 +62,11 @@ pub(super) fn start(
 async fn accept(mesh: Mesh, socket: std::net::TcpListener, status: Arc<Status>, driver: Driver) -> Result<(), Fault> {
     let local = |error: io::Error| Fault::local("admin_listener", error.to_string());
     let socket = tokio::net::TcpListener::from_std(socket).map_err(local)?;
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // In the order in which they came: when there are too many the oldest has to go, so that whoever holds
+    // connections open keeps nobody from looking in.
+    let mut connections: VecDeque<Mail<Infallible>> = VecDeque::new();
+    let mut complained = false;
     loop {
-        let place = places.clone().acquire_owned().await.map_err(|_| Fault::bug("admin_listener", "closed"))?;
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
             () = driver.drained() => return Ok(()),
@@ -70,19 +74,32 @@ async fn accept(mesh: Mesh, socket: std::net::TcpListener, status: Arc<Status>, 
         let stream = match accepted.and_then(|(stream, _)| stream.into_std()) {
             Ok(stream) => stream,
             Err(error) => {
-                tracing::warn!(%error, "the admin listener could not accept");
+                if !std::mem::replace(&mut complained, true) {
+                    tracing::warn!(%error, "the admin listener cannot accept");
+                }
                 crate::actors::clock::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let (mesh_inner, status) = (mesh.clone(), status.clone());
+        complained = false;
+        connections.retain(|connection| !connection.is_closed());
+        if connections.len() >= CONNECTIONS
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.control(Control::Stop);
+            driver.raise("admin_evicted", "admin", "");
+        }
+        let (inner, status) = (mesh.clone(), status.clone());
         let started = mesh.drive::<Connection, _>(Place::System, Spec::default(), move |_| async move {
-            let _place = place;
             let stream = tokio::net::TcpStream::from_std(stream).map_err(local)?;
-            serve(mesh_inner, stream, status).await
+            match within(LIFETIME, serve(inner, stream, status)).await {
+                Ok(served) => served,
+                Err(Elapsed) => Err(Fault::peer("lifetime", "")),
+            }
         });
-        if let Err(error) = started {
-            tracing::warn!(%error, "an admin connection was refused");
+        match started {
+            Ok(connection) => connections.push_back(connection),
+            Err(error) => tracing::warn!(%error, "an admin connection was refused"),
         }
     }
 }
@@ -99,7 +116,16 @@ async fn serve(mesh: Mesh, stream: tokio::net::TcpStream, status: Arc<Status>) -
         .max_buf_size(16 << 10)
         .serve_connection(TokioIo::new(stream), service)
         .await
-        .map_err(|error| Fault::peer("admin_connection", error.to_string()))
+        .map_err(|error| {
+            let reason = if error.is_timeout() {
+                "header_timeout"
+            } else if error.is_parse() {
+                "bad_request"
+            } else {
+                "reset"
+            };
+            Fault::peer(reason, error.to_string())
+        })
 }
 
 async fn answer(mesh: &Mesh, status: &Status, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -140,6 +166,9 @@ async fn answer(mesh: &Mesh, status: &Status, request: &Request<Incoming>) -> Re
 fn allowed(request: &Request<Incoming>) -> Result<(), &'static str> {
     if request.headers().contains_key(ORIGIN) {
         return Err("requests of web pages are refused\n");
+    }
+    if request.headers().get_all(HOST).iter().count() > 1 {
+        return Err("one Host, please\n");
     }
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     if names_this_machine(host) { Ok(()) } else { Err("the Host must be an IP address or localhost\n") }

@@ -69,14 +69,14 @@ pub fn main(builder: &Builder) -> ExitCode {
 }
 
 fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
-    log::start(&config.log);
+    let _log = log::start(&config.log);
     let files = limits::raise_open_files();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error, FAILED),
     };
     // Before anything is started, so that a signal sent during the start is not lost.
-    let signals = {
+    let mut signals = {
         let _entered = runtime.enter();
         match Signals::new() {
             Ok(signals) => signals,
@@ -88,13 +88,22 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
         Err(error) => return complain(&error, FAILED),
     };
     tracing::info!(arbiters = gateway.mesh().arbiters(), open_files = files, "running");
-    let complete = runtime.block_on(until_told(&gateway, signals, builder, path));
-    gateway.stop();
+    let complete = runtime.block_on(until_told(&gateway, &mut signals, builder, path));
+    // On a thread of its own, so that a second signal still ends the process while threads are joined.
+    let stopping = std::thread::spawn(move || gateway.stop());
+    runtime.block_on(async {
+        while !stopping.is_finished() {
+            tokio::select! {
+                name = signals.next() => end_at_once(name),
+                () = crate::actors::clock::sleep(std::time::Duration::from_millis(5)) => {}
+            }
+        }
+    });
     if complete { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
 /// Serves until a signal, then drains. True if everything accepted was finished.
-async fn until_told(gateway: &Gateway, mut signals: Signals, builder: &Builder, path: &Path) -> bool {
+async fn until_told(gateway: &Gateway, signals: &mut Signals, builder: &Builder, path: &Path) -> bool {
     let mut hangup = signals.hangup.take();
     let reloads = async {
         while let Some(hangup) = &mut hangup
@@ -108,14 +117,10 @@ async fn until_told(gateway: &Gateway, mut signals: Signals, builder: &Builder, 
         () = gateway.keep_budget() => {}
         () = reloads => {}
     }
-    let second = async {
-        let name = signals.next().await;
-        tracing::warn!(signal = name, "ended at once by a second signal");
-        std::process::exit(i32::from(FAILED));
-    };
     let report = tokio::select! {
         report = gateway.drain() => report,
-        () = second => return false,
+        name = signals.next() => end_at_once(name),
+        () = gateway.keep_budget() => return false,
     };
     for left in &report.unfinished {
         tracing::warn!(id = %left.id, kind = left.kind, name = left.name.as_deref(), "did not finish in time");
@@ -162,6 +167,11 @@ fn reload(gateway: &Gateway, builder: &Builder, path: &Path) {
         Ok(done) => tracing::info!(%done, "reloaded"),
         Err(error) => tracing::error!(%error, "reload refused, the old configuration goes on"),
     }
+}
+
+fn end_at_once(signal: &str) -> ! {
+    tracing::warn!(signal, "ended at once by a second signal");
+    std::process::exit(i32::from(FAILED));
 }
 
 struct Signals {

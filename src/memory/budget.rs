@@ -124,6 +124,12 @@ impl Lease {
         self.bytes
     }
 
+    /// How much of the budget it is from is used.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.budget.level()
+    }
+
     /// Changes the lease to `bytes`. Less is always granted.
     ///
     /// # Errors

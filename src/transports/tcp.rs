@@ -93,6 +93,7 @@ pub struct Acceptor<A> {
     socket: Option<io::Result<TcpListener>>,
     ready: Option<AsyncFd<TcpListener>>,
     paused: Option<Instant>,
+    starved: bool,
     accepted: Counter,
     on_accept: A,
 }
@@ -124,6 +125,7 @@ impl<A: OnAccept> Acceptor<A> {
             socket: Some(socket.try_clone()),
             ready: None,
             paused: None,
+            starved: false,
             accepted: Counter::default(),
             on_accept: on_accept(),
         })
@@ -149,6 +151,7 @@ impl<A: OnAccept> Acceptor<A> {
             };
             match rustix::net::acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok((stream, peer)) => {
+                    self.starved = false;
                     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
                     if let Err(refusal) = self.hand_over(stream, peer, turn) {
                         self.refused(refusal.reason(), turn);
@@ -156,7 +159,10 @@ impl<A: OnAccept> Acceptor<A> {
                 }
                 Err(Errno::AGAIN) => guard.clear_ready(),
                 Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                    self.refused("no_descriptor", turn);
+                    // Once per shortage, however often it is looked at: the connections wait in the kernel's queue.
+                    if !std::mem::replace(&mut self.starved, true) {
+                        self.refused("no_descriptor", turn);
+                    }
                     self.paused = Some(later(turn.now(), FD_PAUSE));
                     return Ok(Progress::Idle);
                 }

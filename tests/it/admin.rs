@@ -122,3 +122,26 @@ fn status_shows_the_running_gateway_and_its_last_reload() {
     assert_eq!(gone.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&gone.stderr).contains("did not answer"));
 }
+
+#[test]
+fn whoever_holds_connections_open_keeps_nobody_from_looking_in() {
+    let (mut binary, admin) = with_admin();
+    binary.says("running");
+    let silent: Vec<_> = (0..200).map(|_| TcpStream::connect(admin).unwrap()).collect();
+    let greedy: Vec<_> = (0..64)
+        .map(|_| {
+            let mut stream = TcpStream::connect(admin).unwrap();
+            let request = format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\n\r\n").repeat(200);
+            stream.set_write_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+            let _full = stream.write_all(request.as_bytes());
+            stream
+        })
+        .collect();
+    for _ in 0..10 {
+        assert_eq!(get(admin, "/healthz").0, 200);
+    }
+    let (_, metrics) = get(admin, "/metrics");
+    assert!(metrics.contains("portway_admin_evicted_total"), "{metrics}");
+    assert_eq!(http(admin, "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").0, 403);
+    drop((silent, greedy));
+}

@@ -401,3 +401,90 @@ print('200 echoed')
     assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "200 echoed");
     assert_eq!(running.totals().get("messages_in", "echo", ""), 200);
 }
+
+#[test]
+fn the_memory_budget_holds_against_many_who_never_read() {
+    let running = Running::start(
+        &echo("[listener.framed]\nslow_after = \"60s\"\n").replace("arbiters = 2", "arbiters = 2\nmemory = \"32MiB\""),
+    );
+    let address = running.address("echo");
+    let mut neighbour = Neighbour::of(address);
+    let frame = [&1_000_000u32.to_be_bytes()[..], &vec![1; 1_000_000]].concat();
+    let mut most = 0;
+    let mut clients = Vec::new();
+    wait(async {
+        let work = async {
+            for _ in 0..40 {
+                let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+                let frame = frame.clone();
+                clients.push(tokio::spawn(async move {
+                    use tokio::io::AsyncWriteExt;
+                    for _ in 0..20 {
+                        let writing = tokio::time::timeout(Duration::from_millis(300), client.write_all(&frame));
+                        if !matches!(writing.await, Ok(Ok(()))) {
+                            break;
+                        }
+                    }
+                    client
+                }));
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                most = most.max(running.gateway().memory_leased());
+            }
+            for _ in 0..100 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                most = most.max(running.gateway().memory_leased());
+            }
+        };
+        tokio::select! {
+            () = running.gateway().keep_budget() => {}
+            () = work => {}
+        }
+    });
+    // Beyond the budget goes at most what was read before the level was seen: one turn of each connection.
+    assert!(most <= 48 << 20, "{} MiB of 32", most >> 20);
+    neighbour.works();
+    clients.into_iter().for_each(|client| client.abort());
+}
+
+#[test]
+fn a_standard_error_that_is_not_read_or_cannot_be_written_costs_log_lines_only() {
+    let dir = crate::gateway::temp_dir();
+    let text = echo("[log]\nlevel = \"trace\"\n").replace("127.0.0.1:0", "127.0.0.1:0");
+    for unwritable in [false, true] {
+        let address = {
+            let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            probe.local_addr().unwrap()
+        };
+        std::fs::write(dir.join("config.toml"), text.replace("127.0.0.1:0", &address.to_string())).unwrap();
+        let stderr = if unwritable {
+            Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap())
+        } else {
+            Stdio::piped()
+        };
+        let mut child = Command::new(env!("CARGO_BIN_EXE_portway"))
+            .args(["run", "-c"])
+            .arg(dir.join("config.toml"))
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        eventually("it listens", || std::net::TcpStream::connect(address).is_ok());
+        let mut neighbour = Neighbour::of(address);
+        for _ in 0..2_000 {
+            drop(Client::to(address));
+        }
+        neighbour.works();
+        drop(neighbour);
+        let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        let asked = now();
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(asked.elapsed() < SOON, "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert_eq!(status.code(), Some(0));
+    }
+    std::fs::remove_dir_all(dir).unwrap();
+}

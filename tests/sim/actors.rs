@@ -196,3 +196,11 @@ fn a_failing_seed_is_named_and_replays() {
     let failed = failed.borrow();
     assert_eq!(failed[0], failed[1]);
 }
+
+#[test]
+fn a_blocking_ask_in_a_simulation_is_an_error_not_a_hang() {
+    let sim = Mesh::sim(1);
+    let node = sim.mesh().spawn(Place::On(0), Spec::default(), Node::default).unwrap();
+    let answer = node.ask_blocking(Msg::Sum, LONG);
+    assert_eq!(answer, Err(portway::actors::AskError::OnArbiter));
+}

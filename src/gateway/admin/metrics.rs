@@ -101,6 +101,11 @@ fn gauges(view: &MeshView, status: &Status) -> Vec<Gauge> {
             "Connections that have not said anything whole yet",
             by_listener(&|l| l.occupancy.half_open() as f64),
         ),
+        gauge(
+            "log_lines_dropped",
+            "Log lines dropped since standard error was not read",
+            vec![(None, crate::gateway::log::lines_dropped() as f64)],
+        ),
         gauge("memory_budget_bytes", "Bytes that sessions may hold", vec![(None, status.budget.limit() as f64)]),
         gauge("memory_leased_bytes", "Bytes that sessions hold", vec![(None, status.budget.used() as f64)]),
     ]

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::state::{Blame, Close, Input, Next, Service, Settings, State};
 use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn, clock};
+use crate::memory::Level;
 use crate::transports::kit::admission::Ticket;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 
@@ -26,6 +27,8 @@ const READ_PER_TURN: usize = 256 << 10;
 const WRITE_PER_TURN: usize = 1 << 20;
 /// The memory lease moves in steps of this, so that the budget is not touched per message.
 const LEASE_STEP: usize = 16 << 10;
+/// Bytes read per turn while memory is tight, by a connection that holds nothing.
+const TIGHT_READ: usize = 4 << 10;
 /// A connection that got no more credit of the memory budget is not read for this long.
 const CREDIT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -165,13 +168,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin, V: Service> Connection<S, V> {
             return Progress::Idle;
         }
         let mut left = READ_PER_TURN;
+        if let Some(ticket) = &mut self.ticket
+            && ticket.lease().level() != Level::Normal
+        {
+            if self.state.held() > 0 {
+                self.resume_at = Some(clock::later(now, CREDIT_PAUSE));
+                return Progress::Idle;
+            }
+            left = TIGHT_READ;
+        }
         while self.state.wants_read() {
             if left == 0 {
                 return Progress::More;
             }
             let (state, service) = (&mut self.state, &mut self.service);
             let read = turn.scratch(|turn, scratch| {
-                let mut buffer = ReadBuf::new(scratch);
+                let most = left.min(scratch.len());
+                let mut buffer = ReadBuf::new(scratch.get_mut(..most).unwrap_or_default());
                 match Pin::new(&mut *stream).poll_read(&mut turn.cx(), &mut buffer) {
                     Poll::Pending => None,
                     Poll::Ready(Err(_)) => {
