@@ -25,6 +25,7 @@ mod raw_words;
 pub mod report;
 mod report_source;
 pub mod units;
+pub mod upstreams;
 
 use std::collections::BTreeMap;
 use std::fmt;
