@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use futures_util::future::{LocalBoxFuture, join, join_all};
 use futures_util::stream;
 use rustix::io::Errno;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
 
 use super::config::{self, Balance, Check, Health, Server};
 use crate::actors::clock::{later, now, sleep, sleep_until, within};
@@ -51,10 +52,8 @@ impl Upstreams {
     /// # Errors
     /// See [`Mesh::spawn`]; everything that had been started ends then.
     pub fn start(mesh: &Mesh, upstreams: &[config::Upstream]) -> Result<Self, SpawnError> {
-        // A look-up waits on a thread of the runtime's own; the resolver of the system bounds how long it takes.
-        let lookup: Lookup = Arc::new(|host: String, port: u16| {
-            Box::pin(async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) })
-        });
+        let lookup: Lookup =
+            Arc::new(|host, port| Box::pin(apart(move || Ok((host.as_str(), port).to_socket_addrs()?.collect()))));
         Self::start_with(mesh, upstreams, &lookup)
     }
 
@@ -203,6 +202,16 @@ async fn keep(upstream: config::Upstream, balancer: Arc<Balancer>, lookup: Looku
         }
     };
     join(join_all(names), checks).await.1
+}
+
+/// Runs what blocks on a thread of its own, which nobody waits for: the end of a runtime waits for its blocking
+/// threads, and the resolver of the system may take half a minute. One per name at a time.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let (tell, told) = oneshot::channel();
+    std::thread::Builder::new().name("lookup".to_owned()).spawn(move || {
+        let _nobody_waits = tell.send(work());
+    })?;
+    told.await.unwrap_or_else(|_| Err(io::Error::other("the look-up panicked")))
 }
 
 /// What is known of the servers, in the order of the file.
@@ -383,6 +392,28 @@ mod tests {
         assert_eq!(note(&mut streak, false, false), None);
         assert_eq!(note(&mut streak, true, false), None);
         assert_eq!(note(&mut streak, true, false), Some(true));
+    }
+
+    #[test]
+    fn a_lookup_under_way_does_not_hold_up_the_end() {
+        let mesh =
+            Mesh::start(MeshConfig { arbiters: std::num::NonZeroUsize::new(1), ..MeshConfig::default() }).unwrap();
+        let (begins, begun) = std::sync::mpsc::channel();
+        let (ended, ends) = std::sync::mpsc::channel::<()>();
+        let ends = Arc::new(Mutex::new(ends));
+        let lookup: Lookup = Arc::new(move |_, _| {
+            let (begins, ends) = (begins.clone(), ends.clone());
+            Box::pin(apart(move || {
+                begins.send(()).unwrap();
+                assert!(ends.lock().recv().is_err());
+                Ok(Vec::new())
+            }))
+        });
+        let upstream = config::Upstream::new("app", vec![Server::Name { host: "slow.example".to_owned(), port: 1 }]);
+        let _upstreams = Upstreams::start_with(&mesh, &[upstream], &lookup).unwrap();
+        begun.recv_timeout(Duration::from_secs(10)).unwrap();
+        mesh.stop().unwrap();
+        drop(ended);
     }
 
     fn eventually(what: &str, mut done: impl FnMut() -> bool) {
