@@ -28,6 +28,7 @@ mod reload;
 pub mod report;
 mod report_source;
 pub mod units;
+pub mod upstreams;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -13,3 +13,4 @@ mod probe;
 mod relay;
 mod reload;
 mod supervise;
+mod upstreams;

@@ -1,0 +1,473 @@
+//! The upstreams of a running gateway: one balancer each, and the actor that keeps it true.
+//!
+//! The actor lives on the system arbiter. It looks names up at the start and again every `resolve`, and connects to
+//! each server every `interval` where checks are on; what it learns goes into the [`Balancer`] that relays pick from.
+//! A failed look-up keeps the last good answer. An upstream of addresses alone and without checks needs no actor.
+//! [`Mesh::drain`] leaves the system arbiter alone, so relays that still connect find true balancers until
+//! [`Upstreams::drain`], or the end of the mesh.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::future::{LocalBoxFuture, join, join_all};
+use futures_util::stream;
+use rustix::io::Errno;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
+
+use super::config::{self, Balance, Check, Health, Server};
+use crate::actors::clock::{later, now, sleep, sleep_until, within};
+use crate::actors::{Control, Fault, Mail, Mesh, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn};
+use crate::transports::kit::balance::{Address, BalanceSettings, Balancer, Policy, ServerId, ServerView};
+
+/// Servers of one upstream that are checked at the same time.
+const CHECKS: usize = 64;
+/// Addresses taken from one name: whoever answers for it does not decide how much we keep.
+const ADDRESSES: usize = 256;
+/// How soon a name is looked up again that has never been found.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
+/// When a keeper that does not end by itself is ended.
+const DRAIN: Duration = Duration::from_secs(1);
+
+type Lookup = Arc<dyn Fn(String, u16) -> LocalBoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
+
+/// The upstreams by name.
+#[derive(Debug)]
+pub struct Upstreams {
+    by_name: BTreeMap<String, Arc<Balancer>>,
+    keepers: Vec<Mail<Infallible>>,
+}
+
+impl Upstreams {
+    /// Makes the balancers and starts what keeps them true. Servers given by name are there once they are looked up.
+    ///
+    /// # Errors
+    /// See [`Mesh::spawn`]; everything that had been started ends then.
+    pub fn start(mesh: &Mesh, upstreams: &[config::Upstream]) -> Result<Self, SpawnError> {
+        let lookup: Lookup =
+            Arc::new(|host, port| Box::pin(apart(move || Ok((host.as_str(), port).to_socket_addrs()?.collect()))));
+        Self::start_with(mesh, upstreams, &lookup)
+    }
+
+    fn start_with(mesh: &Mesh, upstreams: &[config::Upstream], lookup: &Lookup) -> Result<Self, SpawnError> {
+        let mut started = Self { by_name: BTreeMap::new(), keepers: Vec::new() };
+        for upstream in upstreams {
+            let answers = Answers::new(&upstream.servers);
+            let balancer = Balancer::new(answers.servers(), settings_of(upstream));
+            started.by_name.insert(upstream.name.clone(), balancer.clone());
+            if !answers.has_names() && upstream.health.check == Check::Off {
+                continue;
+            }
+            let (upstream, lookup) = (upstream.clone(), lookup.clone());
+            let spec = Spec::named(upstream.name.as_str());
+            let keeper = mesh.spawn(Place::System, spec, move || Keeper::Made { upstream, balancer, lookup });
+            match keeper {
+                Ok(keeper) => started.keepers.push(keeper),
+                Err(error) => {
+                    started.drain();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(started)
+    }
+
+    /// The balancer of an upstream.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Arc<Balancer>> {
+        self.by_name.get(name)
+    }
+
+    /// All upstreams in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Balancer>)> {
+        self.by_name.iter().map(|(name, balancer)| (name.as_str(), balancer))
+    }
+
+    /// Ends what keeps the balancers true, at once; they stay as they are. Nothing is in the way of a restart: a new
+    /// `Upstreams` has balancers of its own.
+    pub fn drain(&self) {
+        // Nothing was accepted that would have to be finished: a keeper ends in its next turn.
+        let by = later(now(), DRAIN);
+        self.keepers.iter().for_each(|keeper| keeper.control(Control::Drain(by)));
+    }
+}
+
+fn settings_of(upstream: &config::Upstream) -> BalanceSettings {
+    BalanceSettings {
+        policy: match upstream.balance {
+            Balance::RoundRobin => Policy::RoundRobin,
+            Balance::LeastConnections => Policy::LeastConnections,
+            Balance::RandomOfTwo => Policy::RandomOfTwo,
+        },
+        max_connections: upstream.limits.connections,
+        eject_after: upstream.health.eject_after,
+        eject_for: upstream.health.eject_for,
+        ..BalanceSettings::default()
+    }
+}
+
+/// The actor of one upstream.
+enum Keeper {
+    Made { upstream: config::Upstream, balancer: Arc<Balancer>, lookup: Lookup },
+    Runs(Pin<Box<dyn Future<Output = Infallible>>>),
+    Ended,
+}
+
+impl Protocol for Keeper {
+    type Msg = Infallible;
+    const KIND: &'static str = "upstream";
+
+    fn started(&mut self, turn: &mut Turn<'_, Infallible>) -> Result<(), Fault> {
+        if let Self::Made { upstream, balancer, lookup } = std::mem::replace(self, Self::Ended) {
+            *self = Self::Runs(Box::pin(keep(upstream, balancer, lookup, turn.tally())));
+        }
+        Ok(())
+    }
+
+    fn on(&mut self, m: Infallible, _: &mut Turn<'_, Infallible>) -> Result<(), Fault> {
+        match m {}
+    }
+
+    fn io(&mut self, turn: &mut Turn<'_, Infallible>) -> Result<Progress, Fault> {
+        match self {
+            Self::Runs(future) => match future.as_mut().poll(&mut turn.cx()) {
+                std::task::Poll::Pending => Ok(Progress::Idle),
+            },
+            Self::Made { .. } | Self::Ended => Ok(Progress::Idle),
+        }
+    }
+
+    fn drain(&mut self, _: Instant, turn: &mut Turn<'_, Infallible>) {
+        *self = Self::Ended;
+        turn.stop();
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").finish_non_exhaustive()
+    }
+}
+
+/// What one keeper counts under.
+struct Count {
+    tally: Tally,
+    upstream: Arc<str>,
+}
+
+impl Count {
+    fn raise(&self, family: &'static str, reason: &'static str) {
+        self.tally.raise(family, &self.upstream, reason);
+    }
+}
+
+async fn keep(upstream: config::Upstream, balancer: Arc<Balancer>, lookup: Lookup, tally: Tally) -> Infallible {
+    let count = Count { tally, upstream: Arc::from(upstream.name.as_str()) };
+    let answers = RefCell::new(Answers::new(&upstream.servers));
+    let names = upstream.servers.iter().enumerate().filter_map(|(at, server)| match server {
+        Server::Name { host, port } => Some((at, host, *port)),
+        Server::Tcp(_) | Server::Unix(_) => None,
+    });
+    // Each name goes round on its own: a slow one does not hold up the others.
+    let names = names.map(|(at, host, port)| {
+        let (count, lookup, answers, balancer) = (&count, &lookup, &answers, &balancer);
+        async move {
+            resolve(
+                upstream.resolve,
+                host,
+                count,
+                || lookup(host.clone(), port),
+                |addresses| {
+                    let mut answers = answers.borrow_mut();
+                    if answers.set(at, addresses) {
+                        balancer.set_servers(answers.servers());
+                    }
+                },
+            )
+            .await
+        }
+    });
+    let checks = async {
+        match upstream.health.check {
+            Check::Off => std::future::pending().await,
+            Check::Tcp => check(&upstream.health, &balancer, &count).await,
+        }
+    };
+    join(join_all(names), checks).await.1
+}
+
+/// Runs what blocks on a thread of its own, which nobody waits for: the end of a runtime waits for its blocking
+/// threads, and the resolver of the system may take half a minute. One per name at a time.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let (tell, told) = oneshot::channel();
+    std::thread::Builder::new().name("lookup".to_owned()).spawn(move || {
+        let _nobody_waits = tell.send(work());
+    })?;
+    told.await.unwrap_or_else(|_| Err(io::Error::other("the look-up panicked")))
+}
+
+/// What is known of the servers, in the order of the file.
+struct Answers(Vec<Answer>);
+
+enum Answer {
+    Given(Address),
+    /// What a name led to last.
+    Found(Vec<Address>),
+}
+
+impl Answers {
+    fn new(servers: &[Server]) -> Self {
+        let answer = |server: &Server| match server {
+            Server::Tcp(address) => Answer::Given(Address::Tcp(*address)),
+            Server::Unix(path) => Answer::Given(Address::Unix(path.clone())),
+            Server::Name { .. } => Answer::Found(Vec::new()),
+        };
+        Self(servers.iter().map(answer).collect())
+    }
+
+    fn has_names(&self) -> bool {
+        self.0.iter().any(|answer| matches!(answer, Answer::Found(_)))
+    }
+
+    fn servers(&self) -> Vec<Address> {
+        let all = self.0.iter().flat_map(|answer| match answer {
+            Answer::Given(address) => std::slice::from_ref(address),
+            Answer::Found(addresses) => addresses,
+        });
+        all.cloned().collect()
+    }
+
+    /// Whether that is news. Resolvers give the addresses of a name in any order.
+    fn set(&mut self, at: usize, mut addresses: Vec<SocketAddr>) -> bool {
+        addresses.sort();
+        addresses.dedup();
+        addresses.truncate(ADDRESSES);
+        let addresses: Vec<_> = addresses.into_iter().map(Address::Tcp).collect();
+        match self.0.get_mut(at) {
+            Some(Answer::Found(before)) if *before != addresses => {
+                *before = addresses;
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+}
+
+/// Looks one name up again and again.
+async fn resolve(
+    every: Duration,
+    host: &str,
+    count: &Count,
+    lookup: impl Fn() -> LocalBoxFuture<'static, io::Result<Vec<SocketAddr>>>,
+    found: impl Fn(Vec<SocketAddr>),
+) -> Infallible {
+    let mut ever = false;
+    let mut failing = false;
+    loop {
+        let addresses = lookup().await.and_then(|addresses| {
+            if addresses.is_empty() { Err(io::Error::other("the name leads to no address")) } else { Ok(addresses) }
+        });
+        match addresses {
+            Ok(addresses) => {
+                count.raise("upstream_resolve", "ok");
+                found(addresses);
+                if failing {
+                    tracing::info!(upstream = %count.upstream, host, "the name is found again");
+                }
+                (ever, failing) = (true, false);
+            }
+            Err(error) => {
+                count.raise("upstream_resolve", "failed");
+                if !failing {
+                    tracing::warn!(upstream = %count.upstream, host, %error, "the name of a server is not found");
+                }
+                failing = true;
+            }
+        }
+        sleep(if ever { every } else { every.min(FIRST_ANSWER) }).await;
+    }
+}
+
+/// Checks that went the same way in a row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Streak {
+    good: u32,
+    bad: u32,
+}
+
+impl Streak {
+    /// What the server is to be taken for from now on, if that changes.
+    fn note(&mut self, good: bool, healthy: bool, health: &Health) -> Option<bool> {
+        if good {
+            *self = Self { good: self.good.saturating_add(1), bad: 0 };
+            (!healthy && self.good >= health.healthy_after).then_some(true)
+        } else {
+            *self = Self { good: 0, bad: self.bad.saturating_add(1) };
+            (healthy && self.bad >= health.unhealthy_after).then_some(false)
+        }
+    }
+}
+
+/// Connects to each server again and again.
+async fn check(health: &Health, balancer: &Arc<Balancer>, count: &Count) -> Infallible {
+    let mut streaks: BTreeMap<ServerId, Streak> = BTreeMap::new();
+    loop {
+        let began = now();
+        let servers = balancer.view(began);
+        streaks.retain(|id, _| servers.iter().any(|server| server.id == *id));
+        let checks = servers.into_iter().map(|server| async move { (connects(&server, health.timeout).await, server) });
+        let mut checks = stream::iter(checks).buffer_unordered(CHECKS);
+        while let Some((result, server)) = checks.next().await {
+            let good = match result {
+                Found::Up => true,
+                Found::Down => false,
+                // Says nothing about the server.
+                Found::Unknown => {
+                    count.raise("upstream_checks", "local");
+                    continue;
+                }
+            };
+            count.raise("upstream_checks", if good { "ok" } else { "failed" });
+            if let Some(healthy) = streaks.entry(server.id).or_default().note(good, server.healthy, health) {
+                balancer.set_health(server.id, healthy);
+                if healthy {
+                    tracing::info!(upstream = %count.upstream, "a server is back");
+                } else {
+                    tracing::warn!(upstream = %count.upstream, "a server is down");
+                }
+                tracing::debug!(upstream = %count.upstream, server = %server.address, healthy, "health changed");
+            }
+        }
+        sleep_until(later(began, health.interval)).await;
+    }
+}
+
+enum Found {
+    Up,
+    Down,
+    Unknown,
+}
+
+async fn connects(server: &ServerView, timeout: Duration) -> Found {
+    let connected = match &server.address {
+        Address::Tcp(address) => within(timeout, TcpStream::connect(*address)).await.map(|result| result.map(drop)),
+        Address::Unix(path) => within(timeout, UnixStream::connect(path)).await.map(|result| result.map(drop)),
+    };
+    match connected {
+        Ok(Ok(())) => Found::Up,
+        Ok(Err(error)) if is_ours(&error) => Found::Unknown,
+        Ok(Err(_)) | Err(_) => Found::Down,
+    }
+}
+
+/// Whether this machine lacks what a connection needs, whoever it goes to.
+fn is_ours(error: &io::Error) -> bool {
+    let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::MeshConfig;
+    use parking_lot::Mutex;
+
+    #[test]
+    fn streaks_decide_only_changes() {
+        let health = Health { healthy_after: 2, unhealthy_after: 3, ..Health::default() };
+        let mut streak = Streak::default();
+        let note = |streak: &mut Streak, good, healthy| streak.note(good, healthy, &health);
+        assert_eq!(note(&mut streak, false, true), None);
+        assert_eq!(note(&mut streak, false, true), None);
+        assert_eq!(note(&mut streak, true, true), None);
+        assert_eq!([(); 3].map(|()| note(&mut streak, false, true)), [None, None, Some(false)]);
+        assert_eq!(note(&mut streak, false, false), None);
+        assert_eq!(note(&mut streak, true, false), None);
+        assert_eq!(note(&mut streak, true, false), Some(true));
+    }
+
+    #[test]
+    fn a_lookup_under_way_does_not_hold_up_the_end() {
+        let mesh =
+            Mesh::start(MeshConfig { arbiters: std::num::NonZeroUsize::new(1), ..MeshConfig::default() }).unwrap();
+        let (begins, begun) = std::sync::mpsc::channel();
+        let (ended, ends) = std::sync::mpsc::channel::<()>();
+        let ends = Arc::new(Mutex::new(ends));
+        let lookup: Lookup = Arc::new(move |_, _| {
+            let (begins, ends) = (begins.clone(), ends.clone());
+            Box::pin(apart(move || {
+                begins.send(()).unwrap();
+                assert!(ends.lock().recv().is_err());
+                Ok(Vec::new())
+            }))
+        });
+        let upstream = config::Upstream::new("app", vec![Server::Name { host: "slow.example".to_owned(), port: 1 }]);
+        let _upstreams = Upstreams::start_with(&mesh, &[upstream], &lookup).unwrap();
+        begun.recv_timeout(Duration::from_secs(10)).unwrap();
+        mesh.stop().unwrap();
+        drop(ended);
+    }
+
+    fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+        let end = now() + Duration::from_secs(10);
+        while !done() {
+            assert!(now() < end, "not in time: {what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn names_are_looked_up_again_and_failures_keep_the_last_answer() {
+        let mesh =
+            Mesh::start(MeshConfig { arbiters: std::num::NonZeroUsize::new(1), ..MeshConfig::default() }).unwrap();
+        let answer: Arc<Mutex<(u64, Option<Vec<u16>>)>> = Arc::default();
+        let answers = answer.clone();
+        let lookup: Lookup = Arc::new(move |host, port| {
+            assert_eq!((host.as_str(), port), ("app.example", 9000));
+            let mut answer = answers.lock();
+            answer.0 += 1;
+            let found = answer.1.clone().map(|last| last.iter().map(|n| ([10, 0, 0, *n as u8], port).into()).collect());
+            Box::pin(std::future::ready(found.ok_or_else(|| io::Error::other("told to"))))
+        });
+        let name = Server::Name { host: "app.example".to_owned(), port: 9000 };
+        let given = Server::Tcp("127.0.0.1:9000".parse().unwrap());
+        let mut upstream = config::Upstream::new("app", vec![name, given]);
+        upstream.resolve = Duration::from_millis(1);
+        let upstreams = Upstreams::start_with(&mesh, &[upstream], &lookup).unwrap();
+        let balancer = upstreams.get("app").unwrap();
+        let shown = || balancer.view(now()).iter().map(|view| view.address.to_string()).collect::<Vec<_>>().join(" ");
+        let rounds = |what: &str| {
+            let from = answer.lock().0;
+            eventually(what, || answer.lock().0 > from + 2);
+        };
+        rounds("failures");
+        assert_eq!(shown(), "127.0.0.1:9000");
+        answer.lock().1 = Some(vec![2, 1, 2]);
+        eventually("two", || shown() == "10.0.0.1:9000 10.0.0.2:9000 127.0.0.1:9000");
+        let ids: Vec<_> = balancer.view(now()).iter().map(|view| view.id).collect();
+        answer.lock().1 = None;
+        rounds("failures");
+        assert_eq!(shown(), "10.0.0.1:9000 10.0.0.2:9000 127.0.0.1:9000");
+        answer.lock().1 = Some(Vec::new());
+        rounds("empty answers");
+        assert_eq!(shown(), "10.0.0.1:9000 10.0.0.2:9000 127.0.0.1:9000");
+        answer.lock().1 = Some(vec![3, 2]);
+        eventually("another", || shown() == "10.0.0.2:9000 10.0.0.3:9000 127.0.0.1:9000");
+        let view = balancer.view(now());
+        assert_eq!((view[0].id, view[2].id), (ids[1], ids[2]));
+        assert!(!ids.contains(&view[1].id));
+        answer.lock().1 = Some((0..=300).collect());
+        eventually("not more than it may", || balancer.view(now()).len() == ADDRESSES + 1);
+        upstreams.drain();
+        eventually("it ends", || mesh.live() == 0);
+        mesh.stop().unwrap();
+    }
+}

@@ -1,0 +1,124 @@
+//! Upstreams with real servers on loopback: looked up, checked, gone and back.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use portway::actors::Mesh;
+use portway::gateway::check;
+use portway::gateway::upstreams::Upstreams;
+use portway::transports::kit::balance::{Address, Balancer, NoServer};
+
+use crate::probe::{SOON, eventually, mesh, now, view, wait};
+
+/// Upstreams named `app`, as a configuration says.
+fn start(mesh: &Mesh, keys: &str) -> Upstreams {
+    let text = format!("version = 1\n[[upstream]]\nname = \"app\"\n{keys}\n");
+    let config = check::parse("test.toml", &text, &check::Known::default()).unwrap_or_else(|report| panic!("{report}"));
+    Upstreams::start(mesh, &config.upstreams).expect("they start")
+}
+
+const CHECKS: &str = "[upstream.health]\ncheck = \"tcp\"\ninterval = \"100ms\"\nhealthy_after = 2\nunhealthy_after = 2";
+
+fn healthy(balancer: &Balancer) -> Vec<bool> {
+    balancer.view(now()).iter().map(|view| view.healthy).collect()
+}
+
+fn totals(mesh: &Mesh, family: &str, reason: &str) -> u64 {
+    view(mesh).totals.get(family, "app", reason)
+}
+
+#[test]
+fn a_server_that_goes_away_is_unhealthy_and_comes_back() {
+    let mesh = mesh(1);
+    let (stays, goes) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let address = goes.local_addr().unwrap();
+    let servers = format!("servers = [\"{}\", \"{address}\"]\n{CHECKS}", stays.local_addr().unwrap());
+    let upstreams = start(&mesh, &servers);
+    let balancer: &Arc<Balancer> = upstreams.get("app").expect("it is there");
+    eventually("good checks", || totals(&mesh, "upstream_checks", "ok") >= 4);
+    assert_eq!((healthy(balancer), totals(&mesh, "upstream_checks", "failed")), (vec![true, true], 0));
+    drop(goes);
+    eventually("it is found down", || healthy(balancer) == [true, false]);
+    assert!(totals(&mesh, "upstream_checks", "failed") >= 2);
+    for _ in 0..4 {
+        let picked = balancer.pick(now(), 0, &[]).expect("the other one");
+        assert_eq!(*picked.address(), Address::Tcp(stays.local_addr().unwrap()));
+    }
+    let back = again(address);
+    eventually("it is found up", || healthy(balancer) == [true, true]);
+    drop((stays, back));
+    eventually("nobody is up", || healthy(balancer) == [false, false]);
+    assert_eq!(balancer.pick(now(), 0, &[]).err(), Some(NoServer::AllEjected));
+    mesh.stop().unwrap();
+}
+
+/// Another test may hold the port for a moment.
+fn again(address: SocketAddr) -> TcpListener {
+    let mut bound = None;
+    eventually("the port is free", || {
+        bound = TcpListener::bind(address).ok();
+        bound.is_some()
+    });
+    bound.expect("just bound")
+}
+
+#[test]
+fn a_silent_server_fails_its_checks_in_time_and_sockets_are_servers_too() {
+    let mesh = mesh(1);
+    let path = std::env::temp_dir().join(format!("portway-it-{}.sock", std::process::id()));
+    drop(std::fs::remove_file(&path));
+    let socket = UnixListener::bind(&path).unwrap();
+    // TEST-NET-1 (RFC 5737): nothing answers from there, whether the packet is dropped or refused on its way.
+    let servers = format!("servers = [\"unix:{}\", \"192.0.2.1:9\"]\n{CHECKS}\ntimeout = \"50ms\"", path.display());
+    let upstreams = start(&mesh, &servers);
+    let balancer = upstreams.get("app").expect("it is there");
+    eventually("one is up", || healthy(balancer) == [true, false]);
+    assert!(totals(&mesh, "upstream_checks", "ok") >= 2);
+    drop(socket);
+    eventually("none is up", || healthy(balancer) == [false, false]);
+    std::fs::remove_file(&path).unwrap();
+    mesh.stop().unwrap();
+}
+
+#[test]
+fn names_are_looked_up_and_stay_the_same_servers() {
+    let mesh = mesh(1);
+    let upstreams = start(&mesh, "servers = [\"localhost:9000\", \"127.0.0.2:9000\"]\nresolve = \"100ms\"");
+    let balancer = upstreams.get("app").expect("it is there");
+    let localhost = Address::Tcp("127.0.0.1:9000".parse().unwrap());
+    eventually("localhost is found", || balancer.view(now()).iter().any(|view| view.address == localhost));
+    let before = balancer.view(now());
+    let picked = balancer.pick(now(), 0, &[]).expect("a server");
+    let rounds = totals(&mesh, "upstream_resolve", "ok");
+    eventually("more look-ups", || totals(&mesh, "upstream_resolve", "ok") >= rounds + 2);
+    let after = balancer.view(now());
+    assert_eq!(after.iter().map(|view| view.connections).sum::<usize>(), 1);
+    let ids = |views: &[portway::transports::kit::balance::ServerView]| views.iter().map(|v| v.id).collect::<Vec<_>>();
+    assert_eq!(ids(&before), ids(&after));
+    drop(picked);
+    assert_eq!(totals(&mesh, "upstream_resolve", "failed"), 0);
+    mesh.stop().unwrap();
+}
+
+#[test]
+fn they_outlast_the_drain_of_the_mesh_until_their_own() {
+    let mesh = mesh(1);
+    let alone = start(&mesh, "servers = [\"127.0.0.1:9000\"]");
+    assert_eq!((alone.iter().count(), view(&mesh).of_kind("upstream").count()), (1, 0));
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let keys = format!("servers = [\"localhost:1\", \"{}\"]\n{CHECKS}", server.local_addr().unwrap());
+    let upstreams = start(&mesh, &keys);
+    eventually("it checks", || totals(&mesh, "upstream_checks", "ok") >= 1);
+    assert_eq!(view(&mesh).of_kind("upstream").count(), 1);
+    let report = wait(mesh.drain(SOON));
+    assert!(report.complete(), "{report:?}");
+    let rounds = totals(&mesh, "upstream_checks", "ok");
+    eventually("it still checks", || totals(&mesh, "upstream_checks", "ok") > rounds);
+    upstreams.drain();
+    eventually("it ends", || view(&mesh).of_kind("upstream").count() == 0);
+    let counted = view(&mesh).totals;
+    assert_eq!((counted.get("actor_exits", "upstream", "normal"), counted.family("actor_panics")), (1, 0));
+    assert!(upstreams.get("app").expect("it stays").pick(now(), 0, &[]).is_ok());
+    mesh.stop().unwrap();
+}
