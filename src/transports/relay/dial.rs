@@ -17,12 +17,21 @@ use crate::transports::kit::balance::Address;
 pub trait Wire: AsyncRead + AsyncWrite + Unpin {
     /// Makes the stream end in a reset when it is dropped, where its kind knows resets.
     fn abort(&mut self);
+
+    /// Whether the stream is known to be broken, without reading it. The answer is given once.
+    fn is_broken(&self) -> bool {
+        false
+    }
 }
 
 impl Wire for TcpStream {
     fn abort(&mut self) {
         // It fails only on a socket that is gone already.
         let _gone = self.set_zero_linger();
+    }
+
+    fn is_broken(&self) -> bool {
+        !matches!(self.take_error(), Ok(None))
     }
 }
 
@@ -135,6 +144,13 @@ impl Wire for Upstream {
         match self {
             Self::Tcp(tcp) => tcp.abort(),
             Self::Unix(unix) => unix.abort(),
+        }
+    }
+
+    fn is_broken(&self) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.is_broken(),
+            Self::Unix(unix) => unix.is_broken(),
         }
     }
 }
