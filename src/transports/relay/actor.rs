@@ -26,7 +26,7 @@ use crate::transports::kit::balance::Address;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 
 /// Bytes moved per direction and turn, at most: then others have their turn.
-const MOVED_PER_TURN: usize = 256 << 10;
+const MOVED_PER_TURN: usize = 128 << 10;
 /// The memory lease moves in steps of this.
 const LEASE_STEP: usize = 16 << 10;
 /// Bytes read at once while memory is tight: as much may have to be kept.

@@ -194,3 +194,54 @@ impl AsyncWrite for Upstream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Future, poll_fn};
+
+    use super::*;
+
+    fn run<F: Future>(future: F) -> F::Output {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    async fn connect(to: &Address) -> io::Result<Upstream> {
+        let stream = Network.dial(to)?;
+        poll_fn(|cx| Network.poll_connected(&stream, cx)).await?;
+        Ok(stream)
+    }
+
+    #[test]
+    fn a_reset_is_known_without_reading_even_behind_bytes() {
+        run(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let stream = connect(&Address::Tcp(listener.local_addr().unwrap())).await.unwrap();
+            let (mut other, _) = listener.accept().await.unwrap();
+            other.try_write(b"unread").unwrap();
+            assert!(!stream.is_broken());
+            other.abort();
+            drop(other);
+            let Upstream::Tcp(tcp) = &stream else { panic!("over TCP") };
+            tcp.ready(tokio::io::Interest::ERROR).await.unwrap();
+            assert!(stream.is_broken());
+        });
+    }
+
+    #[test]
+    fn each_failure_has_its_kind() {
+        run(async {
+            let kept = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            kept.bind(&SockAddr::from(std::net::SocketAddr::from(([127, 0, 0, 1], 0)))).unwrap();
+            let nobody = kept.local_addr().unwrap().as_socket().unwrap();
+            let broadcast = std::net::SocketAddr::from(([255, 255, 255, 255], 1));
+            for (to, failure) in [
+                (Address::Tcp(nobody), Failure::Refused),
+                (Address::Unix("/nonexistent/portway.sock".into()), Failure::Refused),
+                (Address::Tcp(broadcast), Failure::Unreachable),
+            ] {
+                let error = connect(&to).await.unwrap_err();
+                assert_eq!(failure_of(&error), failure, "{to:?}: {error}");
+            }
+        });
+    }
+}

@@ -169,7 +169,7 @@ pub struct End {
     pub blame: Blame,
 }
 
-/// Bytes delivered since the last look.
+/// Bytes delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Moved {
     /// To the server.
@@ -387,7 +387,7 @@ impl State {
         moved
     }
 
-    /// What has been delivered in all. A PROXY header of ours counts as well.
+    /// What has been delivered in all, PROXY headers not counted.
     #[must_use]
     pub const fn delivered(&self) -> Moved {
         Moved { up: self.up.moved, down: self.down.moved }
@@ -671,6 +671,9 @@ mod tests {
         state.dial(now);
         state.handle(Input::Connected, now);
         assert_eq!(state.poll(Side::Upstream), Next::Write(b"PROXY UNKNOWN\r\nearly"));
+        state.handle(Input::Written(Side::Upstream, 16), now);
+        state.handle(Input::Written(Side::Upstream, 4), now);
+        assert_eq!(state.take_moved(), Moved { up: 5, down: 0 }, "the header is not counted");
     }
 
     proptest! {
