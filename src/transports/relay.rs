@@ -1,7 +1,7 @@
 //! TCP relay: each client's stream joined to one server of an upstream, byte for byte.
 //!
-//! `codec` reads and writes PROXY protocol headers, `state` decides, `state_way` is one of its two directions, `actor` does
-//! the I/O, `dial` opens the stream to a server.
+//! `codec` reads and writes PROXY protocol headers, `state` decides, `state_way` is one of its two directions, `actor`
+//! does the I/O, `dial` opens the stream to a server.
 //!
 //! # Ends
 //! The two directions end on their own: the end of one is passed on as a half-close, behind all its bytes. A reset is
@@ -11,8 +11,8 @@
 //!
 //! # Back-pressure
 //! A direction is read only when all that was read of it has been written: it holds what one read gave, at most
-//! 64 KiB, and nothing while both sides keep up. A stream on which nothing moves for the idle limit ends, which is also
-//! what becomes of a side that stalls for good.
+//! 64 KiB, and nothing while both sides keep up. A stream on which nothing moves for the idle limit is cut, which is
+//! also what becomes of a side that stalls for good.
 //!
 //! # Drain
 //! A relay cannot know where a message ends. On a drain bytes flow on until both sides have ended; what is still open

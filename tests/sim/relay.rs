@@ -406,3 +406,66 @@ fn a_drain_lets_bytes_flow_to_their_end_or_cuts_them_at_the_deadline() {
         ended(&mut sim, &mail, if ends { "drained" } else { "drain_deadline" });
     });
 }
+
+/// Collects the lines of the access log.
+#[derive(Clone, Default)]
+struct AccessLog(Arc<parking_lot::Mutex<Vec<String>>>);
+
+struct Line(String);
+
+impl tracing::field::Visit for Line {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.0 += &format!("{}={value:?} ", field.name());
+    }
+}
+
+impl tracing::Subscriber for AccessLog {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == "access"
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        self.0.lock().push(line.0);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn each_stream_leaves_one_line_in_the_access_log() {
+    let log = AccessLog::default();
+    tracing::subscriber::with_default(log.clone(), || {
+        let mut sim = Mesh::sim(1);
+        let wanted = RelaySettings { proxy_in: true, ..settings(1) };
+        let (client, server, mail) = joined(&sim, 1, Faults::default(), 8_192, wanted);
+        sim.block_on(LONG, async move {
+            let (mut client, mut server) = (client.open(), server.open());
+            send_all(&mut client, b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 2\r\nquestion".to_vec()).await;
+            assert_eq!(read_all(&mut server).await, b"question");
+            clock::sleep(Duration::from_secs(3)).await;
+            send_all(&mut server, b"yes".to_vec()).await;
+            read_all(&mut client).await;
+        });
+        ended(&mut sim, &mail, "finished");
+    });
+    let lines = log.0.lock().clone();
+    let [line] = lines.as_slice() else { panic!("{lines:?}") };
+    for part in [
+        "listener=sim ",
+        "peer=Some(192.0.2.1:1000) ",
+        "upstream=app ",
+        "server=Some(Tcp(127.0.0.1:1)) ",
+        "bytes_up=8 ",
+        "bytes_down=3 ",
+        "ms=3000 ",
+        "reason=\"finished\" ",
+    ] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+}

@@ -26,7 +26,7 @@ use crate::transports::kit::balance::Address;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 
 /// Bytes moved per direction and turn, at most: then others have their turn.
-const MOVED_PER_TURN: usize = 256 << 10;
+const MOVED_PER_TURN: usize = 128 << 10;
 /// The memory lease moves in steps of this.
 const LEASE_STEP: usize = 16 << 10;
 /// Bytes read at once while memory is tight: as much may have to be kept.
@@ -95,18 +95,6 @@ struct Ends<C, U> {
 }
 
 impl<C: Wire, U: Wire> Ends<C, U> {
-    fn with<R>(
-        &mut self,
-        side: Side,
-        client: impl FnOnce(&mut C) -> R,
-        upstream: impl FnOnce(&mut U) -> R,
-    ) -> Option<R> {
-        match side {
-            Side::Client => self.client.as_mut().ok().map(client),
-            Side::Upstream => self.upstream.as_mut().map(upstream),
-        }
-    }
-
     fn read(&mut self, side: Side, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let answer = match side {
             Side::Client => self.client.as_mut().ok().map(|end| Pin::new(end).poll_read(cx, buffer)),
@@ -136,8 +124,18 @@ impl<C: Wire, U: Wire> Ends<C, U> {
         answer.unwrap_or(Poll::Pending)
     }
 
+    fn is_broken(&self, side: Side) -> bool {
+        match side {
+            Side::Client => self.client.as_ref().is_ok_and(Wire::is_broken),
+            Side::Upstream => self.upstream.as_ref().is_some_and(Wire::is_broken),
+        }
+    }
+
     fn abort(&mut self, side: Side) {
-        self.with(side, Wire::abort, Wire::abort);
+        match side {
+            Side::Client => self.client.iter_mut().for_each(Wire::abort),
+            Side::Upstream => self.upstream.iter_mut().for_each(Wire::abort),
+        }
     }
 }
 
@@ -373,6 +371,13 @@ impl<C: Wire + 'static, D: Dial> Protocol for Relay<C, D> {
 
     fn on_deadline(&mut self, turn: &mut Turn<'_, Never>) -> Result<(), Fault> {
         self.state.handle(Input::Deadline, turn.now());
+        if self.state.take_probe() {
+            for side in [Side::Client, Side::Upstream] {
+                if !self.state.wants_read(side) && self.ends.is_broken(side) {
+                    self.state.handle(Input::Reset(side), turn.now());
+                }
+            }
+        }
         Ok(())
     }
 

@@ -17,12 +17,21 @@ use crate::transports::kit::balance::Address;
 pub trait Wire: AsyncRead + AsyncWrite + Unpin {
     /// Makes the stream end in a reset when it is dropped, where its kind knows resets.
     fn abort(&mut self);
+
+    /// Whether the stream is known to be broken, without reading it. The answer is given once.
+    fn is_broken(&self) -> bool {
+        false
+    }
 }
 
 impl Wire for TcpStream {
     fn abort(&mut self) {
         // It fails only on a socket that is gone already.
         let _gone = self.set_zero_linger();
+    }
+
+    fn is_broken(&self) -> bool {
+        !matches!(self.take_error(), Ok(None))
     }
 }
 
@@ -137,6 +146,13 @@ impl Wire for Upstream {
             Self::Unix(unix) => unix.abort(),
         }
     }
+
+    fn is_broken(&self) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.is_broken(),
+            Self::Unix(unix) => unix.is_broken(),
+        }
+    }
 }
 
 impl AsyncRead for Upstream {
@@ -176,5 +192,56 @@ impl AsyncWrite for Upstream {
             Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Future, poll_fn};
+
+    use super::*;
+
+    fn run<F: Future>(future: F) -> F::Output {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    async fn connect(to: &Address) -> io::Result<Upstream> {
+        let stream = Network.dial(to)?;
+        poll_fn(|cx| Network.poll_connected(&stream, cx)).await?;
+        Ok(stream)
+    }
+
+    #[test]
+    fn a_reset_is_known_without_reading_even_behind_bytes() {
+        run(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let stream = connect(&Address::Tcp(listener.local_addr().unwrap())).await.unwrap();
+            let (mut other, _) = listener.accept().await.unwrap();
+            other.try_write(b"unread").unwrap();
+            assert!(!stream.is_broken());
+            other.abort();
+            drop(other);
+            let Upstream::Tcp(tcp) = &stream else { panic!("over TCP") };
+            tcp.ready(tokio::io::Interest::ERROR).await.unwrap();
+            assert!(stream.is_broken());
+        });
+    }
+
+    #[test]
+    fn each_failure_has_its_kind() {
+        run(async {
+            let kept = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            kept.bind(&SockAddr::from(std::net::SocketAddr::from(([127, 0, 0, 1], 0)))).unwrap();
+            let nobody = kept.local_addr().unwrap().as_socket().unwrap();
+            let broadcast = std::net::SocketAddr::from(([255, 255, 255, 255], 1));
+            for (to, failure) in [
+                (Address::Tcp(nobody), Failure::Refused),
+                (Address::Unix("/nonexistent/portway.sock".into()), Failure::Refused),
+                (Address::Tcp(broadcast), Failure::Unreachable),
+            ] {
+                let error = connect(&to).await.unwrap_err();
+                assert_eq!(failure_of(&error), failure, "{to:?}: {error}");
+            }
+        });
     }
 }

@@ -13,6 +13,9 @@ use super::codec::{Header, ProxyVersion};
 use super::state_way::Way;
 use crate::transports::kit::balance::{Address, Balancer, Picked, ServerId};
 
+/// The end of a side that is not read goes unnoticed: it is looked for this often.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+
 /// What a relay may do.
 #[derive(Debug, Clone)]
 pub struct RelaySettings {
@@ -166,7 +169,7 @@ pub struct End {
     pub blame: Blame,
 }
 
-/// Bytes delivered since the last look.
+/// Bytes delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Moved {
     /// To the server.
@@ -207,6 +210,8 @@ pub struct State {
     local: Header,
     draining: bool,
     seen: Moved,
+    probed_at: Instant,
+    probe: bool,
 }
 
 impl State {
@@ -234,6 +239,8 @@ impl State {
             local: header,
             draining: false,
             seen: Moved::default(),
+            probed_at: now,
+            probe: false,
         }
     }
 
@@ -360,9 +367,17 @@ impl State {
         match self.phase {
             Phase::Header { until } => Some(until),
             Phase::Connecting { until } => until,
-            Phase::Open => after(self.moved_at, self.settings.idle?),
+            Phase::Open => match (self.idle_at(), self.probe_at()) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (at, None) | (None, at) => at,
+            },
             Phase::Dial | Phase::Over(_) => None,
         }
+    }
+
+    /// Whether to look now for a side that is gone though nobody reads it; asked after [`Input::Deadline`].
+    pub const fn take_probe(&mut self) -> bool {
+        std::mem::replace(&mut self.probe, false)
     }
 
     /// What has been delivered since the last call.
@@ -372,7 +387,7 @@ impl State {
         moved
     }
 
-    /// What has been delivered in all. A PROXY header of ours counts as well.
+    /// What has been delivered in all, PROXY headers not counted.
     #[must_use]
     pub const fn delivered(&self) -> Moved {
         Moved { up: self.up.moved, down: self.down.moved }
@@ -533,9 +548,22 @@ impl State {
         match self.phase {
             Phase::Header { .. } => self.over("proxy_timeout", Blame::Peer),
             Phase::Connecting { .. } => self.connect_failed(Failure::Timeout, now),
-            Phase::Open => self.over("idle", Blame::Nobody),
+            Phase::Open if self.idle_at().is_some_and(|at| at <= now) => self.over("idle", Blame::Nobody),
+            Phase::Open => {
+                self.probed_at = now;
+                self.probe = true;
+            }
             Phase::Dial | Phase::Over(_) => {}
         }
+    }
+
+    fn idle_at(&self) -> Option<Instant> {
+        after(self.moved_at, self.settings.idle?)
+    }
+
+    fn probe_at(&self) -> Option<Instant> {
+        let all_read = self.wants_read(Side::Client) && self.wants_read(Side::Upstream);
+        if all_read { None } else { after(self.moved_at.max(self.probed_at), PROBE_EVERY) }
     }
 
     const fn over(&mut self, reason: &'static str, blame: Blame) {
@@ -546,4 +574,159 @@ impl State {
 /// A time so long that it overflows never comes.
 fn after(from: Instant, time: Duration) -> Option<Instant> {
     from.checked_add(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn settings() -> RelaySettings {
+        let servers = (1..=3).map(|port| Address::Tcp(([127, 0, 0, 1], port).into())).collect();
+        RelaySettings::new(Balancer::new(servers), Arc::from("app"))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "any instant will do")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn open(settings: RelaySettings, now: Instant) -> State {
+        let mut state = State::new(Arc::new(settings), Header::Local, 1, now);
+        assert!(state.dial(now).is_some());
+        state.handle(Input::Connected, now);
+        state
+    }
+
+    fn reason(state: &State) -> Option<&'static str> {
+        state.end().map(|end| end.reason)
+    }
+
+    fn came(from: Side, bytes: &[u8], taken: usize) -> Input<'_> {
+        Input::Bytes { from, bytes, taken }
+    }
+
+    #[test]
+    fn each_server_is_tried_once_and_at_most_so_many() {
+        let now = start();
+        for attempts in 0..5 {
+            let mut state = State::new(Arc::new(RelaySettings { attempts, ..settings() }), Header::Local, 1, now);
+            let mut dialled = Vec::new();
+            while let Some(address) = state.dial(now) {
+                assert!(!dialled.contains(&address));
+                dialled.push(address);
+                assert_eq!(state.deadline(), Some(now + Duration::from_secs(5)));
+                state.handle(Input::Deadline, now + Duration::from_secs(4));
+                assert!(state.connecting(), "not yet");
+                state.handle(Input::Deadline, now + Duration::from_secs(5));
+            }
+            assert_eq!(dialled.len(), attempts.clamp(1, 3));
+            assert_eq!(reason(&state), Some("connect_timeout"));
+            assert_eq!(state.take_failures(), vec!["connect_timeout"; dialled.len()]);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_came_before_the_server_broke_is_delivered_to_its_end() {
+        let now = start();
+        let mut state = open(settings(), now);
+        state.handle(came(Side::Client, b"upload", 0), now);
+        state.handle(Input::WriteFailed(Side::Upstream), now);
+        assert_eq!(reason(&state), None);
+        assert!(!state.wants_read(Side::Client), "nobody takes it");
+        assert_eq!(state.poll(Side::Upstream), Next::Wait);
+        state.handle(came(Side::Upstream, b"no, thanks", 3), now);
+        assert_eq!(state.poll(Side::Client), Next::Write(b" thanks"));
+        state.handle(Input::Written(Side::Client, 7), now);
+        state.handle(Input::Eof(Side::Upstream), now);
+        assert_eq!(state.poll(Side::Client), Next::Finish);
+        state.handle(Input::FinSent(Side::Client), now);
+        assert_eq!(reason(&state), Some("upstream_reset"));
+        assert!(!state.aborts(Side::Client), "the kernel may still hold the answer");
+        assert_eq!(state.take_failures(), ["upstream_reset"]);
+    }
+
+    #[test]
+    fn a_side_that_is_not_read_is_looked_after() {
+        let now = start();
+        let mut state = open(settings(), now);
+        assert_eq!(state.deadline(), None);
+        state.handle(came(Side::Client, b"stalled", 0), now);
+        let at = state.deadline().unwrap();
+        state.handle(Input::Deadline, at);
+        assert!(state.take_probe() && !state.take_probe());
+        assert!(state.deadline().unwrap() > at);
+        state.handle(Input::Written(Side::Upstream, 7), at);
+        assert_eq!(state.deadline(), None);
+    }
+
+    #[test]
+    fn a_header_for_the_server_goes_ahead_of_what_came_early() {
+        let now = start();
+        let set = RelaySettings { proxy_out: Some(ProxyVersion::V1), ..settings() };
+        let mut state = State::new(Arc::new(set), Header::Local, 1, now);
+        state.handle(came(Side::Client, b"early", 0), now);
+        assert!(!state.wants_read(Side::Client), "once");
+        state.dial(now);
+        state.handle(Input::Connected, now);
+        assert_eq!(state.poll(Side::Upstream), Next::Write(b"PROXY UNKNOWN\r\nearly"));
+        state.handle(Input::Written(Side::Upstream, 16), now);
+        state.handle(Input::Written(Side::Upstream, 4), now);
+        assert_eq!(state.take_moved(), Moved { up: 5, down: 0 }, "the header is not counted");
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order: bytes come out as they went in, nothing moves after the end, and who
+        /// is not to be read holds one read at most.
+        #[test]
+        fn any_course_of_events(steps in proptest::collection::vec((0u8..10, any::<bool>(), 0usize..50), 0..200)) {
+            let now = start();
+            let mut state = open(settings(), now);
+            let mut sent = [Vec::new(), Vec::new()];
+            let mut got = [Vec::new(), Vec::new()];
+            let mut next = 0u8;
+            for (what, client, count) in steps {
+                let side = if client { Side::Client } else { Side::Upstream };
+                let to = usize::from(client);
+                if state.end().is_some() {
+                    prop_assert!(!state.wants_read(side) && !state.passes(side) && !state.wants_dial());
+                    prop_assert_eq!(state.poll(side), Next::Wait);
+                    prop_assert_eq!(state.deadline(), None);
+                }
+                match what {
+                    0..=3 if state.wants_read(side) => {
+                        let bytes: Vec<u8> = (0..count.max(1)).map(|_| { next = next.wrapping_add(1); next }).collect();
+                        let taken = if state.passes(side) { bytes.len() / 2 } else { 0 };
+                        sent[to].extend_from_slice(&bytes);
+                        got[to].extend_from_slice(&bytes[..taken]);
+                        state.handle(came(side, &bytes, taken), now);
+                        prop_assert!(taken == bytes.len() || !state.wants_read(side));
+                    }
+                    4..=7 => match state.poll(side.other()) {
+                        Next::Write(bytes) => {
+                            let count = count.clamp(1, bytes.len());
+                            got[to].extend_from_slice(&bytes[..count]);
+                            state.handle(Input::Written(side.other(), count), now);
+                        }
+                        Next::Finish => {
+                            prop_assert_eq!(&sent[to], &got[to], "an end comes behind all bytes");
+                            state.handle(Input::FinSent(side.other()), now);
+                        }
+                        Next::Wait => {}
+                    },
+                    8 if state.wants_read(side) && count < 10 => state.handle(Input::Eof(side), now),
+                    9 if count == 0 => state.handle(Input::Reset(side), now),
+                    9 if count == 1 => state.handle(Input::WriteFailed(side), now),
+                    _ => {}
+                }
+            }
+            for way in 0..2 {
+                prop_assert!(sent[way].starts_with(&got[way]));
+            }
+            if reason(&state) == Some("finished") {
+                prop_assert_eq!(sent, got);
+            }
+        }
+    }
 }

@@ -13,7 +13,9 @@ pub(super) struct Way {
     pub(super) fin_sent: bool,
     /// The destination takes no more.
     pub(super) broken: bool,
-    /// Bytes the destination took.
+    /// Bytes of our own ahead of the source's, which are not counted.
+    own: usize,
+    /// Bytes of the source that the destination took.
     pub(super) moved: u64,
     /// Bytes the source gave.
     pub(super) taken_in: u64,
@@ -40,8 +42,9 @@ impl Way {
         }
     }
 
-    /// Puts bytes ahead of what waits.
+    /// Puts bytes of our own ahead of what waits.
     pub(super) fn push_front(&mut self, bytes: &[u8]) {
+        self.own += bytes.len();
         self.waiting.splice(..self.written, bytes.iter().copied());
         self.written = 0;
     }
@@ -49,7 +52,9 @@ impl Way {
     /// The destination took so many of what waits.
     pub(super) fn wrote(&mut self, count: usize) {
         self.skip(count);
-        self.moved += count as u64;
+        let own = count.min(self.own);
+        self.own -= own;
+        self.moved += (count - own) as u64;
     }
 
     /// Forgets so many bytes at the front.
