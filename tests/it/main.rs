@@ -10,3 +10,4 @@ mod embed;
 mod framed;
 mod gateway;
 mod probe;
+mod rooms;
