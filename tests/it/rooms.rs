@@ -387,3 +387,47 @@ fn a_drain_passes_on_what_was_accepted() {
     let report = draining.join().unwrap();
     assert!(report.complete(), "{report:?}");
 }
+
+#[test]
+fn a_flood_is_held_back_and_nothing_is_lost_between_arbiters() {
+    // So little may wait that hubs and speakers have to wait for each other all the time.
+    let settings = Settings { outbound: 16 << 10, when_slow: WhenSlow::DropNewest, ..Settings::default() };
+    let chat = Chat::start(2, settings, Limits::default());
+    let mut speakers: Vec<_> = (0..4).map(|_| chat.member("flood")).collect();
+    let mut ears: Vec<_> = (0..2).map(|_| chat.member("flood")).collect();
+    let lines = 20_000u64;
+    let heard: u64 = std::thread::scope(|scope| {
+        let counting: Vec<_> = ears
+            .iter_mut()
+            .chain(speakers.iter_mut())
+            .map(|member| {
+                let mut reader = Client(member.0.try_clone().unwrap());
+                reader.0.set_read_timeout(Some(Duration::from_millis(1_500))).unwrap();
+                scope.spawn(move || {
+                    use std::io::Read;
+                    let (mut bytes, mut buffer) = (0, vec![0; 1 << 16]);
+                    while let Ok(count @ 1..) = reader.0.read(&mut buffer) {
+                        bytes += count as u64;
+                    }
+                    assert_eq!(bytes % 104, 0, "whole messages");
+                    bytes / 104
+                })
+            })
+            .collect();
+        for speaker in &speakers {
+            let mut writer = Client(speaker.0.try_clone().unwrap());
+            scope.spawn(move || {
+                let frame = [&100u32.to_be_bytes()[..], &say(0, 100)].concat().repeat(100);
+                (0..lines / 100).for_each(|_| std::io::Write::write_all(&mut writer.0, &frame).unwrap());
+            });
+        }
+        counting.into_iter().map(|count| count.join().unwrap()).sum()
+    });
+    let totals = chat.totals();
+    assert_eq!(totals.family("rooms_broadcasts"), 4 * lines);
+    let dropped = totals.family("messages_dropped");
+    // Each of the four is heard by five others.
+    assert_eq!(heard + dropped, 4 * lines * 5, "{dropped} dropped by policy");
+    drop((speakers, ears));
+    chat.is_empty();
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use portway::actors::sim::{Sim, for_seeds};
 use portway::actors::sim_link::{Faults, Stream, StreamPlug, stream_link};
-use portway::actors::{Mail, Mesh, Place, Spec, clock};
+use portway::actors::{Mail, Mesh, Place, clock};
 use portway::transports::framed::rooms::{Hubs, Limits, Member};
 use portway::transports::framed::{Format, FramedClient, FramedMsg, Settings};
 
@@ -20,7 +20,7 @@ fn hubs(sim: &Sim, settings: &Settings) -> Arc<Hubs> {
 
 fn connect(mesh: &Mesh, place: Place, plug: StreamPlug, settings: &Settings, hubs: &Arc<Hubs>) -> Mail<FramedMsg> {
     let (settings, hubs) = (Arc::new(settings.clone()), hubs.clone());
-    let spec = Spec::default().inbox(1_024, settings.outbound);
+    let spec = Member::<Stream>::spec(&settings);
     mesh.spawn(place, spec, move || Member::new(plug.open(), Arc::from("sim"), settings, hubs)).unwrap()
 }
 

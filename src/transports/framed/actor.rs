@@ -295,6 +295,10 @@ where
                     self.state.lend(turn.spare());
                 }
                 for body in batch.bodies(turn.mail().id()) {
+                    if !self.state.fits(body.len()) && !self.is_ending() {
+                        // Slow is a peer that takes too little, not one that is sent much at once.
+                        self.write(turn)?;
+                    }
                     self.state.handle(Input::Push(body), turn.now(), &mut self.service);
                 }
             }

@@ -34,7 +34,7 @@ pub use super::rooms_hub::{Hubs, Limits};
 pub use super::rooms_member::Member;
 pub use super::rooms_words::{Batch, MAX_NAME};
 use super::state::Settings;
-use crate::actors::{Place, SpawnError, Spec, Turn};
+use crate::actors::{Place, SpawnError, Turn};
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 
 /// Starts an actor for each connection of a `rooms` listener, and with the first one the hubs they talk to.
@@ -66,7 +66,7 @@ impl OnAccept for Rooms {
         };
         self.hubs = Some(hubs.clone());
         let (listener, settings) = (self.listener.clone(), self.settings.clone());
-        let spec = Spec::default().inbox(1_024, self.settings.outbound.max(1));
+        let spec = Member::<()>::spec(&self.settings);
         turn.spawn(Place::LeastLoaded, spec, move || Member::accepted(accepted, listener, settings, hubs)).map(drop)
     }
 }

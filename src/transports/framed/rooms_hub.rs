@@ -25,12 +25,26 @@ use crate::actors::{
 
 /// Bytes that wait in a room before they are passed on in the middle of a turn.
 const CHUNK: usize = 64 << 10;
+/// Bytes of shared batches that a member's mailbox has room for in any case.
+const MEMBER: usize = 1 << 20;
 /// Bytes that may wait for other hubs before members of this arbiter have to wait.
 const BEHIND: usize = 1 << 20;
 /// When to try a full mailbox again.
 pub(super) const RETRY: Duration = Duration::from_millis(1);
 /// Messages a hub's mailbox has room for: one is reserved for each connection, and the bound in bytes comes first.
 const MESSAGES: usize = 4 << 20;
+
+/// The bytes a hub's mailbox has room for: any message that may be said, and some more. What hubs pass on is never
+/// longer than what they took in one turn.
+const fn mailbox(outbound: usize) -> usize {
+    (if outbound > CHUNK { outbound } else { CHUNK }) + CHUNK
+}
+
+/// The bytes a member's mailbox needs: whatever hubs pass on at once. Batches are shared by all members, so that is
+/// not what a member costs.
+pub(super) const fn member_mailbox(outbound: usize) -> usize {
+    mailbox(outbound) + MEMBER
+}
 
 /// How many may be in rooms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +110,7 @@ impl Hubs {
         let arbiters = mesh.arbiters();
         // One turn of a hub hands a member no more than the member may have waiting, unless one message alone is more.
         let intake = outbound / 2;
-        let bytes = outbound.max(CHUNK) + CHUNK;
+        let bytes = mailbox(outbound);
         let mut hubs = Self { mails: Vec::with_capacity(arbiters), behind: Vec::with_capacity(arbiters), intake };
         for index in 0..arbiters {
             let behind = Arc::new(AtomicBool::new(false));
@@ -332,7 +346,7 @@ impl Hub {
         room.first = end;
         let author = lines.first().and_then(|line| line.from);
         let author = author.filter(|author| lines.iter().all(|line| line.from == Some(*author)));
-        let mut delivered = 0;
+        let (mut delivered, mut own) = (0, if author.is_some() { 0 } else { own as u64 });
         let mut slow = Vec::new();
         for seat in room.seats.iter_mut().filter(|seat| seat.next < end) {
             let start = usize::try_from(seat.next.saturating_sub(first)).unwrap_or(0);
@@ -349,10 +363,13 @@ impl Hub {
                 Ok(()) => delivered += count,
                 // It says so itself, and is forgotten then.
                 Err(Refused::Closed(_)) => {}
-                Err(Refused::Full(_) | Refused::TooLarge(_)) => slow.push((seat.id, seat.handle.clone(), count)),
+                Err(Refused::Full(_) | Refused::TooLarge(_)) => {
+                    let its = lines.iter().skip(start).filter(|line| line.from == Some(seat.id)).count() as u64;
+                    own = own.saturating_sub(its);
+                    slow.push((seat.id, seat.handle.clone(), count - its));
+                }
             }
         }
-        let own = if author.is_some() { 0 } else { own as u64 };
         self.counters.deliveries.add(u64::saturating_sub(delivered, own));
         let (name, elsewhere) = (room.name.clone(), room.elsewhere.clone());
         self.forward(&name, &elsewhere, lines);
@@ -469,7 +486,15 @@ impl Protocol for Hub {
                     self.counters.left.add(1);
                 }
             }
-            HubMsg::Deliver { rooms, .. } => rooms.iter().for_each(|(room, lines)| self.table.heard(room, lines)),
+            HubMsg::Deliver { rooms, .. } => {
+                for (room, lines) in rooms {
+                    if let Some((room, waiting)) = self.table.heard(&room, &lines)
+                        && waiting >= CHUNK
+                    {
+                        self.fan_out(room, turn);
+                    }
+                }
+            }
             HubMsg::Has { room, hub, generation } => {
                 self.table.elsewhere(&room, hub, true);
                 if let Some(peer) = self.peers.iter_mut().find(|peer| peer.index == hub) {
@@ -535,5 +560,45 @@ impl Drop for Hub {
         for peer in &self.peers {
             peer.mail.control(Control::Stop);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rooms_member::Member;
+    use super::super::state::Settings;
+    use super::*;
+    use crate::actors::sim_link::{Faults, stream_link};
+
+    #[test]
+    fn a_hub_that_ends_takes_the_other_hubs_and_all_members_along() {
+        let mut sim = Mesh::sim(1);
+        let name: Arc<str> = Arc::from("sim");
+        let hubs = Hubs::start(sim.mesh(), &name, 1_000, WhenSlow::Close, Limits::default()).unwrap();
+        let mut members = Vec::new();
+        let mut clients = Vec::new();
+        for arbiter in 0..2 {
+            let (ours, theirs) = stream_link(arbiter as u64, Faults::default(), Faults::default(), 1_000);
+            let (name, hubs) = (name.clone(), hubs.clone());
+            let make = move || Member::new(ours.open(), name, Arc::new(Settings::default()), hubs);
+            members.push(sim.mesh().spawn(Place::On(arbiter), Spec::default(), make).unwrap());
+            clients.push(theirs);
+        }
+        let joined = sim.block_on(Duration::from_secs(5), async move {
+            let mut open = Vec::new();
+            for client in clients {
+                let mut client = super::super::FramedClient::over(client.open(), super::super::Format::default());
+                client.send(b"Jroom").await.unwrap();
+                assert_eq!(client.recv().await.unwrap().unwrap(), &b"Jroom"[..]);
+                open.push(client);
+            }
+            open
+        });
+        assert!(joined.is_some() && hubs.live());
+        hubs.mails[1].control(Control::Stop);
+        sim.run_for(Duration::from_secs(1));
+        assert!(!hubs.live());
+        assert!(members.iter().all(Mail::is_closed));
+        assert_eq!(sim.mesh().live(), 0);
     }
 }

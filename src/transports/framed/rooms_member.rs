@@ -12,10 +12,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::actor::{Connection, FramedMsg};
 use super::outbox::Outbox;
-use super::rooms_hub::{HubMsg, Hubs, RETRY};
+use super::rooms_hub::{HubMsg, Hubs, RETRY, member_mailbox};
 use super::rooms_words::Command;
 use super::state::{Service, Settings};
-use crate::actors::{ActorId, Exit, Fault, Permit, Progress, Protocol, Refused, Turn, clock};
+use crate::actors::{ActorId, Exit, Fault, Permit, Progress, Protocol, Refused, Spec, Turn, clock};
 use crate::transports::tcp::Accepted;
 
 /// What a client says within one turn goes to the hub in messages of about this size.
@@ -48,6 +48,12 @@ impl Member<tokio::net::TcpStream> {
 }
 
 impl<S> Member<S> {
+    /// The mailbox that a member needs, so that nothing the hub may pass on at once is too much for it.
+    #[must_use]
+    pub fn spec(settings: &Settings) -> Spec {
+        Spec::default().inbox(1_024, member_mailbox(settings.outbound))
+    }
+
     /// A connection over a stream that is ready to use on this arbiter. `listener` is the scope of its counters.
     pub fn new(stream: S, listener: Arc<str>, settings: Arc<Settings>, hubs: Arc<Hubs>) -> Self {
         let talk = Talk::new(&settings);

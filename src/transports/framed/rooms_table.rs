@@ -270,17 +270,16 @@ impl<H> Table<H> {
         Some((index, bytes))
     }
 
-    /// Queues what was said on another arbiter, if anybody here is in that room.
-    pub(super) fn heard(&mut self, name: &str, lines: &[Line]) {
-        let Some(index) = self.find(name) else { return };
-        let Some(room) = self.room_mut(index) else { return };
-        if room.seats.is_empty() {
-            return;
-        }
+    /// Queues what was said on another arbiter, if anybody here is in that room; answers as [`say`](Self::say).
+    pub(super) fn heard(&mut self, name: &str, lines: &[Line]) -> Option<(usize, usize)> {
+        let index = self.find(name)?;
+        let room = self.room_mut(index).filter(|room| !room.seats.is_empty())?;
         for line in lines {
             room.push(Line { local: false, ..line.clone() });
         }
+        let bytes = room.bytes;
         self.touch(index);
+        Some((index, bytes))
     }
 
     /// Another arbiter has members of a room now, or none any more.
@@ -336,5 +335,113 @@ impl<H> Table<H> {
                 spot.and_then(|spot| room.seats.get(spot.seat)).is_some_and(|seat| seat.next <= *number)
             })
             .count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(n: u8) -> Arc<str> {
+        Arc::from(format!("room {n}"))
+    }
+
+    /// Hands out what waits in all touched rooms, as a hub does at the end of its turn.
+    fn flush(table: &mut Table<()>, got: &mut HashMap<u64, Vec<u32>>) {
+        while let Some(index) = table.take_touched() {
+            if let Some(room) = table.room_mut(index) {
+                let lines = std::mem::take(&mut room.lines);
+                let (first, end) = (room.first, room.first + lines.len() as u64);
+                (room.first, room.bytes) = (end, 0);
+                for seat in room.seats.iter_mut().filter(|seat| seat.next < end) {
+                    let start = seat.next.saturating_sub(first) as usize;
+                    seat.next = end;
+                    take(&lines[start..], seat.id, got);
+                }
+            }
+            table.close_if_empty(index);
+        }
+    }
+
+    fn take(lines: &[Line], by: ActorId, got: &mut HashMap<u64, Vec<u32>>) {
+        let bodies = lines.iter().filter(|line| line.from != Some(by)).map(|line| line.body[..].try_into().unwrap());
+        got.entry(by.number()).or_default().extend(bodies.map(u32::from_be_bytes));
+    }
+
+    proptest! {
+        /// Against the simplest model: a broadcast reaches at once everybody who is in the room at that moment.
+        #[test]
+        fn members_get_what_is_said_while_they_are_in(
+            steps in proptest::collection::vec((0..10u8, 0..6u64, 0..3u8), 1..300),
+        ) {
+            let mut table = Table::new(100, 100, true);
+            let mut model: HashMap<u64, u8> = HashMap::new();
+            let (mut expected, mut got) = (HashMap::<u64, Vec<u32>>::new(), HashMap::new());
+            let mut number = 0u32;
+            for (what, who, room) in steps {
+                let id = ActorId(who);
+                match what {
+                    0..=2 => {
+                        if table.room_of(id).is_some_and(|inside| *inside != name(room)) {
+                            take(&table.leave(id).unwrap().lines, id, &mut got);
+                        }
+                        table.join(id, &name(room), ());
+                        model.insert(who, room);
+                    }
+                    3 => {
+                        let left = table.leave(id);
+                        prop_assert_eq!(left.is_some(), model.remove(&who).is_some());
+                        if let Some(left) = left {
+                            take(&left.lines, id, &mut got);
+                        }
+                    }
+                    4..=7 => {
+                        let said = table.say(id, Bytes::copy_from_slice(&number.to_be_bytes()));
+                        prop_assert_eq!(said.is_some(), model.contains_key(&who));
+                        if let Some(room) = model.get(&who) {
+                            for other in (0..6).filter(|other| *other != who && model.get(other) == Some(room)) {
+                                expected.entry(other).or_default().push(number);
+                            }
+                        }
+                        number += 1;
+                    }
+                    _ => flush(&mut table, &mut got),
+                }
+                prop_assert_eq!(table.members(), model.len());
+            }
+            flush(&mut table, &mut got);
+            for who in 0..6 {
+                // In one room the order is that of speaking; changing rooms hands out first what was missing.
+                prop_assert_eq!(got.get(&who).cloned().unwrap_or_default(), expected.get(&who).cloned().unwrap_or_default());
+            }
+            for who in 0..6 {
+                table.leave(ActorId(who));
+            }
+            flush(&mut table, &mut got);
+            prop_assert_eq!((table.members(), table.rooms()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_member_is_confirmed_when_all_other_arbiters_know() {
+        let mut table = Table::new(10, 10, false);
+        let (a, b, room) = (ActorId(1), ActorId(2), name(1));
+        assert_eq!(table.join(a, &room, ()), Joined::Soon);
+        let index = table.take_touched().unwrap();
+        let opened = table.room_mut(index).unwrap();
+        (opened.announced, opened.generation, opened.missing) = (true, 7, 2);
+        assert_eq!(table.join(b, &room, ()), Joined::Soon);
+        let mut told = Vec::new();
+        table.known(&room, 6, |seat| told.push(seat.id));
+        table.known(&room, 7, |seat| told.push(seat.id));
+        table.say(a, Bytes::from_static(b"early"));
+        assert!(told.is_empty());
+        assert!(table.leave(b).unwrap().unconfirmed);
+        table.known(&room, 7, |seat| told.push(seat.id));
+        assert_eq!(told, [a]);
+        assert_eq!(table.room_mut(index).unwrap().seats[0].next, 1, "from the confirmation on");
+        assert_eq!(table.join(b, &room, ()), Joined::Now);
     }
 }

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::codec::{Format, FrameError};
+use super::codec::{Format, FrameError, MAX_HEADER};
 use super::outbox::{Outbox, Queued, WhenSlow};
 
 /// A drain hands in what has arrived by then: at most what a socket can hold (the default maximum of Linux, tcp(7)).
@@ -282,6 +282,11 @@ impl State {
     #[must_use]
     pub const fn wants_last_read(&self) -> bool {
         matches!(self.phase, Phase::LastRead { .. })
+    }
+
+    /// Whether a message of others with a body this long has room now.
+    pub(super) fn fits(&self, body: usize) -> bool {
+        self.outbox.fits(MAX_HEADER + body)
     }
 
     /// True when nothing but writing keeps the connection from its end, and nobody is to blame for it.
