@@ -5,8 +5,9 @@
 //! with arbiters, never with members. Hubs tell each other of the first member of a room on an arbiter and of the last;
 //! a client has its answer to a join when all know of it, and hears everything said from then on.
 //!
-//! When another hub's mailbox is full, messages for it wait here and members of this arbiter are not read meanwhile,
-//! so nothing between hubs is lost and nothing grows without bound. A hub whose own state is gone (a panic) takes its
+//! A room of many members is served over several turns, so that others have theirs; what comes in meanwhile is put
+//! aside. When another hub's mailbox is full, messages for it wait here. When much waits in any hub, members are not
+//! read until it has caught up, so nothing between hubs is lost and nothing grows without bound. A hub whose own state is gone (a panic) takes its
 //! members and the other hubs along: half a room would be worse than a new one.
 
 use std::collections::VecDeque;
@@ -27,7 +28,11 @@ use crate::actors::{
 const CHUNK: usize = 64 << 10;
 /// Bytes of shared batches that a member's mailbox has room for in any case.
 const MEMBER: usize = 1 << 20;
-/// Bytes that may wait for other hubs before members of this arbiter have to wait.
+/// Members handed a batch in one turn; a larger room takes several.
+const SLICE: usize = 256;
+/// Messages put aside meanwhile that are handled per turn.
+const BACKLOG: usize = 64;
+/// Bytes that may wait in a hub, for other hubs or for itself, before all members have to wait.
 const BEHIND: usize = 1 << 20;
 /// When to try a full mailbox again.
 pub(super) const RETRY: Duration = Duration::from_millis(1);
@@ -127,6 +132,9 @@ impl Hubs {
                 generation: 0,
                 counters: Counters::default(),
                 retry: None,
+                active: None,
+                backlog: VecDeque::new(),
+                backlog_bytes: 0,
             })?;
             hubs.mails.push(mail);
             hubs.behind.push(behind);
@@ -149,12 +157,11 @@ impl Hubs {
 
     /// Tells the hub of an arbiter what a member of that arbiter says, if there is room now.
     pub(super) fn tell(&self, arbiter: usize, said: HubMsg) -> Result<(), Refused<HubMsg>> {
-        let (Some(mail), Some(behind)) = (self.mails.get(arbiter), self.behind.get(arbiter)) else {
-            return Err(Refused::Closed(said));
-        };
+        let Some(mail) = self.mails.get(arbiter) else { return Err(Refused::Closed(said)) };
+        let behind = self.behind.iter().any(|behind| behind.load(Ordering::Relaxed));
         if !mail.is_closed() {
             let waiting = mail.depth().bytes;
-            if behind.load(Ordering::Relaxed) || waiting > 0 && waiting + Hub::size(&said) > self.intake {
+            if behind || waiting > 0 && waiting + Hub::size(&said) > self.intake {
                 return Err(Refused::Full(said));
             }
         }
@@ -231,6 +238,28 @@ pub(super) struct Hub {
     generation: u64,
     counters: Counters,
     retry: Option<Instant>,
+    /// A room of many that is being served. Until that is done nobody joins or leaves any room.
+    active: Option<FanOut>,
+    /// What came in meanwhile.
+    backlog: VecDeque<HubMsg>,
+    backlog_bytes: usize,
+}
+
+/// A batch on its way to the members of a room.
+struct FanOut {
+    room: usize,
+    lines: Arc<[Line]>,
+    bytes: usize,
+    /// The number of the first line.
+    first: u64,
+    /// Who said all of it, if it was one.
+    author: Option<ActorId>,
+    /// The seat to go on with.
+    at: usize,
+    delivered: u64,
+    /// Lines that went to those who said them, and are not counted.
+    own: u64,
+    slow: Vec<(ActorId, Mail<FramedMsg>, u64)>,
 }
 
 impl Hub {
@@ -249,9 +278,7 @@ impl Hub {
                 Command::Say(body) => match self.table.say(id, body) {
                     Some((room, waiting)) => {
                         self.counters.broadcasts.add(1);
-                        if waiting >= CHUNK {
-                            self.fan_out(room, turn);
-                        }
+                        self.fan_out_early(room, waiting, turn);
                         None
                     }
                     None => Some(Refusal::NotInRoom),
@@ -333,6 +360,13 @@ impl Hub {
         }
     }
 
+    /// In the middle of a turn, if much waits and few are to get it.
+    fn fan_out_early(&mut self, index: usize, waiting: usize, turn: &Turn<'_, HubMsg>) {
+        if waiting >= CHUNK && self.table.room_mut(index).is_some_and(|room| room.seats.len() <= SLICE) {
+            self.fan_out(index, turn);
+        }
+    }
+
     /// Passes on what waits in a room: one message to each member here, one entry in the message to each other arbiter.
     fn fan_out(&mut self, index: usize, turn: &Turn<'_, HubMsg>) {
         let own = self.table.own(index);
@@ -342,38 +376,51 @@ impl Hub {
         }
         let lines: Arc<[Line]> = std::mem::take(&mut room.lines).into();
         let bytes = std::mem::take(&mut room.bytes);
-        let (first, end) = (room.first, room.first + lines.len() as u64);
-        room.first = end;
+        let first = room.first;
+        room.first += lines.len() as u64;
+        let (name, elsewhere) = (room.name.clone(), room.elsewhere.clone());
+        self.forward(&name, &elsewhere, lines.clone());
         let author = lines.first().and_then(|line| line.from);
         let author = author.filter(|author| lines.iter().all(|line| line.from == Some(*author)));
-        let (mut delivered, mut own) = (0, if author.is_some() { 0 } else { own as u64 });
-        let mut slow = Vec::new();
-        for seat in room.seats.iter_mut().filter(|seat| seat.next < end) {
-            let start = usize::try_from(seat.next.saturating_sub(first)).unwrap_or(0);
+        let own = if author.is_some() { 0 } else { own as u64 };
+        let fan = FanOut { room: index, lines, bytes, first, author, at: 0, delivered: 0, own, slow: Vec::new() };
+        self.go_on(fan, turn);
+    }
+
+    /// Serves the next members; the rest of them in the next turn.
+    fn go_on(&mut self, mut fan: FanOut, turn: &Turn<'_, HubMsg>) {
+        let Some(room) = self.table.room_mut(fan.room) else { return };
+        let FanOut { lines, bytes, first, author, at, delivered, own, slow, .. } = &mut fan;
+        let end = *first + lines.len() as u64;
+        for seat in room.seats.iter_mut().skip(*at).take(SLICE).filter(|seat| seat.next < end) {
+            let start = usize::try_from(seat.next.saturating_sub(*first)).unwrap_or(0);
             seat.next = end;
-            if Some(seat.id) == author {
+            if Some(seat.id) == *author {
                 continue;
             }
             let bytes = match start {
-                0 => bytes,
+                0 => *bytes,
                 start => lines.iter().skip(start).map(|line| line.body.len()).sum(),
             };
             let count = (lines.len() - start) as u64;
             match seat.handle.tell(FramedMsg::Batch(Batch::new(lines.clone(), start, bytes))) {
-                Ok(()) => delivered += count,
+                Ok(()) => *delivered += count,
                 // It says so itself, and is forgotten then.
                 Err(Refused::Closed(_)) => {}
                 Err(Refused::Full(_) | Refused::TooLarge(_)) => {
                     let its = lines.iter().skip(start).filter(|line| line.from == Some(seat.id)).count() as u64;
-                    own = own.saturating_sub(its);
+                    *own = own.saturating_sub(its);
                     slow.push((seat.id, seat.handle.clone(), count - its));
                 }
             }
         }
-        self.counters.deliveries.add(u64::saturating_sub(delivered, own));
-        let (name, elsewhere) = (room.name.clone(), room.elsewhere.clone());
-        self.forward(&name, &elsewhere, lines);
-        for (id, mail, lost) in slow {
+        fan.at += SLICE;
+        if fan.at < room.seats.len() {
+            self.active = Some(fan);
+            return;
+        }
+        self.counters.deliveries.add(fan.delivered.saturating_sub(fan.own));
+        for (id, mail, lost) in fan.slow {
             self.slow(id, &mail, lost, turn);
         }
     }
@@ -391,6 +438,17 @@ impl Hub {
         for peer in self.peers.iter_mut().filter(|peer| elsewhere.contains(&peer.index)) {
             peer.rooms.push((name.clone(), lines.clone()));
             peer.rooms_bytes += bytes;
+        }
+    }
+
+    /// Passes on what waits in rooms, until one of them has too many members for this turn.
+    fn settle(&mut self, turn: &Turn<'_, HubMsg>) {
+        while self.active.is_none()
+            && let Some(index) = self.table.take_touched()
+        {
+            self.fan_out(index, turn);
+            self.announce(index);
+            self.table.close_if_empty(index);
         }
     }
 
@@ -428,9 +486,49 @@ impl Hub {
         }
     }
 
+    fn handle(&mut self, m: HubMsg, turn: &Turn<'_, HubMsg>) {
+        match m {
+            HubMsg::Said { id, mail, commands, .. } => self.said(id, &mail, commands, turn),
+            HubMsg::Gone(id) => {
+                if self.table.leave(id).is_some() {
+                    self.counters.left.add(1);
+                }
+            }
+            HubMsg::Deliver { rooms, .. } => {
+                for (room, lines) in rooms {
+                    if let Some((room, waiting)) = self.table.heard(&room, &lines) {
+                        self.fan_out_early(room, waiting, turn);
+                    }
+                }
+            }
+            HubMsg::Has { room, hub, generation } => {
+                self.table.elsewhere(&room, hub, true);
+                if let Some(peer) = self.peers.iter_mut().find(|peer| peer.index == hub) {
+                    peer.send(HubMsg::Known { room, generation });
+                    self.counters.announced.add(1);
+                }
+            }
+            HubMsg::HasNone { room, hub } => self.table.elsewhere(&room, hub, false),
+            HubMsg::Known { room, generation } => self.known(&room, generation, turn),
+            HubMsg::Peers(mails) => {
+                let others = mails.into_iter().enumerate().filter(|(index, _)| *index != self.index);
+                self.peers = others
+                    .map(|(index, mail)| Peer {
+                        index,
+                        mail,
+                        rooms: Vec::new(),
+                        rooms_bytes: 0,
+                        queue: VecDeque::new(),
+                        queue_bytes: 0,
+                    })
+                    .collect();
+            }
+        }
+    }
+
     /// Sends what other hubs are to get, as far as their mailboxes have room.
     fn send_all(&mut self, now: Instant) {
-        let mut behind = 0;
+        let mut waiting = 0;
         for peer in &mut self.peers {
             peer.send_waiting();
             if !peer.rooms.is_empty() {
@@ -438,10 +536,10 @@ impl Hub {
                 peer.send(HubMsg::Deliver { rooms, bytes });
                 self.counters.cross_arbiter.add(1);
             }
-            behind += peer.queue_bytes;
+            waiting += peer.queue_bytes;
         }
-        self.retry = (behind > 0).then(|| clock::later(now, RETRY));
-        self.behind.store(behind > BEHIND, Ordering::Relaxed);
+        self.retry = (waiting > 0).then(|| clock::later(now, RETRY));
+        self.behind.store(waiting + self.backlog_bytes > BEHIND, Ordering::Relaxed);
     }
 }
 
@@ -479,44 +577,11 @@ impl Protocol for Hub {
     }
 
     fn on(&mut self, m: HubMsg, turn: &mut Turn<'_, HubMsg>) -> Result<(), Fault> {
-        match m {
-            HubMsg::Said { id, mail, commands, .. } => self.said(id, &mail, commands, turn),
-            HubMsg::Gone(id) => {
-                if self.table.leave(id).is_some() {
-                    self.counters.left.add(1);
-                }
-            }
-            HubMsg::Deliver { rooms, .. } => {
-                for (room, lines) in rooms {
-                    if let Some((room, waiting)) = self.table.heard(&room, &lines)
-                        && waiting >= CHUNK
-                    {
-                        self.fan_out(room, turn);
-                    }
-                }
-            }
-            HubMsg::Has { room, hub, generation } => {
-                self.table.elsewhere(&room, hub, true);
-                if let Some(peer) = self.peers.iter_mut().find(|peer| peer.index == hub) {
-                    peer.send(HubMsg::Known { room, generation });
-                    self.counters.announced.add(1);
-                }
-            }
-            HubMsg::HasNone { room, hub } => self.table.elsewhere(&room, hub, false),
-            HubMsg::Known { room, generation } => self.known(&room, generation, turn),
-            HubMsg::Peers(mails) => {
-                let others = mails.into_iter().enumerate().filter(|(index, _)| *index != self.index);
-                self.peers = others
-                    .map(|(index, mail)| Peer {
-                        index,
-                        mail,
-                        rooms: Vec::new(),
-                        rooms_bytes: 0,
-                        queue: VecDeque::new(),
-                        queue_bytes: 0,
-                    })
-                    .collect();
-            }
+        if self.active.is_none() && self.backlog.is_empty() {
+            self.handle(m, turn);
+        } else {
+            self.backlog_bytes += Self::size(&m);
+            self.backlog.push_back(m);
         }
         Ok(())
     }
@@ -532,13 +597,24 @@ impl Protocol for Hub {
     }
 
     fn flush(&mut self, turn: &mut Turn<'_, HubMsg>) -> Result<Progress, Fault> {
-        while let Some(index) = self.table.take_touched() {
-            self.fan_out(index, turn);
-            self.announce(index);
-            self.table.close_if_empty(index);
+        if let Some(fan) = self.active.take() {
+            self.go_on(fan, turn);
         }
+        self.settle(turn);
+        let mut bytes = 0;
+        for _ in 0..BACKLOG {
+            if self.active.is_some() || bytes > CHUNK {
+                break;
+            }
+            let Some(m) = self.backlog.pop_front() else { break };
+            bytes += Self::size(&m);
+            self.backlog_bytes = self.backlog_bytes.saturating_sub(Self::size(&m));
+            self.handle(m, turn);
+        }
+        self.settle(turn);
         self.send_all(turn.now());
-        Ok(Progress::Idle)
+        let more = self.active.is_some() || !self.backlog.is_empty();
+        Ok(if more { Progress::More } else { Progress::Idle })
     }
 
     fn closed(&mut self, why: &Exit) {
@@ -549,6 +625,7 @@ impl Protocol for Hub {
         self.table.members() * 100
             + self.table.rooms() * 300
             + self.peers.iter().map(|peer| peer.queue_bytes).sum::<usize>()
+            + self.backlog_bytes
     }
 }
 
