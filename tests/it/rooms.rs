@@ -431,3 +431,37 @@ fn a_flood_is_held_back_and_nothing_is_lost_between_arbiters() {
     drop((speakers, ears));
     chat.is_empty();
 }
+
+#[test]
+fn a_large_room_is_served_over_turns_while_others_come_and_go() {
+    let chat = Chat::plain(1);
+    let mut speakers: Vec<_> = (0..3).map(|_| chat.member("large")).collect();
+    let mut rest: Vec<_> = (0..600).map(|_| chat.member("large")).collect();
+    let lines = 100u32;
+    std::thread::scope(|scope| {
+        for (who, speaker) in (0u32..).zip(speakers.iter_mut()) {
+            scope.spawn(move || (0..lines).for_each(|n| speaker.send(&say(who * lines + n, 20))));
+        }
+        scope.spawn(|| {
+            for _ in 0..50 {
+                let mut brief = Client::to(chat.address);
+                brief.send(b"Jlarge");
+                // In the middle of everything; what it hears first is that it is in.
+                assert_eq!(brief.recv(), b"Jlarge");
+                brief.send(b"L");
+                while brief.recv() != b"L" {}
+            }
+        });
+        for member in &mut rest {
+            let mut next = [0; 3];
+            for _ in 0..3 * lines {
+                let got = number(&member.recv());
+                let from = (got / lines) as usize;
+                assert_eq!(got % lines, next[from], "in order, once");
+                next[from] += 1;
+            }
+        }
+    });
+    drop((speakers, rest));
+    chat.is_empty();
+}
