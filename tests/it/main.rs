@@ -12,5 +12,6 @@ mod gateway;
 mod probe;
 mod relay;
 mod reload;
+mod rooms;
 mod supervise;
 mod upstreams;

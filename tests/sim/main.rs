@@ -3,3 +3,4 @@
 mod actors;
 mod framed;
 mod relay;
+mod rooms;

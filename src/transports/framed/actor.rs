@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::rooms_words::Batch;
 use super::state::{Blame, Close, Input, Next, Service, Settings, State};
 use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn, clock};
 use crate::memory::Level;
@@ -38,6 +39,10 @@ const CREDIT_PAUSE: Duration = Duration::from_millis(50);
 pub enum FramedMsg {
     /// Send this message to the peer. If it does not fit into the outbound bytes, the connection's policy decides.
     Send(Bytes),
+    /// Send these, of which others get the same.
+    Batch(Batch),
+    /// End it as a slow reader: its mailbox is full.
+    Slow,
 }
 
 /// Starts an actor for each connection of a listener; `service` makes what answers one connection's messages.
@@ -78,7 +83,7 @@ pub struct Connection<S, V> {
     /// The error of a stream that this thread's event loop did not take ends the actor in its first turn.
     stream: io::Result<S>,
     state: State,
-    service: V,
+    pub(super) service: V,
     listener: Arc<str>,
     peer: Option<SocketAddr>,
     ticket: Option<Ticket>,
@@ -130,6 +135,11 @@ impl<S, V: Service> Connection<S, V> {
             held_back: false,
             resume_at: None,
         }
+    }
+
+    /// Whether it ends as soon as all is written, and nobody is to blame.
+    pub(super) const fn is_ending(&self) -> bool {
+        self.state.is_ending()
     }
 
     /// Counts what moved and follows what the buffers take of the memory budget.
@@ -270,6 +280,8 @@ where
     fn size(m: &FramedMsg) -> usize {
         match m {
             FramedMsg::Send(body) => body.len(),
+            FramedMsg::Batch(batch) => batch.bytes(),
+            FramedMsg::Slow => 0,
         }
     }
 
@@ -291,6 +303,19 @@ where
     fn on(&mut self, m: FramedMsg, turn: &mut Turn<'_, FramedMsg>) -> Result<(), Fault> {
         match m {
             FramedMsg::Send(body) => self.state.handle(Input::Push(&body), turn.now(), &mut self.service),
+            FramedMsg::Batch(batch) => {
+                if self.state.held() == 0 {
+                    self.state.lend(turn.spare());
+                }
+                for body in batch.bodies(turn.mail().id()) {
+                    if !self.state.fits(body.len()) && !self.is_ending() {
+                        // Slow is a peer that takes too little, not one that is sent much at once.
+                        self.write(turn)?;
+                    }
+                    self.state.handle(Input::Push(body), turn.now(), &mut self.service);
+                }
+            }
+            FramedMsg::Slow => self.state.handle(Input::Slow, turn.now(), &mut self.service),
         }
         Ok(())
     }

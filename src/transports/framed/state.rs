@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::codec::{Format, FrameError};
+use super::codec::{Format, FrameError, MAX_HEADER};
 use super::outbox::{Outbox, Queued, WhenSlow};
 
 /// A drain hands in what has arrived by then: at most what a socket can hold (the default maximum of Linux, tcp(7)).
@@ -87,6 +87,8 @@ pub enum Input<'a> {
     Written(usize),
     /// Somebody else has a message for the peer.
     Push(&'a [u8]),
+    /// Messages of others for the peer could not even be handed over.
+    Slow,
     /// The deadline may have passed.
     Deadline,
     /// Finish: answer what has arrived, then end, by this instant at the latest.
@@ -232,6 +234,7 @@ impl State {
             Input::Reset => self.phase = Phase::Over(Close::peer("reset")),
             Input::Written(count) => self.written(count, now, service),
             Input::Push(body) => self.push(body),
+            Input::Slow => self.phase = Phase::Over(Close::peer("slow_reader")),
             Input::Deadline => self.expire(now),
             Input::Drain(by) => {
                 if self.phase == Phase::Open {
@@ -279,6 +282,16 @@ impl State {
     #[must_use]
     pub const fn wants_last_read(&self) -> bool {
         matches!(self.phase, Phase::LastRead { .. })
+    }
+
+    /// Whether a message of others with a body this long has room now.
+    pub(super) fn fits(&self, body: usize) -> bool {
+        self.outbox.fits(MAX_HEADER + body)
+    }
+
+    /// True when nothing but writing keeps the connection from its end, and nobody is to blame for it.
+    pub(super) const fn is_ending(&self) -> bool {
+        matches!(self.phase, Phase::Flush { then: After::Close(_) } | Phase::Over(Close { blame: Blame::Nobody, .. }))
     }
 
     /// When [`Input::Deadline`] is due: the first of the timers that run now.
