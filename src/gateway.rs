@@ -47,6 +47,7 @@ use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
 pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview};
 pub use reload::Reloaded;
+use upstreams::Upstreams;
 
 /// How often the memory budget is looked at.
 const MEMORY_TICK: Duration = Duration::from_millis(20);
@@ -108,7 +109,16 @@ impl Builder {
     /// # Errors
     /// [`StartError::Options`] for the first that does not.
     pub fn check(&self, config: &Config) -> Result<(), StartError> {
-        config.listeners.iter().try_for_each(|listener| listeners::prepare(listener, &self.protocols).map(drop))
+        config.listeners.iter().try_for_each(|listener| self.check_options(listener))
+    }
+
+    fn check_options(&self, listener: &config::Listener) -> Result<(), StartError> {
+        match &listener.protocol {
+            config::Protocol::Custom { .. } => {
+                listeners::prepare(listener, &self.protocols, &Upstreams::default()).map(drop)
+            }
+            config::Protocol::Framed(_) | config::Protocol::Relay(_) => Ok(()),
+        }
     }
 
     /// Binds all sockets, starts the threads, then the listeners. Blocks for a moment: not for an event loop's
@@ -123,14 +133,8 @@ impl Builder {
         };
         let mut bound = Vec::new();
         for listener in &config.listeners {
-            let socket = listeners::bind(&listener.name, listener.listen, &listener.place)?;
-            let made = listeners::prepare(listener, &self.protocols)?;
-            bound.push(listeners::Prepared {
-                listener: listener.clone(),
-                socket: Arc::new(socket),
-                made,
-                occupancy: Arc::default(),
-            });
+            self.check_options(listener)?;
+            bound.push(Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?));
         }
         let mesh = Mesh::start(MeshConfig {
             arbiters: config.runtime.arbiters,
@@ -144,25 +148,7 @@ impl Builder {
                 .memory
                 .map_or_else(limits::half_of_memory, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
         );
-        let started = listeners::start_all(&mesh, bound, &budget).and_then(|listeners| {
-            let status = Arc::new(Status {
-                draining: AtomicBool::new(false),
-                budget: budget.clone(),
-                listeners: Mutex::new(listeners),
-                started: clock::now(),
-                last_reload: Mutex::default(),
-            });
-            let admin = match admin {
-                Some(socket) => {
-                    if let Ok(address) = socket.local_addr() {
-                        tracing::info!(%address, "admin listening");
-                    }
-                    Some(admin::start(&mesh, socket, status.clone()).map_err(StartError::Spawn)?)
-                }
-                None => None,
-            };
-            Ok((status, admin))
-        });
+        let started = self.start_on(&mesh, &config, admin, bound, &budget);
         match started {
             Ok((status, admin)) => {
                 Ok(Gateway { mesh, status, admin, protocols: self.protocols.clone(), config: Mutex::new(config) })
@@ -173,6 +159,37 @@ impl Builder {
             }
         }
     }
+
+    /// Starts what lives on the mesh, in order: upstreams, listeners, the admin listener.
+    fn start_on(
+        &self,
+        mesh: &Mesh,
+        config: &Config,
+        admin: Option<TcpListener>,
+        bound: Vec<Arc<TcpListener>>,
+        budget: &Budget,
+    ) -> Result<(Arc<Status>, Option<Mail<Never>>), StartError> {
+        let upstreams = Upstreams::start(mesh, &config.upstreams).map_err(StartError::Spawn)?;
+        let mut prepared = Vec::new();
+        for (listener, socket) in config.listeners.iter().zip(bound) {
+            let made = listeners::prepare(listener, &self.protocols, &upstreams)?;
+            prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, occupancy: Arc::default() });
+        }
+        let status = Arc::new(Status {
+            draining: AtomicBool::new(false),
+            budget: budget.clone(),
+            listeners: Mutex::new(listeners::start_all(mesh, prepared, budget)?),
+            upstreams: Mutex::new(upstreams),
+            started: clock::now(),
+            last_reload: Mutex::default(),
+        });
+        let Some(socket) = admin else { return Ok((status, None)) };
+        if let Ok(address) = socket.local_addr() {
+            tracing::info!(%address, "admin listening");
+        }
+        let admin = admin::start(mesh, socket, status.clone()).map_err(StartError::Spawn)?;
+        Ok((status, Some(admin)))
+    }
 }
 
 /// What is known about the running gateway, shared with the admin listener.
@@ -180,6 +197,7 @@ pub(crate) struct Status {
     draining: AtomicBool,
     budget: Budget,
     listeners: Mutex<Vec<Arc<ListenerStatus>>>,
+    upstreams: Mutex<Upstreams>,
     started: Instant,
     /// When the last reload was, whether it was applied, and what it did.
     last_reload: Mutex<Option<(Instant, bool, String)>>,
@@ -226,6 +244,14 @@ impl Status {
 
     fn note_reload(&self, applied: bool, message: String) {
         *self.last_reload.lock() = Some((clock::now(), applied, message));
+    }
+
+    fn upstreams(&self) -> Upstreams {
+        self.upstreams.lock().clone()
+    }
+
+    fn set_upstreams(&self, upstreams: Upstreams) {
+        *self.upstreams.lock() = upstreams;
     }
 
     fn listeners(&self) -> Vec<Arc<ListenerStatus>> {
@@ -301,7 +327,10 @@ impl Gateway {
     pub async fn drain(&self) -> DrainReport {
         self.status.draining.store(true, Ordering::Release);
         let time = self.config.lock().runtime.drain;
-        self.mesh.drain(time).await
+        let report = self.mesh.drain(time).await;
+        // Last: until here connections may still have been looking for a server.
+        self.status.upstreams().drain();
+        report
     }
 
     /// Ends all threads. Blocks: not for an event loop's thread.

@@ -346,6 +346,8 @@ impl Default for Framed {
 pub enum FramedService {
     /// It goes back to its sender.
     Echo,
+    /// It joins a room, or goes to everybody else in it.
+    Rooms,
 }
 
 /// Byte order of a length header.

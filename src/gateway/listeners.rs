@@ -5,12 +5,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::config::{self, FramedService, Listener, Place};
+use super::config::{self, FramedService, Listener, Place, ProxyOut};
+use super::upstreams::Upstreams;
 use super::{Factory, ListenerStatus, Made, StartError};
 use crate::actors::{Budget, Control, Mesh};
 use crate::memory;
-use crate::transports::framed::{self, ByteOrder, Echo, Format, LengthBytes, Settings, WhenSlow};
+use crate::transports::framed::{self, ByteOrder, Echo, Format, LengthBytes, Settings, WhenSlow, rooms};
 use crate::transports::kit::admission::{Caps, Occupancy};
+use crate::transports::relay::{self, ProxyVersion, RelaySettings};
 use crate::transports::tcp::{self, Acceptor, AcceptorSettings, OnAccept};
 
 /// What a connection takes of the memory budget before it buffers anything: its actor, measured (benches/RESULTS.md).
@@ -28,7 +30,11 @@ pub(super) fn bind(name: &str, address: SocketAddr, place: &Place) -> Result<Tcp
 }
 
 /// Makes what will start the connections of a listener.
-pub(super) fn prepare(listener: &Listener, protocols: &BTreeMap<String, Factory>) -> Result<Made, StartError> {
+pub(super) fn prepare(
+    listener: &Listener,
+    protocols: &BTreeMap<String, Factory>,
+    upstreams: &Upstreams,
+) -> Result<Made, StartError> {
     let refuse = |message: String| StartError::Options {
         listener: listener.name.clone(),
         place: listener.place.clone(),
@@ -38,14 +44,33 @@ pub(super) fn prepare(listener: &Listener, protocols: &BTreeMap<String, Factory>
         config::Protocol::Framed(framed) => {
             let settings = settings_of(listener, framed).map_err(refuse)?;
             let name: Arc<str> = Arc::from(listener.name.as_str());
-            match framed.service {
-                FramedService::Echo => Ok(Box::new(move || {
-                    Box::new(framed::Connections::new(name.clone(), settings.clone(), || Echo)) as Box<dyn OnAccept>
-                })),
-            }
+            let service = framed.service;
+            Ok(Box::new(move || -> Box<dyn OnAccept> {
+                match service {
+                    FramedService::Echo => Box::new(framed::Connections::new(name.clone(), settings.clone(), || Echo)),
+                    FramedService::Rooms => {
+                        Box::new(rooms::Rooms::new(name.clone(), settings.clone(), rooms::Limits::default()))
+                    }
+                }
+            }))
         }
-        // Until the relay transport is here.
-        config::Protocol::Relay(_) => Err(refuse("relays cannot be started by this build yet".to_owned())),
+        config::Protocol::Relay(relay) => {
+            let Some(balancer) = upstreams.get(&relay.upstream) else {
+                return Err(refuse(format!("there is no upstream `{}`", relay.upstream)));
+            };
+            let mut settings = RelaySettings::new(balancer.clone(), Arc::from(relay.upstream.as_str()));
+            settings.connect_timeout = upstreams.connect_timeout(&relay.upstream).unwrap_or(settings.connect_timeout);
+            settings.attempts = usize::try_from(relay.attempts).unwrap_or(usize::MAX);
+            settings.idle = (!listener.limits.idle.is_zero()).then_some(listener.limits.idle);
+            settings.proxy_in = relay.proxy_in;
+            settings.proxy_out = match relay.proxy_out {
+                ProxyOut::Off => None,
+                ProxyOut::V1 => Some(ProxyVersion::V1),
+                ProxyOut::V2 => Some(ProxyVersion::V2),
+            };
+            let name: Arc<str> = Arc::from(listener.name.as_str());
+            Ok(Box::new(move || Box::new(relay::Connections::new(name.clone(), settings.clone())) as Box<dyn OnAccept>))
+        }
         config::Protocol::Custom { protocol, options } => match protocols.get(protocol) {
             Some(factory) => factory(options).map_err(refuse),
             None => Err(refuse(format!("no protocol `{protocol}` is registered"))),

@@ -55,9 +55,9 @@ pub(super) const TABLES: [(&str, &[&str]); 10] = [
 const LATER_TABLES: [&str; 1] = ["certificate"];
 const LATER_LISTENER_KEYS: [&str; 7] = ["certificate", "route", "udp", "http", "quic", "moq", "wireguard"];
 const LATER_PROTOCOLS: [&str; 5] = ["udp", "http", "quic", "moq", "wireguard"];
-const LATER_SERVICES: [&str; 6] = ["rooms", "forward", "static", "demo", "respond", "moq"];
+const LATER_SERVICES: [&str; 5] = ["forward", "static", "demo", "respond", "moq"];
 
-const SERVICES: [(&str, FramedService); 1] = [("echo", FramedService::Echo)];
+const SERVICES: [(&str, FramedService); 2] = [("echo", FramedService::Echo), ("rooms", FramedService::Rooms)];
 const LEVELS: [(&str, Level); 5] = [
     ("error", Level::Error),
     ("warn", Level::Warn),

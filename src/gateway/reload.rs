@@ -9,7 +9,8 @@ use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use super::config::{Config, Listener};
+use super::config::{Config, Listener, Protocol, Runtime};
+use super::upstreams::Upstreams;
 use super::{Gateway, ListenerStatus, StartError, listeners};
 use crate::actors::{Control, clock};
 
@@ -68,7 +69,7 @@ impl Gateway {
         let mut running = self.config.lock();
         let mut done = Reloaded::default();
         let restart = [
-            ("runtime", running.runtime != new.runtime),
+            ("runtime", Runtime { drain: new.runtime.drain, ..running.runtime.clone() } != new.runtime),
             ("admin", running.admin.as_ref().map(|a| a.listen) != new.admin.as_ref().map(|a| a.listen)),
             ("log", running.log != new.log),
         ];
@@ -76,27 +77,18 @@ impl Gateway {
         let old = self.status.listeners();
 
         // What can be refused.
-        let mut start = Vec::new();
-        for listener in &new.listeners {
-            let before = running.listeners.iter().find(|old| old.name == listener.name);
-            let alive = old.iter().any(|status| *status.name == *listener.name && status.accepting());
-            if alive && before.is_some_and(|before| same(before, listener)) {
-                done.kept.push(listener.name.clone());
-                continue;
+        let before = self.status.upstreams();
+        let upstreams = before.renewed(&self.mesh, &new.upstreams).map_err(StartError::Spawn)?;
+        let started = self.start_new(&running, &new, &old, &before, &upstreams, &mut done);
+        let started = match started {
+            Ok(started) => started,
+            Err(error) => {
+                upstreams.retire(&before);
+                return Err(error);
             }
-            let names = if before.is_some() { &mut done.changed } else { &mut done.added };
-            names.push(listener.name.clone());
-            let made = listeners::prepare(listener, &self.protocols)?;
-            let socket = match socket_of(&old, listener) {
-                Some(socket) => socket,
-                None => Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?),
-            };
-            let predecessor = old.iter().find(|status| *status.name == *listener.name);
-            let occupancy = predecessor.map_or_else(Arc::default, |status| status.occupancy.clone());
-            start.push(listeners::Prepared { listener: listener.clone(), socket, made, occupancy });
-        }
-        let started = listeners::start_all(&self.mesh, start, &self.status.budget)?;
-
+        };
+        before.retire(&upstreams);
+        self.status.set_upstreams(upstreams);
         // From here on nothing fails.
         let by = clock::later(clock::now(), running.runtime.drain);
         let mut now = started;
@@ -120,7 +112,48 @@ impl Gateway {
         now.sort_by_key(|status| new.listeners.iter().position(|listener| *listener.name == *status.name));
         self.status.set_listeners(now);
         running.listeners = new.listeners;
+        running.upstreams = new.upstreams;
+        running.runtime.drain = new.runtime.drain;
         Ok(done)
+    }
+
+    /// Prepares and starts the listeners that are new or changed.
+    fn start_new(
+        &self,
+        running: &Config,
+        new: &Config,
+        old: &[Arc<ListenerStatus>],
+        before: &Upstreams,
+        upstreams: &Upstreams,
+        done: &mut Reloaded,
+    ) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
+        let mut start = Vec::new();
+        for listener in &new.listeners {
+            let was = running.listeners.iter().find(|old| old.name == listener.name);
+            let same_upstream = match &listener.protocol {
+                Protocol::Relay(relay) => match (before.get(&relay.upstream), upstreams.get(&relay.upstream)) {
+                    (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                    (_, None) | (None, _) => false,
+                },
+                Protocol::Framed(_) | Protocol::Custom { .. } => true,
+            };
+            let alive = old.iter().any(|status| *status.name == *listener.name && status.accepting());
+            if alive && same_upstream && was.is_some_and(|was| same(was, listener)) {
+                done.kept.push(listener.name.clone());
+                continue;
+            }
+            let names = if was.is_some() { &mut done.changed } else { &mut done.added };
+            names.push(listener.name.clone());
+            let made = listeners::prepare(listener, &self.protocols, upstreams)?;
+            let socket = match socket_of(old, listener) {
+                Some(socket) => socket,
+                None => Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?),
+            };
+            let predecessor = old.iter().find(|status| *status.name == *listener.name);
+            let occupancy = predecessor.map_or_else(Arc::default, |status| status.occupancy.clone());
+            start.push(listeners::Prepared { listener: listener.clone(), socket, made, occupancy });
+        }
+        listeners::start_all(&self.mesh, start, &self.status.budget)
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 
 use super::config::{self, Balance, Check, Health, Server};
 use crate::actors::clock::{later, now, sleep, sleep_until, within};
-use crate::actors::{Control, Fault, Mail, Mesh, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn};
+use crate::actors::{Budget, Control, Fault, Mail, Mesh, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn};
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer, Policy, ServerId, ServerView};
 
 /// Servers of one upstream that are checked at the same time.
@@ -40,10 +40,16 @@ const DRAIN: Duration = Duration::from_secs(1);
 type Lookup = Arc<dyn Fn(String, u16) -> LocalBoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
 
 /// The upstreams by name.
-#[derive(Debug)]
+#[derive(Debug, Clone, Default)]
 pub struct Upstreams {
-    by_name: BTreeMap<String, Arc<Balancer>>,
-    keepers: Vec<Mail<Infallible>>,
+    by_name: BTreeMap<String, Running>,
+}
+
+#[derive(Debug, Clone)]
+struct Running {
+    config: config::Upstream,
+    balancer: Arc<Balancer>,
+    keeper: Option<Mail<Infallible>>,
 }
 
 impl Upstreams {
@@ -52,51 +58,87 @@ impl Upstreams {
     /// # Errors
     /// See [`Mesh::spawn`]; everything that had been started ends then.
     pub fn start(mesh: &Mesh, upstreams: &[config::Upstream]) -> Result<Self, SpawnError> {
-        let lookup: Lookup =
-            Arc::new(|host, port| Box::pin(apart(move || Ok((host.as_str(), port).to_socket_addrs()?.collect()))));
-        Self::start_with(mesh, upstreams, &lookup)
+        Self::default().renewed(mesh, upstreams)
     }
 
-    fn start_with(mesh: &Mesh, upstreams: &[config::Upstream], lookup: &Lookup) -> Result<Self, SpawnError> {
-        let mut started = Self { by_name: BTreeMap::new(), keepers: Vec::new() };
+    /// What these upstreams become under another configuration: those that are the same go on, with their connections
+    /// counted and their servers' health known; the others are made. Nothing ends yet: see [`retire`](Self::retire).
+    ///
+    /// # Errors
+    /// See [`Mesh::spawn`]; what had been started for it ends then.
+    pub fn renewed(&self, mesh: &Mesh, upstreams: &[config::Upstream]) -> Result<Self, SpawnError> {
+        let lookup: Lookup =
+            Arc::new(|host, port| Box::pin(apart(move || Ok((host.as_str(), port).to_socket_addrs()?.collect()))));
+        self.renewed_with(mesh, upstreams, &lookup)
+    }
+
+    fn renewed_with(&self, mesh: &Mesh, upstreams: &[config::Upstream], lookup: &Lookup) -> Result<Self, SpawnError> {
+        let mut next = Self::default();
         for upstream in upstreams {
-            let answers = Answers::new(&upstream.servers);
-            let balancer = Balancer::new(answers.servers(), settings_of(upstream));
-            started.by_name.insert(upstream.name.clone(), balancer.clone());
-            if !answers.has_names() && upstream.health.check == Check::Off {
-                continue;
-            }
-            let (upstream, lookup) = (upstream.clone(), lookup.clone());
-            let spec = Spec::named(upstream.name.as_str());
-            let keeper = mesh.spawn(Place::System, spec, move || Keeper::Made { upstream, balancer, lookup });
-            match keeper {
-                Ok(keeper) => started.keepers.push(keeper),
+            let running = match self.by_name.get(&upstream.name).filter(|running| running.config == *upstream) {
+                Some(running) => Ok(running.clone()),
+                None => Self::one(mesh, upstream, lookup),
+            };
+            match running {
+                Ok(running) => {
+                    next.by_name.insert(upstream.name.clone(), running);
+                }
                 Err(error) => {
-                    started.drain();
+                    next.retire(self);
                     return Err(error);
                 }
             }
         }
-        Ok(started)
+        Ok(next)
+    }
+
+    fn one(mesh: &Mesh, upstream: &config::Upstream, lookup: &Lookup) -> Result<Running, SpawnError> {
+        let answers = Answers::new(&upstream.servers);
+        let balancer = Balancer::new(answers.servers(), settings_of(upstream));
+        let mut running = Running { config: upstream.clone(), balancer: balancer.clone(), keeper: None };
+        if answers.has_names() || upstream.health.check != Check::Off {
+            let (upstream, lookup) = (upstream.clone(), lookup.clone());
+            let spec = Spec::named(upstream.name.as_str());
+            let make =
+                move || Keeper::Made { upstream: upstream.clone(), balancer: balancer.clone(), lookup: lookup.clone() };
+            running.keeper = Some(mesh.supervise(Place::System, spec, Budget::default(), make)?);
+        }
+        Ok(running)
     }
 
     /// The balancer of an upstream.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<Balancer>> {
-        self.by_name.get(name)
+        self.by_name.get(name).map(|running| &running.balancer)
+    }
+
+    /// How long a server of an upstream may take to accept a connection.
+    #[must_use]
+    pub fn connect_timeout(&self, name: &str) -> Option<Duration> {
+        self.by_name.get(name).map(|running| running.config.limits.connect_timeout)
     }
 
     /// All upstreams in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Balancer>)> {
-        self.by_name.iter().map(|(name, balancer)| (name.as_str(), balancer))
+        self.by_name.iter().map(|(name, running)| (name.as_str(), &running.balancer))
     }
 
-    /// Ends what keeps the balancers true, at once; they stay as they are. Nothing is in the way of a restart: a new
-    /// `Upstreams` has balancers of its own.
-    pub fn drain(&self) {
+    /// Ends what keeps the balancers true that `kept` has not, at once; the balancers stay as they are for the
+    /// connections that use them.
+    pub fn retire(&self, kept: &Self) {
         // Nothing was accepted that would have to be finished: a keeper ends in its next turn.
         let by = later(now(), DRAIN);
-        self.keepers.iter().for_each(|keeper| keeper.control(Control::Drain(by)));
+        for (name, running) in &self.by_name {
+            let goes_on = kept.by_name.get(name).is_some_and(|other| Arc::ptr_eq(&other.balancer, &running.balancer));
+            if let Some(keeper) = running.keeper.as_ref().filter(|_| !goes_on) {
+                keeper.control(Control::Drain(by));
+            }
+        }
+    }
+
+    /// Ends all of what keeps the balancers true.
+    pub fn drain(&self) {
+        self.retire(&Self::default());
     }
 }
 
@@ -410,7 +452,7 @@ mod tests {
             }))
         });
         let upstream = config::Upstream::new("app", vec![Server::Name { host: "slow.example".to_owned(), port: 1 }]);
-        let _upstreams = Upstreams::start_with(&mesh, &[upstream], &lookup).unwrap();
+        let _upstreams = Upstreams::default().renewed_with(&mesh, &[upstream], &lookup).unwrap();
         begun.recv_timeout(Duration::from_secs(10)).unwrap();
         mesh.stop().unwrap();
         drop(ended);
@@ -441,7 +483,7 @@ mod tests {
         let given = Server::Tcp("127.0.0.1:9000".parse().unwrap());
         let mut upstream = config::Upstream::new("app", vec![name, given]);
         upstream.resolve = Duration::from_millis(1);
-        let upstreams = Upstreams::start_with(&mesh, &[upstream], &lookup).unwrap();
+        let upstreams = Upstreams::default().renewed_with(&mesh, &[upstream], &lookup).unwrap();
         let balancer = upstreams.get("app").unwrap();
         let shown = || balancer.view(now()).iter().map(|view| view.address.to_string()).collect::<Vec<_>>().join(" ");
         let rounds = |what: &str| {

@@ -34,9 +34,15 @@ impl Chat {
             shed_delay: Duration::from_secs(60),
             occupancy: Arc::new(Occupancy::default()),
         };
-        let acceptor =
-            Acceptor::start(&mesh, Place::On(0), socket, acceptor_settings, move || Rooms::new(name, settings, limits))
-                .unwrap();
+        let acceptor = Acceptor::start(
+            &mesh,
+            Place::On(0),
+            Arc::new(socket),
+            acceptor_settings,
+            portway::actors::Budget::default(),
+            move || Rooms::new(name.clone(), settings.clone(), limits),
+        )
+        .unwrap();
         Self { mesh, address, acceptor }
     }
 

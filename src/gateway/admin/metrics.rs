@@ -18,6 +18,7 @@ use crate::gateway::Status;
 
 /// The families we raise ourselves: name, label of the scope, label of the reason, help.
 const FAMILIES: &[(&str, &str, &str, &str)] = &[
+    ("admin_evicted", "listener", "", "Admin connections ended to let another in"),
     ("actor_exits", "kind", "reason", "Actors that ended, by kind and reason"),
     ("actor_panics", "kind", "place", "Panics contained, by kind of actor and place"),
     ("actor_restarts", "kind", "reason", "Actors made anew by their group, by kind and reason of the failure"),
@@ -30,6 +31,18 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("messages_dropped", "listener", "reason", "Messages dropped for a slow reader"),
     ("messages_in", "listener", "", "Messages received whole"),
     ("messages_out", "listener", "", "Messages accepted for sending"),
+    ("relay_bytes_down", "listener", "", "Bytes relayed from servers to clients"),
+    ("relay_bytes_up", "listener", "", "Bytes relayed from clients to servers"),
+    ("rooms_announced", "listener", "", "Messages by which arbiters tell each other where rooms have members"),
+    ("rooms_broadcasts", "listener", "", "Messages said in rooms"),
+    ("rooms_cross_arbiter", "listener", "", "Messages that carried what was said to another arbiter"),
+    ("rooms_deliveries", "listener", "", "Messages handed to members of rooms"),
+    ("rooms_joined", "listener", "", "Joins of rooms"),
+    ("rooms_left", "listener", "", "Leaves of rooms"),
+    ("rooms_refused", "listener", "reason", "Commands of rooms refused, by reason"),
+    ("upstream_checks", "upstream", "result", "Active checks of servers, by result"),
+    ("upstream_failures", "upstream", "reason", "Streams that a server did not take or broke, by reason"),
+    ("upstream_resolve", "upstream", "result", "Look-ups of names, by result"),
     ("other", "scope", "reason", "Counters beyond the bound on names"),
 ];
 

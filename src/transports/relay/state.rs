@@ -578,13 +578,14 @@ fn after(from: Instant, time: Duration) -> Option<Instant> {
 
 #[cfg(test)]
 mod tests {
+    use crate::transports::kit::balance::BalanceSettings;
     use proptest::prelude::*;
 
     use super::*;
 
     fn settings() -> RelaySettings {
         let servers = (1..=3).map(|port| Address::Tcp(([127, 0, 0, 1], port).into())).collect();
-        RelaySettings::new(Balancer::new(servers), Arc::from("app"))
+        RelaySettings::new(Balancer::new(servers, BalanceSettings::default()), Arc::from("app"))
     }
 
     #[expect(clippy::disallowed_methods, reason = "any instant will do")]
