@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portway::actors::{Mail, Mesh, Place, Totals};
+use portway::actors::{Mail, Mesh, Place, Spec, Totals};
 use portway::memory::Budget;
 use portway::transports::framed::rooms::{Limits, Rooms};
 use portway::transports::framed::{Settings, WhenSlow};
@@ -12,7 +12,7 @@ use portway::transports::kit::admission::{Caps, Occupancy};
 use portway::transports::tcp::{Acceptor, AcceptorSettings, Never, bind};
 
 use crate::gateway::Client;
-use crate::probe::{SOON, eventually, mesh, view, wait};
+use crate::probe::{Probe, SOON, eventually, hold, mesh, view, wait};
 
 /// A listener with rooms on a mesh of its own.
 struct Chat {
@@ -420,6 +420,9 @@ fn a_flood_is_held_back_and_nothing_is_lost_between_arbiters() {
                 })
             })
             .collect();
+        // An arbiter that is held up for a while has to be waited for as well.
+        let holder = chat.mesh.spawn(Place::On(1), Spec::default(), Probe::default).unwrap();
+        scope.spawn(move || (0..4).for_each(|_| hold(&holder, Duration::from_millis(100))));
         for speaker in &speakers {
             let mut writer = Client(speaker.0.try_clone().unwrap());
             scope.spawn(move || {
