@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portway::actors::{Mesh, MeshConfig, Place};
+use portway::actors::{Budget as Restarts, Mesh, MeshConfig, Place};
 use portway::memory::Budget;
 use portway::transports::framed::rooms::{Limits, Rooms};
 use portway::transports::framed::{ClientError, Format, FramedClient, Settings};
@@ -77,7 +77,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Half of what one client is sent may wait for it; who lets more wait is slow and is closed.
     let outbound = ROUNDS * (CLIENTS - 2) * LINE / 4;
     let settings = Settings { outbound, ..Settings::default() };
-    Acceptor::start(&mesh, Place::On(0), socket, listener, move || Rooms::new(name, settings, Limits::default()))?;
+    Acceptor::start(&mesh, Place::On(0), Arc::new(socket), listener, Restarts::default(), move || {
+        Rooms::new(name.clone(), settings.clone(), Limits::default())
+    })?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let step = Barrier::new(CLIENTS);

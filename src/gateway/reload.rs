@@ -13,6 +13,7 @@ use super::config::{Config, Listener, Protocol, Runtime};
 use super::upstreams::Upstreams;
 use super::{Gateway, ListenerStatus, StartError, listeners};
 use crate::actors::{Control, clock};
+use crate::transports::tcp;
 
 /// What a reload did, by the names of listeners.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -102,6 +103,10 @@ impl Gateway {
                 status.acceptor.control(Control::Stop);
             } else {
                 status.acceptor.control(Control::Drain(by));
+                // Now and not when the acceptor gets to it: the next reload may want the port again.
+                if let Some(socket) = status.socket.upgrade() {
+                    tcp::refuse(&*socket);
+                }
             }
             if !done.changed.iter().any(|name| *name == *status.name) {
                 self.mesh.drain_children(status.acceptor.id(), by);

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -45,6 +45,14 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
+}
+
+/// Refuses new connections on a listening socket from now on, whoever else holds it; those in its queue are reset by
+/// the kernel. Its port can be bound again at once.
+pub fn refuse(socket: &impl AsFd) {
+    if let Err(error) = rustix::net::shutdown(socket, rustix::net::Shutdown::Both) {
+        tracing::debug!(%error, "the listening socket was closed already");
+    }
 }
 
 /// What becomes of an accepted socket.
@@ -131,13 +139,10 @@ impl<A: OnAccept> Acceptor<A> {
         })
     }
 
-    /// Refuses new connections from now on. The socket is shut down and not only closed, since the factory of this
-    /// acceptor holds it as well.
+    /// The socket is shut down and not only closed, since the factory of this acceptor holds it as well.
     fn shut(&mut self) {
-        if let Some(ready) = self.ready.take()
-            && let Err(error) = rustix::net::shutdown(ready.get_ref(), rustix::net::Shutdown::Both)
-        {
-            tracing::debug!(listener = %self.settings.name, %error, "the listening socket was closed already");
+        if let Some(ready) = self.ready.take() {
+            refuse(ready.get_ref());
         }
     }
 

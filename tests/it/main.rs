@@ -9,6 +9,7 @@ mod config;
 mod embed;
 mod framed;
 mod gateway;
+mod joined;
 mod probe;
 mod relay;
 mod reload;

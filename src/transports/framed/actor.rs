@@ -206,7 +206,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin, V: Service> Connection<S, V> {
                         Some(0)
                     }
                     Poll::Ready(Ok(())) => {
-                        state.lend(turn.spare());
+                        if !state.has_buffer() {
+                            state.lend(turn.spare());
+                        }
                         state.handle(Input::Bytes(buffer.filled()), now, service);
                         Some(buffer.filled().len())
                     }

@@ -324,6 +324,12 @@ impl State {
         self.outbox.capacity() + self.partial.capacity()
     }
 
+    /// Whether the outbound queue has memory to work with.
+    #[must_use]
+    pub fn has_buffer(&self) -> bool {
+        self.outbox.capacity() > 0
+    }
+
     /// Gives the outbound queue an empty buffer to work with, if it has none.
     pub fn lend(&mut self, buffer: Vec<u8>) {
         self.outbox.lend(buffer);
