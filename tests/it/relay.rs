@@ -52,6 +52,15 @@ impl Running {
         patient(TcpStream::connect_timeout(&self.address, SOON).unwrap())
     }
 
+    /// A client that is reset at once, perhaps before it knows that it was connected.
+    #[track_caller]
+    fn resets_a_client(&self) {
+        match TcpStream::connect_timeout(&self.address, SOON) {
+            Ok(client) => is_reset(&mut patient(client)),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+        }
+    }
+
     /// A client that the server will treat as `command` says.
     fn asks(&self, command: u8) -> TcpStream {
         let mut client = self.client();
@@ -276,7 +285,7 @@ fn a_unix_socket_is_a_server_too() {
     serving.join().unwrap();
     running.closed("finished");
     // The listener is gone, its file is not.
-    is_reset(&mut running.client());
+    running.resets_a_client();
     running.counts("connections_closed", "relay", "connect_refused", 1);
     std::fs::remove_dir_all(folder).unwrap();
 }
@@ -309,7 +318,7 @@ fn full_queue() -> (Address, Vec<socket2::Socket>) {
 fn an_upstream_that_refuses() {
     let (nobody, _kept) = nobody();
     let running = Running::to(vec![nobody.clone()]);
-    is_reset(&mut running.client());
+    running.resets_a_client();
     running.closed("connect_refused");
     running.counts("upstream_failures", "app", "connect_refused", 1);
     running.is_empty();
@@ -327,7 +336,7 @@ fn an_upstream_that_hangs() {
     let (hanging, _kept) = full_queue();
     let quick = |settings: &mut RelaySettings| settings.connect_timeout = Duration::from_millis(150);
     let running = Running::with(vec![hanging.clone()], quick);
-    is_reset(&mut running.client());
+    running.resets_a_client();
     running.closed("connect_timeout");
     running.counts("upstream_failures", "app", "connect_timeout", 1);
     running.is_empty();
