@@ -39,9 +39,11 @@ lint: setup ## formatting, clippy and rustdoc; a warning is an error
 loom: ## the models of the mailbox lane, in all interleavings (LOOM_MAX_PREEMPTIONS, default 3)
 	@scripts/loom
 
-bench: ## our measurements; what they were elsewhere is in benches/RESULTS.md
+bench: ## our measurements beside our peers'; what they were elsewhere is in benches/RESULTS.md
 	@scripts/setup run
-	cargo bench --locked --bench '*'
+	cd benches/peers && cargo build --release --locked
+	cd benches/peers && target/release/mailbox pairs && target/release/fairness
+	benches/echo.sh 10
 	@echo 'Compare with benches/RESULTS.md, which names its machine, command and commit.'
 
 interop: setup ## the gateway against programs in other languages (today: framed TCP from Python)
