@@ -14,6 +14,7 @@ mod check_tests;
 mod check_upstream;
 pub mod cli;
 pub mod config;
+mod control;
 mod limits;
 mod listeners;
 mod log;

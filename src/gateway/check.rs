@@ -117,11 +117,17 @@ pub(super) fn parse_with(file_name: &str, text: &str, known: &Known, env: Env<'_
 
 fn checked(raw: RawFile, file_name: &str, text: &str, mistakes: &mut Mistakes) -> Config {
     let mut source = Source::new(file_name, text, Vec::new());
-    let admin_at = raw.admin.and_then(|listen| listen.at());
+    let (admin_at, control) = match raw.admin {
+        Some(admin) => (admin.listen.at(), admin.control.value()),
+        None => (None, None),
+    };
+    // Like `file:` references, from the folder of the file.
+    let folder = Path::new(file_name).parent().unwrap_or(Path::new(""));
+    let control = control.map(|path| folder.join(path.text));
     let names = check_upstream::Names::of(&raw.upstreams);
     let upstreams = check_upstream::all(raw.upstreams, mistakes);
     let listeners = check_listener::all(raw.listeners, &names, admin_at.as_ref(), &mut source, mistakes);
-    let admin = admin_at.map(|at| Admin { listen: at.value, place: source.place(at.span.start) });
+    let admin = admin_at.map(|at| Admin { listen: at.value, control, place: source.place(at.span.start) });
     Config { runtime: runtime(raw.runtime), admin, log: log(raw.log), upstreams, listeners }
 }
 

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::config::Config;
-use super::{Builder, Gateway, ask, check, limits, log};
+use super::{Builder, Gateway, ask, check, control, limits, log};
 
 const FAILED: u8 = 1;
 const REFUSED: u8 = 2;
@@ -31,6 +31,8 @@ enum Command {
     Run,
     /// Report every mistake of the configuration file; opens no socket
     Check,
+    /// Have the running gateway of this configuration read it again: applied as a difference, or refused whole
+    Reload,
     /// Show how the running gateway of this configuration is: it asks its admin listener
     Status {
         /// As JSON
@@ -61,6 +63,7 @@ pub fn main(builder: &Builder) -> ExitCode {
     match command {
         Command::Run => run(builder, config, &path),
         Command::Status { json } => status(&config, json),
+        Command::Reload => ask_reload(&config),
         Command::Check | Command::Example => {
             let plural = if config.listeners.len() == 1 { "listener" } else { "listeners" };
             say(&format!("{}: fine, {} {plural}\n", path.display(), config.listeners.len()))
@@ -83,12 +86,24 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
             Err(error) => return complain(&error, FAILED),
         }
     };
+    let control = match config.admin.as_ref().and_then(|admin| admin.control.clone()) {
+        Some(path) => match control::bind(&path) {
+            Ok(socket) => Some((socket, path)),
+            Err(error) => {
+                return say_error(&format!("the control socket {} cannot be opened: {error}", path.display()), FAILED);
+            }
+        },
+        None => None,
+    };
     let gateway = match builder.start(config) {
         Ok(gateway) => gateway,
         Err(error) => return complain(&error, FAILED),
     };
     tracing::info!(arbiters = gateway.mesh().arbiters(), open_files = files, "running");
-    let complete = runtime.block_on(until_told(&gateway, &mut signals, builder, path));
+    let (socket, socket_path) = control.unzip();
+    let complete = runtime.block_on(until_told(&gateway, &mut signals, builder, path, socket));
+    // A later gateway replaces it anyway.
+    let _gone_already = socket_path.map(std::fs::remove_file);
     // On a thread of its own, so that a second signal still ends the process while threads are joined.
     let stopping = std::thread::spawn(move || gateway.stop());
     runtime.block_on(async {
@@ -103,7 +118,21 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
 }
 
 /// Serves until a signal, then drains. True if everything accepted was finished.
-async fn until_told(gateway: &Gateway, signals: &mut Signals, builder: &Builder, path: &Path) -> bool {
+async fn until_told(
+    gateway: &Gateway,
+    signals: &mut Signals,
+    builder: &Builder,
+    path: &Path,
+    control: Option<std::os::unix::net::UnixListener>,
+) -> bool {
+    let controlled = async {
+        match control.map(tokio::net::UnixListener::from_std) {
+            Some(Ok(socket)) => control::serve(socket, || reload(gateway, builder, path)).await,
+            Some(Err(error)) => tracing::error!(%error, "the control socket is not served"),
+            None => {}
+        }
+        std::future::pending::<()>().await;
+    };
     let mut hangup = signals.hangup.take();
     let reloads = async {
         while let Some(hangup) = &mut hangup
@@ -116,6 +145,7 @@ async fn until_told(gateway: &Gateway, signals: &mut Signals, builder: &Builder,
         name = signals.next() => tracing::info!(signal = name, "draining"),
         () = gateway.keep_budget() => {}
         () = reloads => {}
+        () = controlled => {}
     }
     let report = tokio::select! {
         report = gateway.drain() => report,
@@ -130,6 +160,21 @@ async fn until_told(gateway: &Gateway, signals: &mut Signals, builder: &Builder,
     }
     tracing::info!(actors = report.began_with, unfinished = report.unfinished.len(), took = ?report.took, "drained");
     report.complete()
+}
+
+fn ask_reload(config: &Config) -> ExitCode {
+    let Some(path) = config.admin.as_ref().and_then(|admin| admin.control.as_ref()) else {
+        return say_error("this configuration has no `control` socket in [admin]; send SIGHUP instead", REFUSED);
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&error, FAILED),
+    };
+    match runtime.block_on(ask::reload(path)) {
+        Ok((true, done)) => say(&format!("reloaded: {done}\n")),
+        Ok((false, why)) => say_error(&format!("reload refused, the old configuration goes on\n{why}"), FAILED),
+        Err(error) => complain(&error, FAILED),
+    }
 }
 
 fn status(config: &Config, json: bool) -> ExitCode {
@@ -151,21 +196,27 @@ fn status(config: &Config, json: bool) -> ExitCode {
 }
 
 /// Reads the file again and applies it, or says why not and changes nothing.
-fn reload(gateway: &Gateway, builder: &Builder, path: &Path) {
+fn reload(gateway: &Gateway, builder: &Builder, path: &Path) -> (bool, String) {
     let config = match check::load(path, &builder.known()) {
         Ok(config) => config,
         Err(report) => {
             tracing::error!(mistakes = report.count(), "reload refused, the old configuration goes on");
             report.print();
-            let first =
-                report.diagnostics().first().and_then(|d| d.place()).map(|place| format!(", the first at {place}"));
-            gateway.reload_refused(format!("{} mistakes{}", report.count(), first.unwrap_or_default()));
-            return;
+            let first = report.diagnostics().first().and_then(|d| d.place());
+            let first = first.map(|place| format!(", the first at {place}")).unwrap_or_default();
+            gateway.reload_refused(format!("{} mistakes{first}", report.count()));
+            return (false, report.render(false));
         }
     };
     match gateway.reload(config) {
-        Ok(done) => tracing::info!(%done, "reloaded"),
-        Err(error) => tracing::error!(%error, "reload refused, the old configuration goes on"),
+        Ok(done) => {
+            tracing::info!(%done, "reloaded");
+            (true, done.to_string())
+        }
+        Err(error) => {
+            tracing::error!(%error, "reload refused, the old configuration goes on");
+            (false, error.to_string())
+        }
     }
 }
 

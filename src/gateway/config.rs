@@ -55,6 +55,8 @@ impl Default for Runtime {
 pub struct Admin {
     /// The address to listen on.
     pub listen: SocketAddr,
+    /// The path of the control socket, for `portway reload`; `None` = there is none.
+    pub control: Option<PathBuf>,
     /// Where the file says so, for a failure to bind.
     pub place: Place,
 }

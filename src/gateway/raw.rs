@@ -20,7 +20,7 @@ use super::report::{Span, quoted};
 const ROOT: &str = "the file";
 const ROOT_KEYS: &[&str] = &["version", "runtime", "admin", "log", "upstream", "listener"];
 const RUNTIME_KEYS: &[&str] = &["arbiters", "pin_cores", "memory", "drain"];
-const ADMIN_KEYS: &[&str] = &["listen"];
+const ADMIN_KEYS: &[&str] = &["listen", "control"];
 const LOG_KEYS: &[&str] = &["level", "format"];
 const LISTENER_KEYS: &[&str] =
     &["name", "listen", "protocol", "service", "upstream", "limits", "framed", "relay", "options"];
@@ -84,10 +84,17 @@ const ATTEMPTS: RangeInclusive<u64> = 1..=100;
 #[derive(Debug)]
 pub(super) struct RawFile {
     pub(super) runtime: RawRuntime,
-    pub(super) admin: Option<Field<SocketAddr>>,
+    pub(super) admin: Option<RawAdmin>,
     pub(super) log: RawLog,
     pub(super) upstreams: Vec<RawUpstream>,
     pub(super) listeners: Vec<RawListener>,
+}
+
+/// `[admin]`.
+#[derive(Debug)]
+pub(super) struct RawAdmin {
+    pub(super) listen: Field<SocketAddr>,
+    pub(super) control: Field<Text>,
 }
 
 /// `[runtime]`; `None` inside a field is the word `"auto"`.
@@ -170,8 +177,9 @@ pub(super) fn file(reader: &mut Reader<'_>, document: &DeTable<'_>, known: &Know
         admin: root.section("admin", "[admin]", ADMIN_KEYS).map(|mut admin| {
             let listen = admin.address("listen");
             admin.need(&listen, "listen", "\"127.0.0.1:9180\"");
+            let control = admin.text("control", "\"portway.sock\"");
             unknown_keys(admin, &[], false);
-            listen
+            RawAdmin { listen, control }
         }),
         log: log(root.section("log", "[log]", LOG_KEYS)),
         upstreams: tables(

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -146,23 +146,19 @@ impl Binary {
     pub(crate) fn start(text: &str) -> Self {
         let dir = temp_dir();
         std::fs::write(dir.join("config.toml"), text).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_portway"))
-            .args(["run", "-c"])
-            .arg(dir.join("config.toml"))
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("the binary starts");
-        let (tell, log) = std::sync::mpsc::channel();
-        let stderr = child.stderr.take().expect("piped");
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if tell.send(line).is_err() {
-                    return;
-                }
-            }
-        });
+        let (child, log) = run(&dir);
         Self { child, log, seen: Vec::new(), dir }
+    }
+
+    /// The same once more, in the same place, after it has ended.
+    pub(crate) fn again(&mut self, text: &str) {
+        self.rewrite(text);
+        (self.child, self.log) = run(&self.dir);
+        self.seen.clear();
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Waits for a line of the log that contains `what`.
@@ -220,6 +216,26 @@ impl Binary {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+fn run(dir: &Path) -> (Child, std::sync::mpsc::Receiver<String>) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_portway"))
+        .args(["run", "-c"])
+        .arg(dir.join("config.toml"))
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the binary starts");
+    let (tell, log) = std::sync::mpsc::channel();
+    let stderr = child.stderr.take().expect("piped");
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            if tell.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    (child, log)
 }
 
 impl Drop for Binary {

@@ -161,3 +161,59 @@ fn sighup_reloads_the_file_and_a_broken_one_changes_nothing() {
     drop(on_a);
     assert_eq!(binary.ends_within(SOON + Duration::from_secs(5)).code(), Some(0));
 }
+
+#[test]
+fn the_reload_command_goes_through_a_socket_of_its_owner_alone() {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::PermissionsExt;
+
+    let (a, b, admin) = (free(), free(), free());
+    let text = |listeners: &[String]| {
+        let head = format!("version = 1\n[admin]\nlisten = \"{admin}\"\ncontrol = \"gw.sock\"\n");
+        head + "[runtime]\narbiters = 2\n" + &listeners.concat()
+    };
+    let mut binary = Binary::start(&text(&[listener("a", a, "")]));
+    binary.says("running");
+    let socket = binary.dir().join("gw.sock");
+    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let mut on_a = Neighbour::of(a);
+
+    binary.rewrite(&text(&[listener("a", a, ""), listener("b", b, "")]));
+    let done = binary.portway(&["reload"]);
+    assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(String::from_utf8_lossy(&done.stdout).contains("1 kept, 1 added"), "{done:?}");
+    on_a.works();
+    Neighbour::of(b).works();
+
+    // A port in use is known only when the gateway tries: refused there, and told here.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    binary.rewrite(&text(&[listener("a", a, ""), listener("late", taken.local_addr().unwrap(), "")]));
+    let refused = binary.portway(&["reload"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains("late") && told.contains("config.toml:"), "{told}");
+    on_a.works();
+    Neighbour::of(b).works();
+
+    let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    stream.write_all(b"GET /reload HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+
+    // The socket of a gateway that runs is not taken away; one that is left behind is replaced.
+    binary.rewrite(&text(&[listener("b", free(), "")]).replace(&admin.to_string(), &free().to_string()));
+    let second = binary.portway(&["run"]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("gw.sock"), "{second:?}");
+    on_a.works();
+    drop(on_a);
+    binary.signal("TERM");
+    assert_eq!(binary.ends_within(SOON).code(), Some(0));
+    assert!(!socket.exists());
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    assert_eq!(binary.portway(&["reload"]).status.code(), Some(1), "nobody answers there");
+    binary.again(&text(&[listener("a", a, "")]));
+    binary.says("running");
+    assert_eq!(binary.portway(&["reload"]).status.code(), Some(0));
+}
