@@ -28,6 +28,7 @@ mod raw_words;
 mod reload;
 pub mod report;
 mod report_source;
+mod service;
 pub mod units;
 pub mod upstreams;
 

@@ -104,6 +104,30 @@ impl MeshView {
 }
 
 impl Mesh {
+    /// Whether every arbiter, and the System's thread, answers within `time`.
+    pub async fn answers(&self, time: Duration) -> bool {
+        let end = clock::later(clock::now(), time);
+        let asked: Vec<_> = self
+            .inner
+            .seats
+            .iter()
+            .map(|seat| {
+                let (tell, told) = oneshot::channel();
+                seat.run(Box::new(move || {
+                    let _gone = tell.send(());
+                }));
+                told
+            })
+            .collect();
+        for told in asked {
+            let left = end.saturating_duration_since(clock::now());
+            if !matches!(clock::within(left, told).await, Ok(Ok(()))) {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Reads the whole mesh. Costs each arbiter a walk over its actors: not for data paths.
     pub async fn view(&self) -> MeshView {
         let asked: Vec<_> = self

@@ -122,7 +122,7 @@ fn checked(raw: RawFile, file_name: &str, text: &str, mistakes: &mut Mistakes) -
         None => (None, None),
     };
     // Like `file:` references, from the folder of the file.
-    let folder = Path::new(file_name).parent().unwrap_or(Path::new(""));
+    let folder = Path::new(file_name).parent().unwrap_or_else(|| Path::new(""));
     let control = control.map(|path| folder.join(path.text));
     let names = check_upstream::Names::of(&raw.upstreams);
     let upstreams = check_upstream::all(raw.upstreams, mistakes);

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::config::Config;
-use super::{Builder, Gateway, ask, check, control, limits, log};
+use super::{Builder, Gateway, ask, check, control, limits, log, service};
 
 const FAILED: u8 = 1;
 const REFUSED: u8 = 2;
@@ -141,14 +141,18 @@ async fn until_told(
             reload(gateway, builder, path);
         }
     };
+    service::ready();
     tokio::select! {
         name = signals.next() => tracing::info!(signal = name, "draining"),
+        () = service::report_in(gateway.mesh()) => {}
         () = gateway.keep_budget() => {}
         () = reloads => {}
         () = controlled => {}
     }
+    service::stopping();
     let report = tokio::select! {
         report = gateway.drain() => report,
+        () = service::report_in(gateway.mesh()) => return false,
         name = signals.next() => end_at_once(name),
         () = gateway.keep_budget() => return false,
     };
@@ -197,6 +201,13 @@ fn status(config: &Config, json: bool) -> ExitCode {
 
 /// Reads the file again and applies it, or says why not and changes nothing.
 fn reload(gateway: &Gateway, builder: &Builder, path: &Path) -> (bool, String) {
+    service::reloading();
+    let result = read_and_apply(gateway, builder, path);
+    service::ready();
+    result
+}
+
+fn read_and_apply(gateway: &Gateway, builder: &Builder, path: &Path) -> (bool, String) {
     let config = match check::load(path, &builder.known()) {
         Ok(config) => config,
         Err(report) => {

@@ -144,16 +144,20 @@ pub(crate) fn temp_dir() -> PathBuf {
 
 impl Binary {
     pub(crate) fn start(text: &str) -> Self {
+        Self::start_with(text, &[])
+    }
+
+    pub(crate) fn start_with(text: &str, environment: &[(&str, &str)]) -> Self {
         let dir = temp_dir();
         std::fs::write(dir.join("config.toml"), text).unwrap();
-        let (child, log) = run(&dir);
+        let (child, log) = run(&dir, environment);
         Self { child, log, seen: Vec::new(), dir }
     }
 
     /// The same once more, in the same place, after it has ended.
     pub(crate) fn again(&mut self, text: &str) {
         self.rewrite(text);
-        (self.child, self.log) = run(&self.dir);
+        (self.child, self.log) = run(&self.dir, &[]);
         self.seen.clear();
     }
 
@@ -218,10 +222,11 @@ impl Binary {
     }
 }
 
-fn run(dir: &Path) -> (Child, std::sync::mpsc::Receiver<String>) {
+fn run(dir: &Path, environment: &[(&str, &str)]) -> (Child, std::sync::mpsc::Receiver<String>) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_portway"))
         .args(["run", "-c"])
         .arg(dir.join("config.toml"))
+        .envs(environment.iter().copied())
         .stderr(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()

@@ -14,5 +14,6 @@ mod probe;
 mod relay;
 mod reload;
 mod rooms;
+mod service;
 mod supervise;
 mod upstreams;
