@@ -154,6 +154,17 @@ impl Binary {
         Self { child, log, seen: Vec::new(), dir }
     }
 
+    /// With no more than `files` file descriptors.
+    pub(crate) fn start_limited(text: &str, files: usize) -> Self {
+        let dir = temp_dir();
+        std::fs::write(dir.join("config.toml"), text).unwrap();
+        let command = format!("ulimit -n {files}; exec {} run -c config.toml", env!("CARGO_BIN_EXE_portway"));
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &command]).current_dir(&dir);
+        let (child, log) = spawn(&mut shell);
+        Self { child, log, seen: Vec::new(), dir }
+    }
+
     /// The same once more, in the same place, after it has ended.
     pub(crate) fn again(&mut self, text: &str) {
         self.rewrite(text);
@@ -223,14 +234,13 @@ impl Binary {
 }
 
 fn run(dir: &Path, environment: &[(&str, &str)]) -> (Child, std::sync::mpsc::Receiver<String>) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_portway"))
-        .args(["run", "-c"])
-        .arg(dir.join("config.toml"))
-        .envs(environment.iter().copied())
-        .stderr(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("the binary starts");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portway"));
+    command.args(["run", "-c"]).arg(dir.join("config.toml")).envs(environment.iter().copied());
+    spawn(&mut command)
+}
+
+fn spawn(command: &mut Command) -> (Child, std::sync::mpsc::Receiver<String>) {
+    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("the binary starts");
     let (tell, log) = std::sync::mpsc::channel();
     let stderr = child.stderr.take().expect("piped");
     std::thread::spawn(move || {

@@ -10,6 +10,7 @@ mod embed;
 mod framed;
 mod gateway;
 mod joined;
+mod limits;
 mod probe;
 mod relay;
 mod reload;

@@ -429,9 +429,9 @@ impl<C: Wire, D: Dial> Drop for Relay<C, D> {
         tracing::info!(
             target: "access",
             listener = %self.listener,
-            peer = ?self.state.source().or(self.peer),
+            peer = self.state.source().or(self.peer).map(tracing::field::display),
             upstream = %self.upstream_name,
-            server = ?self.server,
+            server = self.server.as_ref().map(tracing::field::display),
             bytes_up = moved.up,
             bytes_down = moved.down,
             ms = took.as_millis() as u64,
