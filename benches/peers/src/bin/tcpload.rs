@@ -2,6 +2,7 @@
 //!
 //!     tcpload --target 127.0.0.1:7001 --pid P --conns 1000 --size 100 --seconds 5       closed loop
 //!     tcpload ... --rate 20000                                                          open loop, messages/s in all
+//!     tcpload ... --mode connect --conns 16                                             connect, one message, reset
 //!     tcpload ... --mode idle --conns 10000 --seconds 10                                what silence costs
 //!
 //! Every connection sends one message before an account is opened: by then the server has accepted them all.
@@ -35,7 +36,8 @@ fn main() {
     match args.text("mode", "echo").as_str() {
         "echo" => LocalSet::new().block_on(&runtime, load.echo()),
         "idle" => LocalSet::new().block_on(&runtime, load.idle()),
-        mode => panic!("--mode {mode}: echo or idle"),
+        "connect" => LocalSet::new().block_on(&runtime, load.connections()),
+        mode => panic!("--mode {mode}: echo, connect or idle"),
     }
 }
 
@@ -103,6 +105,39 @@ impl Load {
             .with("p99_us", seen.quantile(0.99))
             .with("p999_us", seen.quantile(0.999))
             .with("max_us", seen.longest())
+            .with("srv_busy", spent.server / spent.wall)
+            .with("others_busy", spent.others / spent.wall)
+            .print();
+    }
+
+    /// `connections` tasks that each connect, send one message, wait for its echo and reset, over and over: a reset
+    /// leaves no port in TIME_WAIT.
+    async fn connections(self) {
+        let count = Rc::new(Cell::new(0u64));
+        let meter = Meter::start(self.server);
+        let end = Instant::now() + self.time;
+        let mut tasks = JoinSet::new();
+        for _ in 0..self.connections {
+            let (count, frame, target) = (count.clone(), self.frame.clone(), self.target);
+            tasks.spawn_local(async move {
+                let mut answer = vec![0; frame.len()];
+                while Instant::now() < end {
+                    let mut stream = TcpStream::connect(target).await.expect("it connects");
+                    stream.write_all(&frame).await.expect("sent");
+                    stream.read_exact(&mut answer).await.expect("an echo");
+                    stream.set_zero_linger().expect("a socket option");
+                    count.set(count.get() + 1);
+                }
+            });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended.expect("no panic");
+        }
+        let spent = meter.stop();
+        let done = count.get() as f64;
+        Line::new(&self.name)
+            .with("conn_s", done / spent.wall)
+            .with("srv_us_per_msg", spent.server * 1e6 / done)
             .with("srv_busy", spent.server / spent.wall)
             .with("others_busy", spent.others / spent.wall)
             .print();
