@@ -47,7 +47,7 @@ use crate::memory::{Budget, Level};
 use crate::transports::kit::admission::Occupancy;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
-pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview};
+pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview, ServerRow};
 pub use reload::Reloaded;
 use upstreams::Upstreams;
 

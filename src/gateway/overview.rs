@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::Status;
 use crate::actors::{MeshView, clock};
+use crate::transports::kit::balance::Balancer;
 
 /// The gateway at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +28,8 @@ pub struct Overview {
     pub arbiters: Vec<ArbiterRow>,
     /// The listeners, in the order of the file.
     pub listeners: Vec<ListenerRow>,
+    /// The servers of all upstreams, in the order of the upstreams' names.
+    pub servers: Vec<ServerRow>,
     /// Actors alive, by kind.
     pub actors: BTreeMap<String, usize>,
     /// What was refused, closed for a fault, dropped or contained: counter, scope, reason and number.
@@ -78,6 +82,24 @@ pub struct ListenerRow {
     pub accepted: u64,
     /// Connections refused since the start.
     pub refused: u64,
+}
+
+/// One server of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ServerRow {
+    /// The upstream.
+    pub upstream: String,
+    /// Where the server listens.
+    pub address: String,
+    /// What active checks found last; `true` without checks.
+    pub healthy: bool,
+    /// Seconds for which it stays ejected after failures, if it is.
+    pub ejected_s: Option<u64>,
+    /// Connections it has from us.
+    pub connections: usize,
+    /// Failures in a row.
+    pub failures: u32,
 }
 
 /// Families whose every rise means that something was not done.
@@ -135,6 +157,7 @@ impl Overview {
                     refused: sum("connections_refused", &listener.name),
                 })
                 .collect(),
+            servers: servers(status),
             actors,
             drops,
         }
@@ -171,6 +194,18 @@ impl Overview {
             rows.push(row(&[&l.name, &l.address, &l.protocol, state, &numbers[0], &numbers[1], &numbers[2]]));
         }
         table(out, &rows)?;
+        if !self.servers.is_empty() {
+            rows = vec![row(&["upstream", "server", "state", "now", "failures in a row"])];
+            for s in &self.servers {
+                let state = match s.ejected_s {
+                    _ if !s.healthy => "DOWN".to_owned(),
+                    Some(left) => format!("ejected for {left} s"),
+                    None => "up".to_owned(),
+                };
+                rows.push(row(&[&s.upstream, &s.address, &state, &s.connections.to_string(), &s.failures.to_string()]));
+            }
+            table(out, &rows)?;
+        }
         rows = vec![row(&["actors", "alive"])];
         rows.extend(self.actors.iter().map(|(kind, n)| row(&[kind, &n.to_string()])));
         table(out, &rows)?;
@@ -183,6 +218,23 @@ impl Overview {
         }
         Ok(())
     }
+}
+
+fn servers(status: &Status) -> Vec<ServerRow> {
+    let now = clock::now();
+    let upstreams = status.upstreams();
+    let of = |(name, balancer): (&str, &Arc<Balancer>)| {
+        let name = name.to_owned();
+        balancer.view(now).into_iter().map(move |server| ServerRow {
+            upstream: name.clone(),
+            address: server.address.to_string(),
+            healthy: server.healthy,
+            ejected_s: server.ejected.map(|left| left.as_secs()),
+            connections: server.connections,
+            failures: server.failures,
+        })
+    };
+    upstreams.iter().flat_map(of).collect()
 }
 
 fn row(cells: &[&str]) -> Vec<String> {
@@ -222,11 +274,26 @@ mod tests {
                 actors: 2,
             }],
             listeners: Vec::new(),
+            servers: vec![ServerRow {
+                upstream: "app".to_owned(),
+                address: "127.0.0.1:1".to_owned(),
+                healthy: true,
+                ejected_s: Some(4),
+                connections: 3,
+                failures: 5,
+            }],
             actors: BTreeMap::from([("framed".to_owned(), 2)]),
             drops: vec![("connections_refused".to_owned(), "echo".to_owned(), "memory".to_owned(), 9)],
         };
         let text = overview.text();
-        for part in ["NOT READY: draining", "REFUSED: 2 mistakes", "NO ANSWER", "1.0 of 1024 MiB", "memory  9"] {
+        for part in [
+            "NOT READY: draining",
+            "REFUSED: 2 mistakes",
+            "NO ANSWER",
+            "1.0 of 1024 MiB",
+            "memory  9",
+            "ejected for 4 s",
+        ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         let json = serde_json::to_string(&overview).unwrap();

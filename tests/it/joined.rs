@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use portway::gateway::{Builder, check};
 
 use crate::gateway::{Client, Neighbour, Running};
-use crate::probe::{eventually, view};
+use crate::probe::{eventually, view, wait};
 
 fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
@@ -74,6 +74,12 @@ fn a_server_that_refuses_is_passed_over() {
         Client::to(front).echoes(b"x");
     }
     assert!(running.totals().get("upstream_failures", "app", "connect_refused") >= 1);
+    let overview = wait(running.gateway().overview());
+    let servers: Vec<_> =
+        overview.servers.iter().map(|s| (s.upstream.as_str(), s.address.clone(), s.healthy)).collect();
+    assert_eq!(servers, [("app", nobody.to_string(), true), ("app", echo.to_string(), true)]);
+    assert!(overview.servers[0].failures >= 1 || overview.servers[0].ejected_s.is_some(), "{overview:?}");
+    assert!(overview.text().contains(&nobody.to_string()));
     assert_eq!(running.totals().get("connections_accepted", "front", ""), 10);
 }
 

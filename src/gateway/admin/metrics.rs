@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use crate::actors::{MeshView, Totals};
 use crate::gateway::Status;
+use crate::transports::kit::balance::{Balancer, ServerView};
 
 /// The families we raise ourselves: name, label of the scope, label of the reason, help.
 const FAMILIES: &[(&str, &str, &str, &str)] = &[
@@ -74,6 +75,12 @@ fn gauges(view: &MeshView, status: &Status) -> Vec<Gauge> {
     let by_listener = |value: &dyn Fn(&super::super::ListenerStatus) -> f64| {
         status.listeners().iter().map(|l| (Some(("listener", l.name.to_string())), value(l))).collect()
     };
+    let upstreams = status.upstreams();
+    let now = crate::actors::clock::now();
+    let by_upstream = |value: &dyn Fn(&ServerView) -> f64| {
+        let sum = |balancer: &Balancer| balancer.view(now).iter().map(value).sum();
+        upstreams.iter().map(|(name, balancer)| (Some(("upstream", name.to_owned())), sum(balancer))).collect()
+    };
     let mut kinds = std::collections::BTreeMap::<&str, (usize, usize)>::new();
     for actor in view.actors() {
         let entry = kinds.entry(actor.kind).or_default();
@@ -113,6 +120,16 @@ fn gauges(view: &MeshView, status: &Status) -> Vec<Gauge> {
             "connections_half_open",
             "Connections that have not said anything whole yet",
             by_listener(&|l| l.occupancy.half_open() as f64),
+        ),
+        gauge(
+            "upstream_connections",
+            "Connections to the servers of an upstream",
+            by_upstream(&|server| server.connections as f64),
+        ),
+        gauge(
+            "upstream_servers_up",
+            "Servers of an upstream that are neither down nor ejected",
+            by_upstream(&|server| f64::from(u8::from(server.healthy && server.ejected.is_none()))),
         ),
         gauge(
             "log_lines_dropped",
