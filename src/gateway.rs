@@ -52,7 +52,7 @@ pub use reload::Reloaded;
 use upstreams::Upstreams;
 
 /// How often the memory budget is looked at.
-const MEMORY_TICK: Duration = Duration::from_millis(20);
+const MEMORY_TICK: Duration = Duration::from_millis(100);
 
 type Options = toml::Table;
 type Made = Box<dyn FnMut() -> Box<dyn OnAccept> + Send>;
