@@ -190,7 +190,7 @@ impl Mesh {
     }
 
     /// Runs `f` on each arbiter that is alive; `None` where no answer came by `by`.
-    async fn on_each<R: Send + 'static>(
+    pub(crate) async fn on_each<R: Send + 'static>(
         &self,
         alive: &[bool],
         by: Instant,

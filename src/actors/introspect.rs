@@ -7,10 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-
 use super::clock;
-use super::local::{self, Local};
+use super::local::Local;
 use super::mailbox::ActorId;
 use super::mesh::Mesh;
 use super::metrics::Totals;
@@ -106,49 +104,18 @@ impl MeshView {
 impl Mesh {
     /// Whether every arbiter, and the System's thread, answers within `time`.
     pub async fn answers(&self, time: Duration) -> bool {
-        let end = clock::later(clock::now(), time);
-        let asked: Vec<_> = self
-            .inner
-            .seats
-            .iter()
-            .map(|seat| {
-                let (tell, told) = oneshot::channel();
-                seat.run(Box::new(move || {
-                    let _gone = tell.send(());
-                }));
-                told
-            })
-            .collect();
-        for told in asked {
-            let left = end.saturating_duration_since(clock::now());
-            if !matches!(clock::within(left, told).await, Ok(Ok(()))) {
-                return false;
-            }
-        }
-        true
+        let everywhere = vec![true; self.inner.seats.len()];
+        let answers = self.on_each(&everywhere, clock::later(clock::now(), time), |_| ()).await;
+        answers.iter().all(Option::is_some)
     }
 
     /// Reads the whole mesh. Costs each arbiter a walk over its actors: not for data paths.
     pub async fn view(&self) -> MeshView {
-        let asked: Vec<_> = self
-            .inner
-            .seats
-            .iter()
-            .map(|seat| {
-                let (tell, told) = oneshot::channel();
-                seat.run(Box::new(move || {
-                    if let Some(local) = local::current() {
-                        let _gone = tell.send((read(&local), local.counters.totals()));
-                    }
-                }));
-                told
-            })
-            .collect();
-        let end = clock::later(clock::now(), PATIENCE);
+        let everywhere = vec![true; self.inner.seats.len()];
+        let by = clock::later(clock::now(), PATIENCE);
+        let answers = self.on_each(&everywhere, by, |here| (read(here), here.counters.totals())).await;
         let mut view = MeshView::default();
-        for ((index, seat), told) in self.inner.seats.iter().enumerate().zip(asked) {
-            let left = end.saturating_duration_since(clock::now());
-            let answer = clock::within(left, told).await.ok().and_then(Result::ok);
+        for ((index, seat), answer) in self.inner.seats.iter().enumerate().zip(answers) {
             let answered = answer.is_some();
             let (mut actors, totals) = answer.unwrap_or_default();
             actors.sort_by_key(|actor| actor.id);

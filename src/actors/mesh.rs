@@ -319,12 +319,17 @@ impl Mesh {
         }
         let mail = unstarted.mail();
         let seat = self.inner.seats.get(index).ok_or(SpawnError::Stopped)?;
+        let keeper = group.clone();
         let sent = seat.run(Box::new(move || {
             if let Some(here) = local::current() {
-                unstarted.keep(&here, identity, Box::new(make), group);
+                unstarted.keep(&here, identity, Box::new(make), keeper);
             }
         }));
-        if sent { Ok(mail) } else { Err(SpawnError::Stopped) }
+        if !sent {
+            group.leave(mail.id().0);
+            return Err(SpawnError::Stopped);
+        }
+        Ok(mail)
     }
 
     /// As [`spawn`](Self::spawn), and answers the actix address of the host as well, through which stock actix actors
