@@ -2,7 +2,7 @@
 //!
 //! Each method judges one value on its own: its type, its unit, its range. What values mean together is for `check`.
 //! A value that is wrong comes back as [`Field::Bad`], so that nobody reports a second mistake because of the first.
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
@@ -250,7 +250,12 @@ impl<'r, 'd> Section<'r, 'd> {
 
     pub(super) fn address(&mut self, key: &'static str) -> Field<SocketAddr> {
         let found = self.text(key, "\"127.0.0.1:7001\"");
-        found.and_then(|At { value, span }| match value.text.parse() {
+        found.and_then(|At { value, span }| match value.text.parse::<SocketAddr>() {
+            Ok(address) if !is_of_a_host(address.ip()) => {
+                let hint =
+                    "name an address of this machine: multicast, broadcast and IPv4 inside IPv6 cannot be listened on";
+                self.bad(span, format!("{} is not an address to listen on", value.shown()), hint)
+            }
             Ok(address) => Field::Is(At { value: address, span }),
             Err(_) => {
                 let hint = address_hint(&value.text);
@@ -329,11 +334,19 @@ fn natural(number: &DeInteger<'_>) -> Option<u64> {
     u64::try_from(whole(number)?).ok()
 }
 
+/// Whether a machine can have this address: `bind` refuses the others with words that name no cause.
+fn is_of_a_host(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => !v4.is_multicast() && !v4.is_broadcast(),
+        IpAddr::V6(v6) => !v6.is_multicast() && v6.to_ipv4_mapped().is_none(),
+    }
+}
+
 fn address_hint(text: &str) -> String {
     let port = text.rsplit_once(':').map(|(_, port)| port);
     let port_is = |f: fn(&str) -> bool| port.is_some_and(f);
     let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
-    if text.parse::<std::net::IpAddr>().is_ok() {
+    if text.parse::<IpAddr>().is_ok() {
         "add a port, such as \"127.0.0.1:7001\" or \"[::1]:7001\"".to_owned()
     } else if host.is_empty() {
         "name the address too: \"127.0.0.1\" for this machine only, \"0.0.0.0\" or \"[::]\" for every interface"
@@ -356,6 +369,16 @@ fn address_hint(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_addresses_of_hosts_can_be_listened_on() {
+        for good in ["127.0.0.1", "0.0.0.0", "192.0.2.1", "::", "::1", "2001:db8::1"] {
+            assert!(is_of_a_host(good.parse().unwrap()), "{good}");
+        }
+        for bad in ["224.0.0.1", "255.255.255.255", "ff02::1", "::ffff:127.0.0.1"] {
+            assert!(!is_of_a_host(bad.parse().unwrap()), "{bad}");
+        }
+    }
 
     #[test]
     fn address_hints_fit_the_mistake() {
