@@ -1,8 +1,9 @@
 //! Relayed streams between links that misbehave: chopped, late, slow, stalled, cut off, at any moment.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -62,6 +63,7 @@ impl Dial for Servers {
 }
 
 fn settings(servers: u16) -> RelaySettings {
+    listen();
     let servers = (1..=servers).map(|port| Address::Tcp(([127, 0, 0, 1], port).into())).collect();
     RelaySettings::new(Balancer::new(servers, BalanceSettings::default()), Arc::from("app"))
 }
@@ -407,9 +409,19 @@ fn a_drain_lets_bytes_flow_to_their_end_or_cuts_them_at_the_deadline() {
     });
 }
 
-/// Collects the lines of the access log.
-#[derive(Clone, Default)]
-struct AccessLog(Arc<parking_lot::Mutex<Vec<String>>>);
+thread_local! {
+    /// The lines of the access log that this thread wrote, if it wants to know.
+    static LINES: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// Collects the access log. Installed for the whole process before the first relay is made: a place that logs while
+/// nobody listens may be remembered as one that nobody will ever listen to.
+struct AccessLog;
+
+fn listen() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| tracing::subscriber::set_global_default(AccessLog).expect("the only one in this binary"));
+}
 
 struct Line(String);
 
@@ -431,7 +443,7 @@ impl tracing::Subscriber for AccessLog {
     fn event(&self, event: &tracing::Event<'_>) {
         let mut line = Line(String::new());
         event.record(&mut line);
-        self.0.lock().push(line.0);
+        LINES.with_borrow_mut(|lines| lines.as_mut().map(|lines| lines.push(line.0)));
     }
     fn enter(&self, _: &tracing::span::Id) {}
     fn exit(&self, _: &tracing::span::Id) {}
@@ -439,22 +451,20 @@ impl tracing::Subscriber for AccessLog {
 
 #[test]
 fn each_stream_leaves_one_line_in_the_access_log() {
-    let log = AccessLog::default();
-    tracing::subscriber::with_default(log.clone(), || {
-        let mut sim = Mesh::sim(1);
-        let wanted = RelaySettings { proxy_in: true, ..settings(1) };
-        let (client, server, mail) = joined(&sim, 1, Faults::default(), 8_192, wanted);
-        sim.block_on(LONG, async move {
-            let (mut client, mut server) = (client.open(), server.open());
-            send_all(&mut client, b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 2\r\nquestion".to_vec()).await;
-            assert_eq!(read_all(&mut server).await, b"question");
-            clock::sleep(Duration::from_secs(3)).await;
-            send_all(&mut server, b"yes".to_vec()).await;
-            read_all(&mut client).await;
-        });
-        ended(&mut sim, &mail, "finished");
+    LINES.set(Some(Vec::new()));
+    let mut sim = Mesh::sim(1);
+    let wanted = RelaySettings { proxy_in: true, ..settings(1) };
+    let (client, server, mail) = joined(&sim, 1, Faults::default(), 8_192, wanted);
+    sim.block_on(LONG, async move {
+        let (mut client, mut server) = (client.open(), server.open());
+        send_all(&mut client, b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 2\r\nquestion".to_vec()).await;
+        assert_eq!(read_all(&mut server).await, b"question");
+        clock::sleep(Duration::from_secs(3)).await;
+        send_all(&mut server, b"yes".to_vec()).await;
+        read_all(&mut client).await;
     });
-    let lines = log.0.lock().clone();
+    ended(&mut sim, &mail, "finished");
+    let lines = LINES.take().unwrap_or_default();
     let [line] = lines.as_slice() else { panic!("{lines:?}") };
     for part in [
         "listener=sim ",
