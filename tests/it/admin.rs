@@ -3,15 +3,12 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::gateway::{Binary, Client, get, http};
+use crate::gateway::{Binary, Client, free, get, http};
 use crate::probe::SOON;
 
 fn with_admin() -> (Binary, std::net::SocketAddr) {
     // The port of the admin listener has to be known beforehand: it is not a listener of the log.
-    let admin = {
-        let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        probe.local_addr().unwrap()
-    };
+    let admin = free();
     let binary = Binary::start(&format!(
         "version = 1\n[admin]\nlisten = \"{admin}\"\n[[listener]]\nname = \"echo\"\nlisten = \"127.0.0.1:0\"\n\
          protocol = \"framed\"\nservice = \"echo\"\n"

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use portway::transports::framed::{Format, FramedClient};
 
-use crate::gateway::{Binary, Client, Neighbour, Running};
+use crate::gateway::{Binary, Client, Neighbour, Running, free};
 use crate::probe::{SOON, eventually, now, view, wait};
 
 fn echo(more: &str) -> String {
@@ -357,10 +357,7 @@ fn a_second_signal_ends_it_at_once() {
 #[test]
 fn a_port_in_use_names_the_listener_and_leaves_nothing_open() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let free = {
-        let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        probe.local_addr().unwrap()
-    };
+    let free = free();
     let text = echo("").replace("127.0.0.1:0", &free.to_string())
         + &format!(
             "[[listener]]\nname = \"second\"\nlisten = \"{}\"\nprotocol = \"framed\"\nservice = \"echo\"\n",
@@ -451,10 +448,7 @@ fn a_standard_error_that_is_not_read_or_cannot_be_written_costs_log_lines_only()
     let dir = crate::gateway::temp_dir();
     let text = echo("[log]\nlevel = \"trace\"\n");
     for unwritable in [false, true] {
-        let address = {
-            let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            probe.local_addr().unwrap()
-        };
+        let address = free();
         std::fs::write(dir.join("config.toml"), text.replace("127.0.0.1:0", &address.to_string())).unwrap();
         let stderr = if unwritable {
             Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap())

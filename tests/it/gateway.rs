@@ -133,6 +133,19 @@ pub(crate) struct Binary {
     dir: PathBuf,
 }
 
+static PORTS: AtomicU32 = AtomicU32::new(0);
+
+/// An address that nobody listens on, each time another one, below the ports that the kernel gives to clients.
+pub(crate) fn free() -> SocketAddr {
+    loop {
+        let next = std::process::id().wrapping_mul(97).wrapping_add(PORTS.fetch_add(1, Ordering::Relaxed));
+        let address = SocketAddr::from(([127, 0, 0, 1], u16::try_from(12_000 + next % 20_000).unwrap()));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
 static DIRS: AtomicU32 = AtomicU32::new(0);
 
 pub(crate) fn temp_dir() -> PathBuf {

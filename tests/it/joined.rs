@@ -7,12 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use portway::gateway::{Builder, check};
 
-use crate::gateway::{Client, Neighbour, Running};
+use crate::gateway::{Client, Neighbour, Running, free};
 use crate::probe::{eventually, view, wait};
-
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
 
 fn parse(text: &str) -> portway::gateway::config::Config {
     let text = format!("version = 1\n[runtime]\narbiters = 2\ndrain = \"5s\"\n{text}");

@@ -6,12 +6,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::gateway::{Binary, Client, Neighbour, get};
+use crate::gateway::{Binary, Client, Neighbour, free, get};
 use crate::probe::{SOON, eventually, wait};
-
-fn free() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
 
 #[test]
 fn a_shortage_of_descriptors_is_counted_once_hurts_nobody_and_passes() {

@@ -8,12 +8,8 @@ use std::time::Duration;
 use portway::gateway::config::Config;
 use portway::gateway::{Builder, StartError, check};
 
-use crate::gateway::{Binary, Client, Neighbour, Running};
+use crate::gateway::{Binary, Client, Neighbour, Running, free};
 use crate::probe::{SOON, eventually};
-
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
 
 fn listener(name: &str, address: SocketAddr, more: &str) -> String {
     format!(
