@@ -18,3 +18,5 @@ mod rooms;
 mod service;
 mod supervise;
 mod upstreams;
+#[cfg(feature = "wireguard")]
+mod wireguard;
