@@ -180,7 +180,12 @@ fn private_key(text: &[u8]) -> Result<PKey<Private>, String> {
 
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
     let unreadable = |reason: String| TlsError::Read { file: file.into(), reason };
-    let meta = fs::metadata(file).map_err(|error| unreadable(error.to_string()))?;
+    let meta = fs::metadata(file).map_err(|error| {
+        unreadable(match error.kind() == std::io::ErrorKind::NotFound {
+            true => "no such file".into(),
+            false => error.to_string(),
+        })
+    })?;
     if !meta.is_file() || meta.len() > LARGEST_FILE {
         return Err(unreadable("not a file of at most 1 MiB".into()));
     }
