@@ -5,5 +5,7 @@ pub mod framed;
 pub mod kit;
 pub mod relay;
 pub mod tcp;
+#[cfg(feature = "tls")]
+pub mod tls;
 #[cfg(any(feature = "quic", feature = "wireguard"))]
 pub mod udp;
