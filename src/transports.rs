@@ -9,3 +9,5 @@ pub mod tcp;
 pub mod tls;
 #[cfg(any(feature = "quic", feature = "wireguard"))]
 pub mod udp;
+#[cfg(feature = "wireguard")]
+pub mod wireguard;
