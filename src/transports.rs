@@ -5,3 +5,5 @@ pub mod framed;
 pub mod kit;
 pub mod relay;
 pub mod tcp;
+#[cfg(feature = "wireguard")]
+pub mod tun;

@@ -11,6 +11,8 @@ mod framed;
 mod gateway;
 mod joined;
 mod limits;
+#[cfg(feature = "wireguard")]
+mod private_network;
 mod probe;
 mod relay;
 mod reload;
