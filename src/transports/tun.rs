@@ -11,15 +11,27 @@
 //! end of it. The host's own network shows nothing of it. A socket stays in the network it was made in, whoever holds
 //! it, so the kernel's TCP of that network serves the gateway's actors.
 
+mod actor;
+mod codec;
+mod codec_merge;
 mod codec_request;
 mod codec_rtnetlink;
+mod codec_split;
 mod device;
 mod interface;
 mod namespace;
 mod private;
+mod state;
+#[cfg(test)]
+mod tests;
 
+pub use actor::{ToTun, TunActor, TunMsg};
+pub use codec::{Gso, LONGEST_READ, Malformed, VIRTIO_HEADER, VirtioHeader};
+pub use codec_merge::{Item, Joins, LONGEST_HEADERS, MOST_JOINED, Merge};
 pub use codec_request::{MAX_REQUEST, Prefix, PrefixError, Request, RequestError};
+pub use codec_split::Cut;
 pub use device::{OffloadKnob, Offloads, Tun, TunError};
 pub use interface::{Interface, configure};
 pub use namespace::serve_private_network;
 pub use private::{PrivateError, PrivateNetwork, PrivateSettings};
+pub use state::{After, State};

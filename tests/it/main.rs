@@ -19,4 +19,6 @@ mod reload;
 mod rooms;
 mod service;
 mod supervise;
+#[cfg(feature = "wireguard")]
+mod tun;
 mod upstreams;

@@ -1,7 +1,8 @@
 //! Opens TUN interfaces, with or without offloads, and reads and writes them.
 //!
-//! The two ioctls that make and set up a TUN interface have no safe wrapper; they are the `unsafe` of this file.
-#![allow(unsafe_code, reason = "two ioctls of TUN interfaces without a safe wrapper")]
+//! The two ioctls that make and set up a TUN interface have no safe wrapper, and tokio takes a descriptor only on a
+//! promise; these are the `unsafe` of this file.
+#![allow(unsafe_code, reason = "two ioctls of TUN interfaces without a safe wrapper, and tokio's promise")]
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -10,6 +11,8 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{IntegerSetter, Updater, ioctl, opcode};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// `TUNSETIFF` (linux/if_tun.h).
 const TUNSETIFF: rustix::ioctl::Opcode = opcode::write::<i32>(b'T', 202);
@@ -133,6 +136,19 @@ impl Tun {
     /// has been removed; others.
     pub fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         Ok(rustix::io::writev(&self.fd, parts)?)
+    }
+
+    /// Puts it on this thread's event loop, for reading; writing never waits.
+    ///
+    /// # Errors
+    /// What the system says.
+    ///
+    /// # Panics
+    /// Outside an event loop.
+    pub(super) fn on_event_loop(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: `Tun` owns its open descriptor, answers the same one each time, and neither replaces nor closes it
+        // before it is dropped or taken out of the `AsyncFd`.
+        unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }.map_err(Into::into)
     }
 }
 

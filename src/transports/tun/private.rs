@@ -130,6 +130,12 @@ impl PrivateNetwork {
         self.ask(&Request::Redirect(port)).map(drop)
     }
 
+    /// The helper's process, by which `nsenter -t PID -U -n` leads inside.
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        self.helper.id()
+    }
+
     fn socket(&self, request: &Request) -> Result<Socket, PrivateError> {
         let (_, fd) = self.ask(request)?;
         fd.map(Socket::from).ok_or(PrivateError::Answer)
