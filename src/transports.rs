@@ -7,3 +7,7 @@ pub mod relay;
 pub mod tcp;
 #[cfg(feature = "wireguard")]
 pub mod tun;
+#[cfg(any(feature = "quic", feature = "wireguard"))]
+pub mod udp;
+#[cfg(feature = "wireguard")]
+pub mod wireguard;

@@ -97,7 +97,7 @@ fn connect(network: &PrivateNetwork, to: SocketAddr) -> TcpStream {
 /// Sends bytes through and compares what arrives.
 fn transfers(joined: &Joined, to: SocketAddr, bytes: usize) {
     let listener = blocking(joined.b.network.tcp_listener(to, false).expect("a listener"));
-    let sent: Arc<[u8]> = (0..bytes).map(|n| (n * 31 >> 3) as u8).collect();
+    let sent: Arc<[u8]> = (0..bytes).map(|n| ((n * 31) >> 3) as u8).collect();
     let expected = sent.clone();
     let receiver = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
