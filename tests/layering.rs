@@ -83,6 +83,8 @@ const MAY_BYPASS: &[&str] = &["actors.rs", "actors/", "memory/pool.rs"];
 #[rustfmt::skip]
 const MAY_BE_UNSAFE: &[&str] = &[
     "transports/tls/tickets.rs",
+    "transports/tun/device.rs",
+    "transports/tun/namespace.rs",
     "transports/udp/options.rs",
     "transports/wireguard/engine_wipe.rs",
 ];
