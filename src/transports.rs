@@ -7,6 +7,10 @@ pub mod kit;
 pub mod netstack;
 pub mod relay;
 pub mod tcp;
+#[cfg(feature = "tls")]
+pub mod tls;
+#[cfg(feature = "wireguard")]
+pub mod tun;
 #[cfg(any(feature = "quic", feature = "wireguard"))]
 pub mod udp;
 #[cfg(feature = "wireguard")]

@@ -41,14 +41,19 @@ enum Command {
     },
     /// Print a configuration file to start from, with every key and its default
     Example,
+    /// The helper of a private network, started by the gateway itself
+    #[command(hide = true)]
+    PrivateNetwork,
 }
 
 /// Does what the command line asks for.
 #[must_use]
 pub fn main(builder: &Builder) -> ExitCode {
     let Arguments { command, config: path } = Arguments::parse();
-    if let Command::Example = command {
-        return say(include_str!("../../config.toml"));
+    match command {
+        Command::Example => return say(include_str!("../../config.toml")),
+        Command::PrivateNetwork => return private_network(),
+        Command::Run | Command::Check | Command::Reload | Command::Status { .. } => {}
     }
     let config = match check::load(&path, &builder.known()) {
         Ok(config) => config,
@@ -64,11 +69,24 @@ pub fn main(builder: &Builder) -> ExitCode {
         Command::Run => run(builder, config, &path),
         Command::Status { json } => status(&config, json),
         Command::Reload => ask_reload(&config),
-        Command::Check | Command::Example => {
+        Command::Check | Command::Example | Command::PrivateNetwork => {
             let plural = if config.listeners.len() == 1 { "listener" } else { "listeners" };
             say(&format!("{}: fine, {} {plural}\n", path.display(), config.listeners.len()))
         }
     }
+}
+
+#[cfg(feature = "wireguard")]
+fn private_network() -> ExitCode {
+    match crate::transports::tun::serve_private_network() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error, FAILED),
+    }
+}
+
+#[cfg(not(feature = "wireguard"))]
+fn private_network() -> ExitCode {
+    say_error("this program was built without the feature `wireguard`", REFUSED)
 }
 
 fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {

@@ -11,12 +11,16 @@ mod framed;
 mod gateway;
 mod joined;
 mod limits;
+#[cfg(feature = "wireguard")]
+mod private_network;
 mod probe;
 mod relay;
 mod reload;
 mod rooms;
 mod service;
 mod supervise;
+#[cfg(feature = "wireguard")]
+mod tun;
 mod upstreams;
 #[cfg(feature = "wireguard")]
 mod wireguard;
