@@ -1,8 +1,10 @@
 //! WireGuard: an actor for each peer, on boringtun's cryptography and nothing else of it.
 
+pub mod codec_conf;
 pub mod codec_inner;
 pub mod codec_keys;
 pub mod codec_message;
+pub mod codec_uapi;
 pub mod engine;
 mod engine_boring;
 mod engine_guard;
@@ -13,6 +15,7 @@ pub mod state_index;
 pub mod state_limits;
 pub mod state_replay;
 pub mod state_routes;
+pub mod uapi;
 
 pub use codec_keys::{PublicKey, SecretKey};
 pub use engine::{Authentic, Engine, EngineError, Opened, Rules, Sealed, Ticked};
