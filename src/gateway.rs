@@ -15,6 +15,8 @@ mod check_upstream;
 pub mod cli;
 pub mod config;
 mod control;
+#[cfg(feature = "wireguard")]
+mod keygen;
 mod limits;
 mod listeners;
 mod log;
@@ -31,6 +33,8 @@ mod report_source;
 mod service;
 pub mod units;
 pub mod upstreams;
+#[cfg(feature = "wireguard")]
+pub mod wg_conf;
 
 use std::collections::BTreeMap;
 use std::fmt;
