@@ -22,10 +22,9 @@ impl Keys {
     pub(super) fn generate() -> io::Result<Self> {
         let mut private = random()?;
         // X25519 (RFC 7748, section 5) clears and sets these bits before it uses a key; `wg genkey` prints them so.
-        if let [first, .., last] = &mut *private {
-            *first &= 248;
-            *last = *last & 127 | 64;
-        }
+        let [first, .., last] = &mut *private;
+        *first &= 248;
+        *last = *last & 127 | 64;
         Ok(Self { private: SecretKey::new(*private), preshared: SecretKey::new(*random()?) })
     }
 

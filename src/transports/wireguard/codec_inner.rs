@@ -210,7 +210,7 @@ fn write(bytes: &mut [u8], at: usize, value: u16) {
 /// RFC 1624, equation 3. A field at an odd place counts with its bytes swapped.
 fn correct(bytes: &mut [u8], at: usize, old: u16, new: u16, field: usize) {
     let Some(&[high, low]) = bytes.get(at..at + 2) else { return };
-    let (old, new) = if field % 2 == 0 { (old, new) } else { (old.swap_bytes(), new.swap_bytes()) };
+    let (old, new) = if field.is_multiple_of(2) { (old, new) } else { (old.swap_bytes(), new.swap_bytes()) };
     let total = u64::from(!u16::from_be_bytes([high, low])) + u64::from(!old) + u64::from(new);
     write(bytes, at, !fold(total));
 }
