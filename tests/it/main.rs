@@ -12,6 +12,8 @@ mod gateway;
 mod joined;
 mod limits;
 #[cfg(feature = "wireguard")]
+mod netns;
+#[cfg(feature = "wireguard")]
 mod private_network;
 mod probe;
 mod relay;
@@ -21,6 +23,10 @@ mod service;
 mod supervise;
 #[cfg(feature = "wireguard")]
 mod tun;
+#[cfg(feature = "wireguard")]
+mod tun_host;
 mod upstreams;
 #[cfg(feature = "wireguard")]
 mod wireguard;
+#[cfg(feature = "wireguard")]
+mod wireguard_uapi;
