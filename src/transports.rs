@@ -7,5 +7,7 @@ pub mod kit;
 pub mod quic;
 pub mod relay;
 pub mod tcp;
+#[cfg(feature = "tls")]
+pub mod tls;
 #[cfg(any(feature = "quic", feature = "wireguard"))]
 pub mod udp;
