@@ -149,6 +149,8 @@ pub enum Event {
         /// The peer's.
         peer: SocketAddr,
     },
+    /// News of this many streams were dropped, since nobody read them. Said to readers of events alone.
+    Missed(u64),
     /// The session has ended. Nothing comes after this.
     Closed(End),
 }
@@ -287,6 +289,9 @@ pub trait Session {
 
     /// Bytes that may be written on a stream now.
     fn room(&self, stream: StreamId) -> usize;
+
+    /// Asks for `Writable` when there is room on a stream: what a refused `write` does by itself.
+    fn want_room(&mut self, stream: StreamId);
 
     /// Writes bytes, all or none. They are kept until QUIC can send them, and are not copied.
     ///

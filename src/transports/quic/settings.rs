@@ -9,6 +9,7 @@ use boring::ssl::SslContextBuilder;
 
 use super::state_admission::Limits;
 use super::state_datagrams::DatagramLimits;
+use crate::transports::tls;
 
 /// Which congestion control is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -104,24 +105,6 @@ impl Default for Transport {
     }
 }
 
-/// Makes a TLS context. Called on each arbiter, since QUIC takes the builder with it: certificates, ticket keys and
-/// ALPN must be the same each time.
-///
-/// A server picks its ALPN in the builder's callback; neither it nor the verification of peers is set anywhere else.
-pub type TlsSource = Arc<dyn Fn() -> Result<SslContextBuilder, TlsError> + Send + Sync>;
-
-/// Why there is no TLS context.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsError(pub String);
-
-impl fmt::Display for TlsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for TlsError {}
-
 /// What a server is told.
 #[derive(Clone)]
 pub struct ServerSettings {
@@ -129,8 +112,8 @@ pub struct ServerSettings {
     pub name: Arc<str>,
     /// Where it listens; port 0: one of the kernel's choice.
     pub listen: SocketAddr,
-    /// Its certificates and what belongs to them.
-    pub tls: TlsSource,
+    /// Its certificates and what belongs to them; the ALPN it speaks is a part of it.
+    pub tls: Arc<tls::ServerSettings>,
     /// What a connection may do.
     pub transport: Transport,
     /// Who may begin one, on each arbiter.
@@ -148,7 +131,7 @@ pub struct ServerSettings {
 impl ServerSettings {
     /// A server with all defaults.
     #[must_use]
-    pub fn new(name: impl Into<Arc<str>>, listen: SocketAddr, tls: TlsSource) -> Self {
+    pub fn new(name: impl Into<Arc<str>>, listen: SocketAddr, tls: Arc<tls::ServerSettings>) -> Self {
         Self {
             name: name.into(),
             listen,
@@ -178,8 +161,6 @@ pub struct ClientSettings {
     pub local_v4: Option<SocketAddr>,
     /// The IPv6 address its sockets are bound to.
     pub local_v6: Option<SocketAddr>,
-    /// Whom it trusts, and the ALPN it offers.
-    pub tls: TlsSource,
     /// What a connection may do.
     pub transport: Transport,
     /// Connections at once, on each arbiter. Default 100,000.
@@ -189,12 +170,11 @@ pub struct ClientSettings {
 impl ClientSettings {
     /// A client with all defaults.
     #[must_use]
-    pub fn new(name: impl Into<Arc<str>>, tls: TlsSource) -> Self {
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
         Self {
             name: name.into(),
             local_v4: Some(SocketAddr::from(([0, 0, 0, 0], 0))),
             local_v6: Some(SocketAddr::from(([0_u16; 8], 0))),
-            tls,
             transport: Transport::default(),
             connections: 100_000,
         }

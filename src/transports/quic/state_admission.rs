@@ -57,7 +57,7 @@ impl Default for Limits {
 
 /// What to do with a first Initial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// Begin the handshake.
     Accept,
     /// Ask the source to come back with a token.
@@ -68,7 +68,7 @@ pub enum Verdict {
 
 /// What is known when an Initial arrives.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked {
+pub(super) struct Asked {
     /// Whence it came.
     pub source: IpAddr,
     /// Whether it brought a valid token.
@@ -111,7 +111,7 @@ impl Bucket {
 
 /// The doorkeeper of one arbiter.
 #[derive(Debug)]
-pub struct Admission {
+pub(super) struct Admission {
     limits: Limits,
     sources: HashMap<(IpAddr, bool), Bucket>,
     others: Bucket,
@@ -124,13 +124,13 @@ const SWEEP: Duration = Duration::from_millis(100);
 impl Admission {
     /// A doorkeeper who knows nobody.
     #[must_use]
-    pub fn new(limits: Limits, now: Instant) -> Self {
+    pub(super) fn new(limits: Limits, now: Instant) -> Self {
         let others = Bucket { level: u64::from(limits.burst) * 1_000, at: now };
         Self { limits, sources: HashMap::new(), others, swept: now }
     }
 
     /// Decides.
-    pub fn decide(&mut self, asked: &Asked, now: Instant) -> Verdict {
+    pub(super) fn decide(&mut self, asked: &Asked, now: Instant) -> Verdict {
         let limits = self.limits;
         if asked.delay > limits.shed_delay {
             return Verdict::Drop("overload");

@@ -4,12 +4,11 @@
 //! Two numbers, no queue: those who find no credit stand in line at the actor. While somebody does, nobody is served
 //! past them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The byte credit of one stream or one connection.
 #[derive(Debug)]
-pub struct Credit {
+pub(super) struct Credit {
     limit: usize,
     used: AtomicUsize,
     waiting: AtomicUsize,
@@ -18,31 +17,31 @@ pub struct Credit {
 impl Credit {
     /// Credit for `limit` bytes, none of them used.
     #[must_use]
-    pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit: limit.max(1), used: AtomicUsize::new(0), waiting: AtomicUsize::new(0) })
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit: limit.max(1), used: AtomicUsize::new(0), waiting: AtomicUsize::new(0) }
     }
 
     /// The bytes there are in all.
     #[must_use]
-    pub const fn limit(&self) -> usize {
+    pub(super) const fn limit(&self) -> usize {
         self.limit
     }
 
     /// The bytes that wait now.
     #[must_use]
-    pub fn used(&self) -> usize {
+    pub(super) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
     /// The bytes that may still be taken.
     #[must_use]
-    pub fn free(&self) -> usize {
+    pub(super) fn free(&self) -> usize {
         self.limit.saturating_sub(self.used())
     }
 
     /// Takes `bytes`, all or none.
     #[must_use]
-    pub fn take(&self, bytes: usize) -> bool {
+    pub(super) fn take(&self, bytes: usize) -> bool {
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(bytes).filter(|sum| *sum <= self.limit)
@@ -51,26 +50,26 @@ impl Credit {
     }
 
     /// Gives bytes back.
-    pub fn give(&self, bytes: usize) {
+    pub(super) fn give(&self, bytes: usize) {
         let _before =
             self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(used.saturating_sub(bytes)));
     }
 
     /// Whether somebody stands in line for this credit.
     #[must_use]
-    pub fn is_awaited(&self) -> bool {
+    pub(super) fn is_awaited(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// As many stand in line now.
-    pub fn await_by(&self, waiting: usize) {
+    pub(super) fn await_by(&self, waiting: usize) {
         self.waiting.store(waiting, Ordering::Relaxed);
     }
 }
 
 /// Takes `bytes` of both, all or none.
 #[must_use]
-pub fn take_both(stream: &Credit, connection: &Credit, bytes: usize) -> bool {
+pub(super) fn take_both(stream: &Credit, connection: &Credit, bytes: usize) -> bool {
     if !stream.take(bytes) {
         return false;
     }

@@ -75,7 +75,7 @@ pub enum NotQueued {
 
 /// How many were dropped, by reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Dropped {
+pub(super) struct Dropped {
     /// No room.
     pub full: u64,
     /// Too late.
@@ -86,7 +86,7 @@ pub struct Dropped {
 
 /// The queue.
 #[derive(Debug)]
-pub struct Datagrams {
+pub(super) struct Datagrams {
     limits: DatagramLimits,
     waiting: BTreeMap<(u8, u64), Datagram>,
     bytes: usize,
@@ -97,37 +97,31 @@ pub struct Datagrams {
 impl Datagrams {
     /// An empty queue.
     #[must_use]
-    pub const fn new(limits: DatagramLimits) -> Self {
+    pub(super) const fn new(limits: DatagramLimits) -> Self {
         let dropped = Dropped { full: 0, expired: 0, too_large: 0 };
         Self { limits, waiting: BTreeMap::new(), bytes: 0, next: 0, dropped }
     }
 
     /// Datagrams that wait.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.waiting.len()
-    }
-
-    /// Whether none waits.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
     }
 
     /// Their bytes.
     #[must_use]
-    pub const fn bytes(&self) -> usize {
+    pub(super) const fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// What was dropped since this was last asked.
-    pub fn take_dropped(&mut self) -> Dropped {
+    pub(super) fn take_dropped(&mut self) -> Dropped {
         std::mem::take(&mut self.dropped)
     }
 
     /// Whether a datagram of this length finds room.
     #[must_use]
-    pub fn has_room(&self, bytes: usize) -> bool {
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
         self.waiting.len() < self.limits.packets && self.bytes + bytes <= self.limits.bytes
     }
 
@@ -135,7 +129,7 @@ impl Datagrams {
     ///
     /// # Errors
     /// See [`NotQueued`].
-    pub fn push(&mut self, datagram: Datagram, max: usize) -> Result<(), NotQueued> {
+    pub(super) fn push(&mut self, datagram: Datagram, max: usize) -> Result<(), NotQueued> {
         let length = datagram.bytes.len();
         if length > max && !datagram.wait_for_path || length > self.limits.bytes || self.limits.packets == 0 {
             return Err(NotQueued::TooLarge { max: max.min(self.limits.bytes) });
@@ -167,7 +161,7 @@ impl Datagrams {
 
     /// The next datagram that may leave, `max` being what the path allows now. What has expired, or does not fit any
     /// more and was not to wait for the path, is dropped on the way.
-    pub fn pop(&mut self, now: Instant, max: usize) -> Option<Bytes> {
+    pub(super) fn pop(&mut self, now: Instant, max: usize) -> Option<Bytes> {
         let mut from = (0, 0);
         while let Some((key, datagram)) = self.waiting.range(from..).next() {
             let key = *key;

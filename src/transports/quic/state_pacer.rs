@@ -15,7 +15,7 @@ const BURST_PACKETS: u64 = 10;
 
 /// The path as the congestion control sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Path {
+pub(super) struct Path {
     /// Bytes that may be on the way.
     pub window: usize,
     /// Smoothed round-trip time.
@@ -26,7 +26,7 @@ pub struct Path {
 
 /// The pacer of one connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Pacer {
+pub(super) struct Pacer {
     /// Bytes that may leave now. May fall below zero: a train is not cut in the middle of a packet.
     level: i64,
     at: Instant,
@@ -38,12 +38,12 @@ pub struct Pacer {
 impl Pacer {
     /// A pacer that is off until it has seen a path.
     #[must_use]
-    pub const fn new(now: Instant) -> Self {
+    pub(super) const fn new(now: Instant) -> Self {
         Self { level: 0, at: now, rate: None, burst: 0 }
     }
 
     /// Follows the path and fills the bucket. Once per turn that sends.
-    pub fn update(&mut self, path: Path, now: Instant) {
+    pub(super) fn update(&mut self, path: Path, now: Instant) {
         if path.rtt < SHORTEST {
             self.rate = None;
             return;
@@ -67,7 +67,7 @@ impl Pacer {
 
     /// Bytes that may leave now; all of them while it is off.
     #[must_use]
-    pub fn allowance(&self) -> usize {
+    pub(super) fn allowance(&self) -> usize {
         match self.rate {
             Some(_) => usize::try_from(self.level).unwrap_or(0),
             None => usize::MAX,
@@ -75,7 +75,7 @@ impl Pacer {
     }
 
     /// Bytes have left.
-    pub fn spent(&mut self, bytes: usize) {
+    pub(super) fn spent(&mut self, bytes: usize) {
         if self.rate.is_some() {
             self.level = self.level.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
@@ -83,7 +83,7 @@ impl Pacer {
 
     /// When a bucket that is empty holds half a burst again: to wake for less costs more than it sends.
     #[must_use]
-    pub fn ready_at(&self) -> Option<Instant> {
+    pub(super) fn ready_at(&self) -> Option<Instant> {
         let rate = self.rate?;
         let half = i64::try_from(self.burst / 2).unwrap_or(i64::MAX);
         let missing = u64::try_from(half.saturating_sub(self.level)).unwrap_or(0);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// What one connection knows about acknowledgements.
 #[derive(Debug, Clone, Copy)]
-pub struct Reaper {
+pub(super) struct Reaper {
     limit: Duration,
     acked: u64,
     probes: usize,
@@ -18,12 +18,12 @@ pub struct Reaper {
 impl Reaper {
     /// For a peer that has `limit` from the first unanswered probe on.
     #[must_use]
-    pub const fn new(limit: Duration) -> Self {
+    pub(super) const fn new(limit: Duration) -> Self {
         Self { limit, acked: 0, probes: 0, since: None }
     }
 
     /// Takes note of the bytes acknowledged and the probes sent so far. True when the peer's time is up.
-    pub fn look(&mut self, acked: u64, probes: usize, now: Instant) -> bool {
+    pub(super) fn look(&mut self, acked: u64, probes: usize, now: Instant) -> bool {
         if acked != self.acked {
             self.acked = acked;
             self.probes = probes;
@@ -39,7 +39,7 @@ impl Reaper {
 
     /// When to look again.
     #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         self.since.and_then(|since| since.checked_add(self.limit))
     }
 }

@@ -34,7 +34,7 @@ impl Default for Priority {
 
 /// A piece to be offered to QUIC.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Piece {
+pub(super) struct Piece {
     /// The stream it belongs to.
     pub stream: u64,
     /// The bytes; may be empty with `fin`.
@@ -45,7 +45,7 @@ pub struct Piece {
 
 /// Why a stream takes no more data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PushError {
+pub(super) enum PushError {
     /// There is no such stream, or it has ended.
     Unknown,
     /// Its end was written already.
@@ -84,7 +84,7 @@ impl<T> Stream<T> {
 }
 
 /// The send side of the streams of one connection.
-pub struct Sending<T> {
+pub(super) struct Sending<T> {
     streams: BTreeMap<u64, Stream<T>>,
     ready: BTreeSet<Rank>,
     expiries: BTreeSet<(Instant, u64)>,
@@ -109,7 +109,7 @@ impl<T> Default for Sending<T> {
 
 /// What was cancelled.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Cancelled<T> {
+pub(super) struct Cancelled<T> {
     /// Bytes that were never offered to QUIC.
     pub bytes: usize,
     /// Those who wait for them.
@@ -118,7 +118,7 @@ pub struct Cancelled<T> {
 
 impl<T> Sending<T> {
     /// Adds a stream. Nothing changes if it is there.
-    pub fn open(&mut self, stream: u64, priority: Priority) {
+    pub(super) fn open(&mut self, stream: u64, priority: Priority) {
         self.streams.entry(stream).or_insert_with(|| Stream {
             writes: VecDeque::new(),
             bytes: 0,
@@ -132,31 +132,31 @@ impl<T> Sending<T> {
 
     /// Bytes that wait, over all streams.
     #[must_use]
-    pub const fn bytes(&self) -> usize {
+    pub(super) const fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Bytes that wait on one stream.
-    #[must_use]
-    pub fn bytes_of(&self, stream: u64) -> usize {
+    #[cfg(test)]
+    fn bytes_of(&self, stream: u64) -> usize {
         self.streams.get(&stream).map_or(0, |s| s.bytes)
     }
 
-    /// Whether the stream is there and its end is not written.
+    /// Whether the stream is there: its end is not taken and it was not cancelled.
     #[must_use]
-    pub fn is_open(&self, stream: u64) -> bool {
-        self.streams.get(&stream).is_some_and(|s| !s.fin)
+    pub(super) fn is_there(&self, stream: u64) -> bool {
+        self.streams.contains_key(&stream)
     }
 
     /// Whether anything waits.
-    #[must_use]
-    pub fn has_work(&self) -> bool {
+    #[cfg(test)]
+    fn has_work(&self) -> bool {
         self.streams.values().any(Stream::has_work)
     }
 
     /// Whether anything could be offered now.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
@@ -164,7 +164,7 @@ impl<T> Sending<T> {
     ///
     /// # Errors
     /// See [`PushError`], with `done`.
-    pub fn push(&mut self, stream: u64, bytes: Bytes, done: Option<T>) -> Result<(), (PushError, Option<T>)> {
+    pub(super) fn push(&mut self, stream: u64, bytes: Bytes, done: Option<T>) -> Result<(), (PushError, Option<T>)> {
         let Some(s) = self.streams.get_mut(&stream) else { return Err((PushError::Unknown, done)) };
         if s.fin {
             return Err((PushError::Finished, done));
@@ -183,7 +183,7 @@ impl<T> Sending<T> {
     ///
     /// # Errors
     /// See [`PushError`].
-    pub fn finish(&mut self, stream: u64) -> Result<(), PushError> {
+    pub(super) fn finish(&mut self, stream: u64) -> Result<(), PushError> {
         let s = self.streams.get_mut(&stream).ok_or(PushError::Unknown)?;
         if s.fin {
             return Err(PushError::Finished);
@@ -194,7 +194,7 @@ impl<T> Sending<T> {
     }
 
     /// Changes the priority of a stream from its next piece on.
-    pub fn prioritise(&mut self, stream: u64, priority: Priority) {
+    pub(super) fn prioritise(&mut self, stream: u64, priority: Priority) {
         let Some(s) = self.streams.get_mut(&stream) else { return };
         s.priority = priority;
         if let Some(rank) = s.rank.take() {
@@ -204,7 +204,7 @@ impl<T> Sending<T> {
     }
 
     /// Lets what is unsent at `at` expire: see [`expired`](Self::expired). `None` takes it back.
-    pub fn expire(&mut self, stream: u64, at: Option<Instant>) {
+    pub(super) fn expire(&mut self, stream: u64, at: Option<Instant>) {
         let Some(s) = self.streams.get_mut(&stream) else { return };
         if let Some(before) = s.expires.take() {
             self.expiries.remove(&(before, stream));
@@ -216,7 +216,7 @@ impl<T> Sending<T> {
     }
 
     /// The next stream whose data have expired unsent. One that has nothing left to send does not expire.
-    pub fn expired(&mut self, now: Instant) -> Option<u64> {
+    pub(super) fn expired(&mut self, now: Instant) -> Option<u64> {
         while let Some((at, stream)) = self.expiries.first().copied().filter(|(at, _)| *at <= now) {
             self.expiries.remove(&(at, stream));
             if let Some(s) = self.streams.get_mut(&stream) {
@@ -231,12 +231,12 @@ impl<T> Sending<T> {
 
     /// When the first stream expires.
     #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         self.expiries.first().map(|(at, _)| *at)
     }
 
     /// The next piece to offer. What became of it must be told by [`taken`](Self::taken) before the next is asked for.
-    pub fn next(&mut self) -> Option<Piece> {
+    pub(super) fn next(&mut self) -> Option<Piece> {
         let rank = self.ready.pop_first()?;
         let s = self.streams.get_mut(&rank.stream)?;
         s.rank = None;
@@ -256,7 +256,7 @@ impl<T> Sending<T> {
 
     /// What QUIC did with the last piece: `taken` bytes, and the `rest` it did not take, which has its place in front
     /// again. A stream of which some is left stands aside until it is unblocked. Answers who waited for this write.
-    pub fn taken(&mut self, taken: usize, rest: Option<Bytes>) -> Option<T> {
+    pub(super) fn taken(&mut self, taken: usize, rest: Option<Bytes>) -> Option<T> {
         let (stream, done, fin) = self.out.take()?;
         self.bytes = self.bytes.saturating_sub(taken);
         let Some(s) = self.streams.get_mut(&stream) else { return done };
@@ -276,7 +276,7 @@ impl<T> Sending<T> {
     }
 
     /// QUIC takes from this stream again.
-    pub fn unblock(&mut self, stream: u64) {
+    pub(super) fn unblock(&mut self, stream: u64) {
         if let Some(s) = self.streams.get_mut(&stream)
             && std::mem::replace(&mut s.blocked, false)
         {
@@ -285,7 +285,7 @@ impl<T> Sending<T> {
     }
 
     /// Forgets a stream and all that waits on it.
-    pub fn cancel(&mut self, stream: u64) -> Cancelled<T> {
+    pub(super) fn cancel(&mut self, stream: u64) -> Cancelled<T> {
         let mut cancelled = Cancelled { bytes: 0, waiting: Vec::new() };
         if let Some(s) = self.remove(stream) {
             self.bytes = self.bytes.saturating_sub(s.bytes);
@@ -300,7 +300,7 @@ impl<T> Sending<T> {
     }
 
     /// Forgets everything; answers who waited.
-    pub fn cancel_all(&mut self) -> Vec<T> {
+    pub(super) fn cancel_all(&mut self) -> Vec<T> {
         let streams: Vec<u64> = self.streams.keys().copied().collect();
         streams.into_iter().flat_map(|stream| self.cancel(stream).waiting).collect()
     }
