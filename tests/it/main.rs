@@ -13,6 +13,8 @@ mod joined;
 mod limits;
 mod lossy;
 mod probe;
+#[cfg(feature = "quic")]
+mod quic;
 mod relay;
 mod reload;
 mod rooms;
