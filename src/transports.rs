@@ -3,6 +3,8 @@
 
 pub mod framed;
 pub mod kit;
+#[cfg(feature = "quic")]
+pub mod quic;
 pub mod relay;
 pub mod tcp;
 #[cfg(feature = "tls")]

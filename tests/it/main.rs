@@ -13,7 +13,10 @@ mod joined;
 mod limits;
 #[cfg(feature = "wireguard")]
 mod private_network;
+mod lossy;
 mod probe;
+#[cfg(feature = "quic")]
+mod quic;
 mod relay;
 mod reload;
 mod rooms;
