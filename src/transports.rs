@@ -3,6 +3,8 @@
 
 pub mod framed;
 pub mod kit;
+#[cfg(feature = "wireguard")]
+pub mod netstack;
 #[cfg(feature = "quic")]
 pub mod quic;
 pub mod relay;

@@ -11,9 +11,11 @@ mod framed;
 mod gateway;
 mod joined;
 mod limits;
+mod lossy;
+#[cfg(feature = "wireguard")]
+mod netns;
 #[cfg(feature = "wireguard")]
 mod private_network;
-mod lossy;
 mod probe;
 #[cfg(feature = "quic")]
 mod quic;
@@ -24,4 +26,10 @@ mod service;
 mod supervise;
 #[cfg(feature = "wireguard")]
 mod tun;
+#[cfg(feature = "wireguard")]
+mod tun_host;
 mod upstreams;
+#[cfg(feature = "wireguard")]
+mod wireguard;
+#[cfg(feature = "wireguard")]
+mod wireguard_uapi;

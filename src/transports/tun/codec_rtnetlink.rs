@@ -11,6 +11,8 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
 
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
@@ -39,6 +41,17 @@ const TABLE_LOCAL: u8 = 255;
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
 const SCOPE_HOST: u8 = 254;
+
+const RTA_TABLE: u16 = 15;
+/// A table whose number is in an attribute.
+const TABLE_NONE: u8 = 0;
+
+const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
+const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
+const FRA_TABLE: u16 = 15;
+const FR_ACT_TO_TBL: u8 = 1;
+const FIB_RULE_INVERT: u32 = 2;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -141,6 +154,59 @@ fn route_message(message: Message, index: u32, prefix: Prefix, way: Route) -> Ve
         .done()
 }
 
+/// A route to everything, of one family, by way of an interface, in a table of its own.
+pub(super) fn default_route(index: u32, v6: bool, table: u32) -> Vec<u8> {
+    let (family, scope) = if v6 { (AF_INET6, SCOPE_UNIVERSE) } else { (AF_INET, SCOPE_LINK) };
+    Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE)
+        .raw(&[family, 0, 0, 0, TABLE_NONE, RTPROT_STATIC, scope, RTN_UNICAST])
+        .raw(&0u32.to_ne_bytes())
+        .attribute(RTA_OIF, &index.to_ne_bytes())
+        .attribute(RTA_TABLE, &table.to_ne_bytes())
+        .done()
+}
+
+/// Which table a packet's route is looked up in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// The main table, but for its default routes.
+    MainWithoutDefault,
+    /// This table, for packets without this mark.
+    Unmarked {
+        /// The mark.
+        mark: u32,
+        /// The table.
+        table: u32,
+    },
+}
+
+/// Adds a rule of this priority (lower comes first), or takes it away.
+pub(super) fn rule(add: bool, v6: bool, priority: u32, rule: Rule) -> Vec<u8> {
+    let message = if add { Message::new(RTM_NEWRULE, NLM_F_CREATE) } else { Message::new(RTM_DELRULE, 0) };
+    let (table, flags) = match rule {
+        Rule::MainWithoutDefault => (u32::from(TABLE_MAIN), 0),
+        Rule::Unmarked { table, .. } => (table, FIB_RULE_INVERT),
+    };
+    let message = message
+        .raw(&[
+            if v6 { AF_INET6 } else { AF_INET },
+            0,
+            0,
+            0,
+            u8::try_from(table).unwrap_or(TABLE_NONE),
+            0,
+            0,
+            FR_ACT_TO_TBL,
+        ])
+        .raw(&flags.to_ne_bytes())
+        .attribute(FRA_PRIORITY, &priority.to_ne_bytes())
+        .attribute(FRA_TABLE, &table.to_ne_bytes());
+    match rule {
+        Rule::MainWithoutDefault => message.attribute(FRA_SUPPRESS_PREFIXLEN, &0u32.to_ne_bytes()),
+        Rule::Unmarked { mark, .. } => message.attribute(FRA_FWMARK, &mark.to_ne_bytes()),
+    }
+    .done()
+}
+
 /// What the kernel said: nothing wrong, or this errno.
 ///
 /// # Errors
@@ -198,6 +264,9 @@ mod tests {
             route(7, "10.1.2.3/16".parse().unwrap(), Route::Through),
             route(1, "::/0".parse().unwrap(), Route::Local),
             without_route(7, "10.1.0.0/16".parse().unwrap()),
+            default_route(7, true, 51_820),
+            rule(true, false, 1, Rule::MainWithoutDefault),
+            rule(false, true, 2, Rule::Unmarked { mark: 1, table: 51_820 }),
         ] {
             assert_eq!(number(&bytes, 0) as usize, bytes.len());
             assert_eq!(bytes.len() % 4, 0);
