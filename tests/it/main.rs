@@ -11,11 +11,14 @@ mod framed;
 mod gateway;
 mod joined;
 mod limits;
+mod lossy;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]
 mod private_network;
 mod probe;
+#[cfg(feature = "quic")]
+mod quic;
 mod relay;
 mod reload;
 mod rooms;
