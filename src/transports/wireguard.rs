@@ -34,8 +34,10 @@ pub mod state_limits;
 pub mod state_replay;
 pub mod state_routes;
 pub mod state_train;
+mod state_uapi;
 mod table;
 pub mod uapi;
+mod uapi_device;
 
 pub use actor_device::{DeviceMsg, Inside, PeerView, Report};
 pub use codec_keys::{PublicKey, SecretKey};
@@ -49,3 +51,4 @@ pub use router::Router;
 pub use settings::{DEFAULT_MTU, PeerSettings, PeerToPeer, Settings, Threading};
 pub use state_limits::PeerLimit;
 pub use state_routes::{Network, Routes};
+pub use uapi_device::Live;
