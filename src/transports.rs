@@ -3,8 +3,12 @@
 
 pub mod framed;
 pub mod kit;
+#[cfg(feature = "wireguard")]
+pub mod netstack;
 pub mod relay;
 pub mod tcp;
+#[cfg(feature = "tls")]
+pub mod tls;
 #[cfg(feature = "wireguard")]
 pub mod tun;
 #[cfg(any(feature = "quic", feature = "wireguard"))]

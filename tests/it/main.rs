@@ -29,4 +29,6 @@ mod tun;
 mod tun_host;
 mod upstreams;
 #[cfg(feature = "wireguard")]
+mod wireguard;
+#[cfg(feature = "wireguard")]
 mod wireguard_uapi;

@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::codec_keys::{PublicKey, SecretKey};
-use super::state_routes::Network;
+use crate::transports::kit::routes::Network;
 
 /// A file as the gateway understands it.
 #[derive(Debug, Clone, PartialEq, Eq)]

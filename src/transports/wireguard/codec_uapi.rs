@@ -12,7 +12,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::codec_keys::{PublicKey, SecretKey};
-use super::state_routes::Network;
+use crate::transports::kit::routes::Network;
 
 /// The longest request, in bytes: some 100,000 peers.
 pub const MAX_REQUEST: usize = 16 << 20;

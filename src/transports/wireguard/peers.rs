@@ -11,9 +11,9 @@ use std::time::Instant;
 use super::actor_session::SessionMsg;
 use super::codec_keys::PublicKey;
 use super::settings::PeerSettings;
-use super::state_routes::{Network, Routes};
 use super::table::{Slot, Table};
 use crate::actors::Mail;
+use crate::transports::kit::routes::{Network, Routes};
 
 /// Peers of one interface, at most: each that is active keeps a place in its device's mailbox for the news of its end.
 pub const MOST_PEERS: usize = 65_536;

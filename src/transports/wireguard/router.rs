@@ -4,6 +4,7 @@
 //! A peer without a session is woken through its device. What leads nowhere or finds no room is dropped and counted.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use super::actor_device::DeviceMsg;
 use super::actor_session::SessionMsg;
@@ -11,6 +12,7 @@ use super::codec_inner;
 use super::table::{Published, View};
 use crate::actors::{Mail, Refused};
 use crate::transports::kit::packets::{Deliver, Packets};
+use crate::transports::netstack::Uplink;
 
 /// See the top of the file. One for each reader.
 pub struct Router {
@@ -124,3 +126,9 @@ impl Deliver for Router {
 }
 
 const MOST: usize = crate::transports::kit::packets::BATCH_PACKETS;
+
+impl Uplink for Router {
+    fn owner(&mut self, source: IpAddr) -> Option<u32> {
+        self.view.load().peer_of(source)
+    }
+}

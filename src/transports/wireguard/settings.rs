@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::codec_keys::{PublicKey, SecretKey};
 use super::engine::Rules;
 use super::state_limits::PeerLimit;
-use super::state_routes::Network;
+use crate::transports::kit::routes::Network;
 
 /// The MTU that fits every path of 1,500 bytes, with IPv6 outside.
 pub const DEFAULT_MTU: u16 = 1420;

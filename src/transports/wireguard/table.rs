@@ -9,8 +9,8 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::actor_session::SessionMsg;
-use super::state_routes::Routes;
 use crate::actors::Mail;
+use crate::transports::kit::routes::Routes;
 
 /// One peer, as others see it.
 #[derive(Debug, Default)]
