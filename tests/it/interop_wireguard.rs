@@ -126,9 +126,14 @@ impl Drop for Keys {
 
 /// wireguard-go with key 2 in a namespace; `peer` are words of `wg set` about us, key 1.
 fn theirs(netns: &mut Netns, keys: &Keys, addresses: &[&str], peer: &[&str]) -> String {
+    implementation(netns, keys, &["wireguard-go", "-f"], addresses, peer)
+}
+
+/// The same with another program.
+fn implementation(netns: &mut Netns, keys: &Keys, command: &[&str], addresses: &[&str], peer: &[&str]) -> String {
     let name = unique("wgo");
-    netns.spawn("wireguard-go", &["-f", &name]);
-    eventually("wireguard-go serves its socket", || Path::new(uapi::FOLDER).join(format!("{name}.sock")).exists());
+    netns.spawn(command[0], &[&command[1..], &[&name]].concat());
+    eventually("it serves its socket", || Path::new(uapi::FOLDER).join(format!("{name}.sock")).exists());
     let key = keys.file("theirs", &secret(2));
     let us = public_key(&secret(1)).to_string();
     netns.run("wg", &[&["set", &name, "listen-port", "51820", "private-key", &key, "peer", &us], peer].concat());
@@ -380,29 +385,43 @@ fn interop_wireguard_go_tcp_and_udp_at_speed() {
     assert!(lost < 1.0, "{lost} % lost at 20 Mbit/s");
 }
 
+/// Every packet that went in at one end came out at the other.
+fn nothing_is_lost(a: &Ours, b: &Ours) {
+    let moved = |from: &Ours, to: &Ours| {
+        let read = from.totals().get("tun_packets_out", &from.name, "");
+        let written = to.totals().get("tun_packets_in", &to.name, "");
+        (read, written)
+    };
+    eventually("all that is under way arrives", || {
+        let ((out, inward), (back, home)) = (moved(a, b), moved(b, a));
+        out == inward && back == home
+    });
+    for ours in [a, b] {
+        let totals = ours.totals();
+        let lost = totals.family("tun_dropped") + totals.family("wireguard_dropped") + totals.family("tun_offload_off");
+        assert_eq!(lost, 0, "{totals:?}");
+    }
+}
+
 #[test]
-fn interop_wireguard_between_two_of_ours_without_a_retransmit() {
+fn interop_wireguard_between_two_of_ours_loses_nothing() {
     let mut pair = Pair::new();
     let us = endpoint(peer(2, &["10.98.0.2/32", "fd98::2/128"]), "10.99.0.2:51820");
     let a = Ours::start(&pair.a, &["10.98.0.1/24", "fd98::1/64"], &[], settings(), vec![us]);
     let them = peer(1, &["10.98.0.1/32", "fd98::1/128"]);
-    let b = Ours::start(
-        &pair.b,
-        &["10.98.0.2/24", "fd98::2/64"],
-        &[],
-        Settings::new(&unique("pwg"), secret(2)),
-        vec![them],
-    );
+    let name = unique("pwg");
+    let b = Ours::start(&pair.b, &["10.98.0.2/24", "fd98::2/64"], &[], Settings::new(&name, secret(2)), vec![them]);
     pair.a.reaches("10.98.0.2");
     for arguments in [&["-t", "2"][..], &["-t", "2", "-R"]] {
         let json = iperf(&mut pair, "10.98.0.2", arguments);
         let bits = json["end"]["sum_received"]["bits_per_second"].as_f64().unwrap();
         assert!(bits > 1e7, "{bits} bit/s");
-        assert_eq!(json["end"]["sum_sent"]["retransmits"].as_u64(), Some(0), "{:?} {:?}", a.totals(), b.totals());
+        // Nothing was lost, so whatever is sent again was only late: on a busy machine a few are.
+        let again = json["end"]["sum_sent"]["retransmits"].as_u64().unwrap();
+        assert!(again < 100, "{again} retransmits");
     }
-    let json = iperf(&mut pair, "fd98::2", &["-u", "-b", "100M", "-l", "1350", "-t", "2"]);
-    let lost = json["end"]["sum"]["lost_percent"].as_f64().unwrap();
-    assert!(lost < 1.0, "{lost} % lost at 100 Mbit/s: {:?} {:?}", a.totals(), b.totals());
+    iperf(&mut pair, "fd98::2", &["-u", "-b", "100M", "-l", "1350", "-t", "2"]);
+    nothing_is_lost(&a, &b);
 }
 
 /// A file for wg-quick, as we print it for a client, brought up by wg-quick with wireguard-go.
@@ -459,4 +478,47 @@ fn interop_wg_quick_brings_up_a_client_of_ours() {
         assert_eq!(pair.b.pings("10.98.0.1", 10), 10);
         eventually("we show where it is", || ours.shown()[0][2].starts_with("10.99.0.2:"));
     }
+}
+
+#[test]
+#[ignore = "makes boringtun-cli first: make interop"]
+fn interop_wireguard_boringtun() {
+    let program = std::env::var("PORTWAY_BORINGTUN").expect("the path of boringtun-cli, which make interop sets");
+    for we_begin in [true, false] {
+        let mut pair = Pair::new();
+        let keys = Keys::new();
+        let psk = SecretKey::new([9; 32]);
+        let mut us = peer(2, &["10.98.0.2/32", "fd98::2/128"]);
+        us.preshared_key = Some(psk.clone());
+        let us = if we_begin { endpoint(us, "10.99.0.2:51820") } else { us };
+        let ours = Ours::start(&pair.a, &["10.98.0.1/24", "fd98::1/64"], &[], settings(), vec![us]);
+        let psk = keys.file("psk", &psk);
+        let mut words = vec!["preshared-key", &psk, "allowed-ips", "10.98.0.1/32,fd98::1/128"];
+        if !we_begin {
+            words.extend(["endpoint", "10.99.0.1:51820"]);
+        }
+        let command = [program.as_str(), "-f", "--disable-drop-privileges"];
+        implementation(&mut pair.b, &keys, &command, &["10.98.0.2/24", "fd98::2/64"], &words);
+        let (from, to) =
+            if we_begin { (&pair.a, ["10.98.0.2", "fd98::2"]) } else { (&pair.b, ["10.98.0.1", "fd98::1"]) };
+        from.reaches(to[0]);
+        from.reaches(to[1]);
+        assert_eq!(from.pings(to[0], 20), 20);
+        let json = iperf(&mut pair, "10.98.0.2", &["-t", "2"]);
+        assert!(json["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() > 1e7);
+        assert_eq!(ours.totals().family("wireguard_handshakes"), 1);
+    }
+}
+
+#[test]
+#[ignore = "takes 140 s: make interop"]
+fn interop_wireguard_go_takes_new_keys_when_the_protocol_says_so() {
+    let both = Both::new(settings(), &["10.98.0.2/32"], &[]);
+    both.pair.a.reaches("10.98.0.2");
+    // Once a second, over the 120 s after which whoever began asks for new keys.
+    for second in 0..140 {
+        assert_eq!(both.pair.a.pings("10.98.0.2", 1), 1, "after {second} s");
+        std::thread::sleep(Duration::from_millis(950));
+    }
+    assert_eq!(both.ours.totals().family("wireguard_handshakes"), 2);
 }
