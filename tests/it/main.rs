@@ -14,6 +14,12 @@ mod limits;
 mod probe;
 #[cfg(feature = "quic")]
 mod quic;
+#[cfg(feature = "quic")]
+mod quic_ends;
+#[cfg(feature = "quic")]
+mod quic_moving;
+#[cfg(feature = "quic")]
+mod quic_strangers;
 mod relay;
 mod reload;
 mod rooms;
