@@ -159,7 +159,7 @@ impl ConnectionActor {
                     application.message(m, &mut self.engine);
                 }
             }
-            other => self.remote.request(other, &mut self.engine),
+            Request::OfStreams(asked) => self.remote.request(asked, &mut self.engine),
         }
     }
 
@@ -167,11 +167,12 @@ impl ConnectionActor {
     fn dispatch(&mut self, turn: &Turn<'_, ToConnection>) -> bool {
         for _ in 0..EVENTS {
             let Some(event) = self.engine.events.pop_front() else { return false };
-            match &event {
-                Event::Connected => self.connected(turn),
-                Event::PathChanged { .. } => self.shared.counters.migrations.add(1),
-                Event::Closed(end) => self.closed_now(end, turn),
-                _ => {}
+            if event == Event::Connected {
+                self.connected(turn);
+            } else if let Event::Closed(end) = &event {
+                self.closed_now(end, turn);
+            } else if let Event::PathChanged { .. } = &event {
+                self.shared.counters.migrations.add(1);
             }
             self.remote.on(&event, &mut self.engine);
             if let User::Application(application) = &mut self.user {

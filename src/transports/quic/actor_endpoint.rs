@@ -140,7 +140,7 @@ impl Endpoint {
     }
 
     /// Reads the socket for one run.
-    fn read(&mut self, turn: &mut Turn<'_, ToEndpoint>) -> Result<Progress, Fault> {
+    fn read(&mut self, turn: &Turn<'_, ToEndpoint>) -> Result<Progress, Fault> {
         let Some(shared) = self.shared.clone() else { return Ok(Progress::Idle) };
         let began = turn.now();
         for count in 1..=READS {

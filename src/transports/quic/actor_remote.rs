@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use super::actor_engine::Engine;
-use super::messages::{Direction, Granted, NewStream, Request, SendShared};
+use super::messages::{Asked, Direction, Granted, NewStream, SendShared};
 use super::session::{Event, OpenError, Read, Session, StreamError, StreamId, StreamKind};
 use super::state_credit::take_both;
 use super::state_datagrams::{Datagram, NotQueued};
@@ -25,6 +25,8 @@ const READ: usize = 1 << 20;
 
 type Reading = (usize, Reply<Result<Read, StreamError>>);
 
+type Opening = (StreamKind, Priority, Reply<Result<NewStream, OpenError>>);
+
 struct Crediting {
     stream: StreamId,
     bytes: usize,
@@ -36,7 +38,7 @@ struct Crediting {
 pub(super) struct Remote {
     reading: BTreeMap<StreamId, VecDeque<Reading>>,
     crediting: VecDeque<Crediting>,
-    opening: VecDeque<(StreamKind, Priority, Reply<Result<NewStream, OpenError>>)>,
+    opening: VecDeque<Opening>,
     accepting: VecDeque<(StreamKind, Reply<Result<NewStream, OpenError>>)>,
     /// Opened by the peer and not yet given to a handle.
     opened: VecDeque<StreamId>,
@@ -56,9 +58,9 @@ impl Remote {
     }
 
     /// Does what a handle asks for, as far as it concerns streams, datagrams and events.
-    pub(super) fn request(&mut self, request: Request, engine: &mut Engine) {
+    pub(super) fn request(&mut self, request: Asked, engine: &mut Engine) {
         match request {
-            Request::Write { stream, bytes, done } => {
+            Asked::Write { stream, bytes, done } => {
                 let length = bytes.len();
                 let shared = engine.send_shared(stream);
                 if engine.push(stream, bytes, done).is_err()
@@ -67,28 +69,28 @@ impl Remote {
                     shared.credit.give(length);
                 }
             }
-            Request::Credit { stream, bytes, reply } => self.want_credit(stream, bytes, reply, engine),
+            Asked::Credit { stream, bytes, reply } => self.want_credit(stream, bytes, reply, engine),
             // What comes too late for a stream is known to its handle by its fate.
-            Request::Finish(stream) => {
+            Asked::Finish(stream) => {
                 let _late = engine.finish(stream);
             }
-            Request::Reset(stream, code) => {
+            Asked::Reset(stream, code) => {
                 let _known = engine.reset(stream, code);
             }
-            Request::Prioritise(stream, priority) => engine.prioritise(stream, priority),
-            Request::Expire(stream, at, code) => engine.expire(stream, at, code),
-            Request::Read { stream, max, reply } => self.read(stream, max.clamp(1, READ), reply, engine),
-            Request::Stop(stream, code) => {
+            Asked::Prioritise(stream, priority) => engine.prioritise(stream, priority),
+            Asked::Expire(stream, at, code) => engine.expire(stream, at, code),
+            Asked::Read { stream, max, reply } => self.read(stream, max.clamp(1, READ), reply, engine),
+            Asked::Stop(stream, code) => {
                 let _known = engine.stop(stream, code);
                 self.end_reading(stream, StreamError::Finished);
             }
-            Request::Released(stream, Direction::Send) => {
+            Asked::Released(stream, Direction::Send) => {
                 let _late = engine.finish(stream);
             }
-            Request::Released(stream, Direction::Receive) => {
+            Asked::Released(stream, Direction::Receive) => {
                 let _known = engine.stop(stream, 0);
             }
-            Request::Open { kind, priority, reply } => match engine.open(kind, priority) {
+            Asked::Open { kind, priority, reply } => match engine.open(kind, priority) {
                 Ok(stream) => drop(reply.send(Ok(new_stream(stream, engine)))),
                 Err(OpenError::Limit) if self.has_room() => {
                     self.waiting += 1;
@@ -97,7 +99,7 @@ impl Remote {
                 Err(OpenError::Limit) => drop(reply.send(Err(OpenError::Busy))),
                 Err(error) => drop(reply.send(Err(error))),
             },
-            Request::Accept { kind, reply } => {
+            Asked::Accept { kind, reply } => {
                 if self.has_room() {
                     self.waiting += 1;
                     self.accepting.push_back((kind, reply));
@@ -106,15 +108,15 @@ impl Remote {
                     drop(reply.send(Err(OpenError::Busy)));
                 }
             }
-            Request::Datagram { datagram, reply } => self.datagram(datagram, reply, engine),
-            Request::Datagrams(reply) => {
+            Asked::Datagram { datagram, reply } => self.datagram(datagram, reply, engine),
+            Asked::Datagrams(reply) => {
                 if self.has_room() {
                     self.waiting += 1;
                     self.datagrams.push_back(reply);
                     self.give_datagrams(engine);
                 }
             }
-            Request::Events(reply) => {
+            Asked::Events(reply) => {
                 // One reads at a time: the one before learns that it was replaced.
                 self.events = Some(reply);
                 if !std::mem::replace(&mut self.watched, true) {
@@ -129,12 +131,11 @@ impl Remote {
                 }
                 self.give_events();
             }
-            Request::MaxDatagram(reply) => drop(reply.send(engine.max_datagram())),
-            Request::Info(reply) => drop(reply.send(engine.info())),
-            Request::Session(reply) => {
+            Asked::MaxDatagram(reply) => drop(reply.send(engine.max_datagram())),
+            Asked::Info(reply) => drop(reply.send(engine.info())),
+            Asked::Session(reply) => {
                 drop(reply.send(engine.quic.session().map(Bytes::copy_from_slice)));
             }
-            Request::Close { .. } | Request::Abandoned | Request::Join(_) | Request::Tell(_) => {}
         }
     }
 

@@ -215,7 +215,7 @@ mod tests {
         let mut handshake = packet.clone();
         handshake[0] = 0xe3;
         assert_eq!(peek(&handshake), Ok(Peek::Long { dcid: &[1; 8] }));
-        let mut foreign = packet.clone();
+        let mut foreign = packet;
         foreign[4] = 9;
         assert_eq!(peek(&foreign), Ok(Peek::Foreign { version: 9, dcid: &[1; 8], scid: &[2; 5] }));
         let mut short = vec![0x41; 40];

@@ -14,12 +14,12 @@ use bytes::Bytes;
 
 use super::actor_engine::Engine;
 use super::handle_stream::{RecvStream, SendStream};
-use super::messages::{Farewell, NewStream, Request, ToConnection};
+use super::messages::{Asked, Farewell, NewStream, Request, ToConnection};
 use super::session::{Code, End, Event, Info, OpenError, Role, Session, StreamKind, Who};
 use super::state_credit::Credit;
 use super::state_datagrams::{Datagram, NotQueued};
 use super::state_streams::Priority;
-use crate::actors::{Answer, Mail, Permit, Refused, Reply};
+use crate::actors::{Mail, Permit, Refused, Reply};
 
 /// A connection. See the top of the file.
 #[derive(Clone)]
@@ -124,6 +124,19 @@ impl Connection {
         &self.inner.mail
     }
 
+    /// As [`tell`](Self::tell), for what concerns streams.
+    pub(super) async fn tell_asked(&self, asked: Asked) -> Result<(), Closed> {
+        self.tell(Request::OfStreams(asked)).await
+    }
+
+    /// Tells the actor what must not wait; past data if the mailbox is full.
+    pub(super) fn insist(&self, asked: Asked) {
+        let told = self.inner.mail.tell(ToConnection::Request(Request::OfStreams(asked)));
+        if let Err(Refused::Full(m)) = told {
+            let _ended = self.inner.mail.urgent(m);
+        }
+    }
+
     /// Tells the actor, waiting for room in its mailbox if need be.
     pub(super) async fn tell(&self, request: Request) -> Result<(), Closed> {
         match self.inner.mail.tell(ToConnection::Request(request)) {
@@ -137,14 +150,10 @@ impl Connection {
     }
 
     /// Tells the actor something that brings an answer.
-    pub(super) async fn ask<R>(&self, make: impl FnOnce(Reply<R>) -> Request) -> Result<Answer<R>, Closed> {
+    pub(super) async fn answer<R>(&self, make: impl FnOnce(Reply<R>) -> Asked) -> Result<R, Closed> {
         let (reply, answer) = Reply::new();
-        self.tell(make(reply)).await?;
-        Ok(answer)
-    }
-
-    pub(super) async fn answer<R>(&self, make: impl FnOnce(Reply<R>) -> Request) -> Result<R, Closed> {
-        self.ask(make).await?.0.await.map_err(|_| Closed)
+        self.tell_asked(make(reply)).await?;
+        answer.0.await.map_err(|_| Closed)
     }
 
     /// Which end this is.
@@ -224,12 +233,12 @@ impl Connection {
     }
 
     async fn opened(&self, kind: StreamKind, priority: Priority) -> Result<NewStream, OpenError> {
-        let answer = self.answer(|reply| Request::Open { kind, priority, reply }).await;
+        let answer = self.answer(|reply| Asked::Open { kind, priority, reply }).await;
         answer.map_err(|_| OpenError::Closed)?
     }
 
     async fn accepted(&self, kind: StreamKind) -> Result<NewStream, OpenError> {
-        self.answer(|reply| Request::Accept { kind, reply }).await.map_err(|_| OpenError::Closed)?
+        self.answer(|reply| Asked::Accept { kind, reply }).await.map_err(|_| OpenError::Closed)?
     }
 
     async fn send_stream(&self, new: NewStream) -> Result<SendStream, OpenError> {
@@ -247,7 +256,7 @@ impl Connection {
     /// # Errors
     /// See [`DatagramError`].
     pub async fn send_datagram(&self, datagram: Datagram) -> Result<(), DatagramError> {
-        let queued = self.answer(|reply| Request::Datagram { datagram, reply: Some(reply) }).await;
+        let queued = self.answer(|reply| Asked::Datagram { datagram, reply: Some(reply) }).await;
         match queued {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) if self.inner.ended.get().is_some() => Err(DatagramError::Closed),
@@ -262,7 +271,8 @@ impl Connection {
     /// # Errors
     /// [`DatagramError::Dropped`] if the mailbox is full, or `Closed`.
     pub fn cast_datagram(&self, datagram: Datagram) -> Result<(), DatagramError> {
-        let told = self.inner.mail.tell(ToConnection::Request(Request::Datagram { datagram, reply: None }));
+        let told =
+            self.inner.mail.tell(ToConnection::Request(Request::OfStreams(Asked::Datagram { datagram, reply: None })));
         told.map_err(|refused| if refused.is_full() { DatagramError::Dropped } else { DatagramError::Closed })
     }
 
@@ -271,7 +281,7 @@ impl Connection {
     /// # Errors
     /// [`Closed`].
     pub async fn max_datagram(&self) -> Result<Option<usize>, Closed> {
-        self.answer(Request::MaxDatagram).await
+        self.answer(Asked::MaxDatagram).await
     }
 
     /// Waits for datagrams; answers at least one and at most 64, in the order they came.
@@ -279,7 +289,7 @@ impl Connection {
     /// # Errors
     /// [`Closed`].
     pub async fn datagrams(&self) -> Result<Vec<Bytes>, Closed> {
-        self.answer(Request::Datagrams).await
+        self.answer(Asked::Datagrams).await
     }
 
     /// What happens from now on. One reader at a time: a second one takes over from the first.
@@ -293,7 +303,7 @@ impl Connection {
     /// # Errors
     /// [`Closed`].
     pub async fn info(&self) -> Result<Info, Closed> {
-        self.answer(Request::Info).await
+        self.answer(Asked::Info).await
     }
 
     /// The session to resume with, once the server has sent one: for [`connect`](super::QuicClient::connect).
@@ -301,7 +311,7 @@ impl Connection {
     /// # Errors
     /// [`Closed`].
     pub async fn session(&self) -> Result<Option<Bytes>, Closed> {
-        self.answer(Request::Session).await
+        self.answer(Asked::Session).await
     }
 
     /// Hands a message to the application that runs inside the connection. Dropped if there is none.
@@ -324,8 +334,10 @@ impl Connection {
 
     /// Waits until the connection has ended and its close has left; answers why, and its last reading.
     pub async fn join(&self) -> Farewell {
-        let answer = self.answer(Request::Join).await;
-        answer.unwrap_or_else(|Closed| self.farewell())
+        let (reply, answer) = Reply::new();
+        let asked = self.tell(Request::Join(reply)).await;
+        let answer = if asked.is_ok() { answer.0.await.ok() } else { None };
+        answer.unwrap_or_else(|| self.farewell())
     }
 
     /// What is known of a connection that is no more.
@@ -376,7 +388,7 @@ impl Events {
             return None;
         }
         if self.queue.is_empty() {
-            match self.connection.answer(Request::Events).await {
+            match self.connection.answer(Asked::Events).await {
                 Ok(events) => self.queue.extend(events),
                 Err(Closed) if self.connection.mail().is_closed() => {
                     self.queue.push_back(Event::Closed(self.connection.farewell().end));

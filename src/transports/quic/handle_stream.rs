@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 
 use super::handle::{Closed, Connection};
-use super::messages::{Direction, Granted, Request, SendShared, ToConnection};
+use super::messages::{Asked, Direction, Granted, Request, SendShared, ToConnection};
 use super::session::{Read, StreamError, StreamId};
 use super::state_credit::take_both;
 use super::state_streams::Priority;
@@ -32,8 +32,8 @@ impl Drop for SendInner {
         if let Some(release) = self.release.take()
             && self.shared.fate.get().is_none()
         {
-            let released = Request::Released(self.id, Direction::Send);
-            let _ended = release.tell(ToConnection::Request(released));
+            let released = Asked::Released(self.id, Direction::Send);
+            let _ended = release.tell(ToConnection::Request(Request::OfStreams(released)));
         }
     }
 }
@@ -118,8 +118,8 @@ impl SendStream {
                 answer = Some(later);
                 reply
             });
-            let write = Request::Write { stream: self.inner.id, bytes: piece, done };
-            match self.inner.connection.mail().tell(ToConnection::Request(write)) {
+            let write = Asked::Write { stream: self.inner.id, bytes: piece, done };
+            match self.inner.connection.mail().tell(ToConnection::Request(Request::OfStreams(write))) {
                 Ok(()) => {}
                 Err(Refused::Full(m)) => {
                     let room = self.inner.connection.mail().permit(0).await.map_err(|_| self.why())?;
@@ -145,16 +145,35 @@ impl SendStream {
             return Err(StreamError::Full(credit.free().min(connection.free())));
         }
         let length = bytes.len();
-        let write = Request::Write { stream: self.inner.id, bytes, done: None };
-        self.inner.connection.mail().tell(ToConnection::Request(write)).map_err(|refused| {
+        let write = Asked::Write { stream: self.inner.id, bytes, done: None };
+        self.inner.connection.mail().tell(ToConnection::Request(Request::OfStreams(write))).map_err(|refused| {
             credit.give(length);
             connection.give(length);
             if refused.is_full() { StreamError::Full(0) } else { self.why() }
         })
     }
 
+    /// Writes bytes for which credit was granted. Never waits: `Busy` if the mailbox is full.
+    pub(super) fn write_granted(&self, granted: Granted, bytes: Bytes) -> Result<(), StreamError> {
+        let write = Asked::Write { stream: self.inner.id, bytes, done: None };
+        let told = self.inner.connection.mail().tell(ToConnection::Request(Request::OfStreams(write)));
+        match told {
+            Ok(()) => {
+                granted.spend();
+                Ok(())
+            }
+            Err(refused) if refused.is_full() => Err(StreamError::Busy),
+            Err(_) => Err(self.why()),
+        }
+    }
+
+    /// Gives the stream up without waiting.
+    pub(super) fn reset_now(&self, code: u64) {
+        self.inner.connection.insist(Asked::Reset(self.inner.id, code));
+    }
+
     /// Takes credit, standing in line with others if need be.
-    async fn credit(&self, bytes: usize) -> Result<Granted, StreamError> {
+    pub(super) async fn credit(&self, bytes: usize) -> Result<Granted, StreamError> {
         self.check()?;
         let connection = self.inner.connection.credit();
         let shared = &self.inner.shared;
@@ -162,7 +181,7 @@ impl SendStream {
             return Ok(Granted { stream: shared.clone(), connection: connection.clone(), bytes });
         }
         let stream = self.inner.id;
-        let asked = self.inner.connection.answer(|reply| Request::Credit { stream, bytes, reply }).await;
+        let asked = self.inner.connection.answer(|reply| Asked::Credit { stream, bytes, reply }).await;
         match asked {
             // The actor's word for a stream that is over; the reason is in `fate`.
             Ok(Err(StreamError::Finished)) => Err(self.why_finished()),
@@ -189,7 +208,7 @@ impl SendStream {
     /// See [`StreamError`].
     pub async fn finish(&self) -> Result<(), StreamError> {
         self.check()?;
-        self.inner.connection.tell(Request::Finish(self.inner.id)).await.map_err(|Closed| self.why())
+        self.inner.connection.tell_asked(Asked::Finish(self.inner.id)).await.map_err(|Closed| self.why())
     }
 
     /// Gives the stream up: what was not sent is dropped, and the peer is told `code`.
@@ -198,7 +217,7 @@ impl SendStream {
     /// See [`StreamError`].
     pub async fn reset(&self, code: u64) -> Result<(), StreamError> {
         self.check()?;
-        self.inner.connection.tell(Request::Reset(self.inner.id, code)).await.map_err(|Closed| self.why())
+        self.inner.connection.tell_asked(Asked::Reset(self.inner.id, code)).await.map_err(|Closed| self.why())
     }
 
     /// Changes the priority, for what is not sent yet.
@@ -207,8 +226,8 @@ impl SendStream {
     /// See [`StreamError`].
     pub async fn prioritise(&self, priority: Priority) -> Result<(), StreamError> {
         self.check()?;
-        let request = Request::Prioritise(self.inner.id, priority);
-        self.inner.connection.tell(request).await.map_err(|Closed| self.why())
+        let request = Asked::Prioritise(self.inner.id, priority);
+        self.inner.connection.tell_asked(request).await.map_err(|Closed| self.why())
     }
 
     /// If data are unsent at `at`, the stream is given up with `code`. `None` takes it back.
@@ -217,8 +236,8 @@ impl SendStream {
     /// See [`StreamError`].
     pub async fn expire(&self, at: Option<Instant>, code: u64) -> Result<(), StreamError> {
         self.check()?;
-        let request = Request::Expire(self.inner.id, at, code);
-        self.inner.connection.tell(request).await.map_err(|Closed| self.why())
+        let request = Asked::Expire(self.inner.id, at, code);
+        self.inner.connection.tell_asked(request).await.map_err(|Closed| self.why())
     }
 }
 
@@ -237,8 +256,8 @@ struct RecvInner {
 impl Drop for RecvInner {
     fn drop(&mut self) {
         if let Some(release) = self.release.take() {
-            let released = Request::Released(self.id, Direction::Receive);
-            let _ended = release.tell(ToConnection::Request(released));
+            let released = Asked::Released(self.id, Direction::Receive);
+            let _ended = release.tell(ToConnection::Request(Request::OfStreams(released)));
         }
     }
 }
@@ -275,7 +294,7 @@ impl RecvStream {
     /// See [`StreamError`].
     pub async fn read(&self, max: usize) -> Result<Option<Bytes>, StreamError> {
         let stream = self.inner.id;
-        let read = self.inner.connection.answer(|reply| Request::Read { stream, max, reply }).await;
+        let read = self.inner.connection.answer(|reply| Asked::Read { stream, max, reply }).await;
         match read {
             Ok(Ok(Read::Data(bytes))) => Ok(Some(bytes)),
             Ok(Ok(Read::End | Read::Nothing)) => Ok(None),
@@ -299,11 +318,16 @@ impl RecvStream {
         Ok(all.freeze())
     }
 
+    /// Wants no more, without waiting.
+    pub(super) fn stop_now(&self, code: u64) {
+        self.inner.connection.insist(Asked::Stop(self.inner.id, code));
+    }
+
     /// Wants no more: what comes is dropped, and the peer is told `code`.
     ///
     /// # Errors
     /// [`StreamError::Closed`].
     pub async fn stop(&self, code: u64) -> Result<(), StreamError> {
-        self.inner.connection.tell(Request::Stop(self.inner.id, code)).await.map_err(|Closed| StreamError::Closed)
+        self.inner.connection.tell_asked(Asked::Stop(self.inner.id, code)).await.map_err(|Closed| StreamError::Closed)
     }
 }

@@ -49,6 +49,22 @@ pub(super) enum ToConnection {
 
 /// What a handle asks for.
 pub(super) enum Request {
+    /// What concerns streams, datagrams, events and readings.
+    OfStreams(Asked),
+    Close {
+        code: u64,
+        text: Arc<str>,
+    },
+    /// The last handle is gone.
+    Abandoned,
+    /// Answered when the connection has ended and its close has left.
+    Join(Reply<Farewell>),
+    /// For the application inside.
+    Tell(Box<dyn Any + Send>),
+}
+
+/// What those with handles ask of a connection's streams and datagrams.
+pub(super) enum Asked {
     /// Credit was taken for the bytes.
     Write {
         stream: StreamId,
@@ -88,17 +104,8 @@ pub(super) enum Request {
     Datagrams(Reply<Vec<Bytes>>),
     MaxDatagram(Reply<Option<usize>>),
     Events(Reply<Vec<Event>>),
-    Close {
-        code: u64,
-        text: Arc<str>,
-    },
-    /// The last handle is gone.
-    Abandoned,
     Info(Reply<Info>),
-    /// Answered when the connection has ended and its close has left.
-    Join(Reply<Farewell>),
     Session(Reply<Option<Bytes>>),
-    Tell(Box<dyn Any + Send>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +148,15 @@ pub(super) struct Granted {
 }
 
 impl Granted {
+    /// Keeps at most `bytes` and gives the rest back; answers how many are kept.
+    pub(super) fn keep(&mut self, bytes: usize) -> usize {
+        let surplus = self.bytes.saturating_sub(bytes);
+        self.stream.credit.give(surplus);
+        self.connection.give(surplus);
+        self.bytes -= surplus;
+        self.bytes
+    }
+
     /// The credit is used: it goes with the bytes.
     pub(super) fn spend(mut self) {
         self.bytes = 0;

@@ -16,7 +16,7 @@ use super::actor_engine::Engine;
 use super::actor_listen::Listen;
 use super::codec_token::Secrets;
 use super::handle::{Closed, Connection};
-use super::messages::{Request, Status, ToConnection, ToEndpoint};
+use super::messages::{Asked, Request, Status, ToConnection, ToEndpoint};
 use super::session::{Application, Info, Session};
 use super::settings::ServerSettings;
 use crate::actors::{AskError, Control, Exit, Fault, Mail, Mesh, Place, Protocol, Reply, SpawnError, Spec, Turn};
@@ -264,7 +264,9 @@ pub(super) async fn connections(endpoints: &[Mail<ToEndpoint>], most: usize) -> 
     for mail in endpoints {
         let Ok(mails) = mail.ask(|reply| ToEndpoint::List(most, reply), PATIENCE).await else { continue };
         let asked: Vec<Result<Info, AskError>> = futures_util::future::join_all(
-            mails.iter().map(|mail| mail.ask(|reply| ToConnection::Request(Request::Info(reply)), PATIENCE)),
+            mails
+                .iter()
+                .map(|mail| mail.ask(|reply| ToConnection::Request(Request::OfStreams(Asked::Info(reply))), PATIENCE)),
         )
         .await;
         all.extend(asked.into_iter().flatten());

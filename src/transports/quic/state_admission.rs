@@ -165,7 +165,7 @@ impl Admission {
                 return &mut self.others;
             }
         }
-        self.sources.entry(key).or_insert(Bucket { level: u64::from(limits.burst) * 1_000, at: now })
+        self.sources.entry(key).or_insert_with(|| Bucket { level: u64::from(limits.burst) * 1_000, at: now })
     }
 }
 

@@ -332,5 +332,5 @@ impl<T> Sending<T> {
 }
 
 #[cfg(test)]
-#[path = "state_streams_tests.rs"]
+#[path = "streams_tests.rs"]
 mod tests;

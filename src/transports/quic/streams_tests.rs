@@ -165,7 +165,7 @@ proptest! {
             sending.open(stream, Priority::default());
         }
         let offer = |sending: &mut Sending<usize>, sent: &mut [Vec<u8>; 4], room: usize| {
-            let Some(mut piece) = sending.next() else { return None };
+            let mut piece = sending.next()?;
             let took = room.min(piece.bytes.len());
             let rest = piece.bytes.split_off(took);
             sent[piece.stream as usize].extend(&piece.bytes);
