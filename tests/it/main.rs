@@ -11,6 +11,7 @@ mod framed;
 mod gateway;
 mod joined;
 mod limits;
+mod lossy;
 mod probe;
 #[cfg(feature = "quic")]
 mod quic;
