@@ -17,6 +17,8 @@ pub mod cli;
 pub mod config;
 mod config_quic;
 mod control;
+#[cfg(feature = "wireguard")]
+mod keygen;
 mod limits;
 mod listeners;
 mod log;
@@ -34,6 +36,8 @@ mod report_source;
 mod service;
 pub mod units;
 pub mod upstreams;
+#[cfg(feature = "wireguard")]
+pub mod wg_conf;
 
 use std::collections::BTreeMap;
 use std::fmt;

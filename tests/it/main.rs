@@ -12,6 +12,10 @@ mod gateway;
 mod joined;
 mod limits;
 mod lossy;
+#[cfg(feature = "wireguard")]
+mod netns;
+#[cfg(feature = "wireguard")]
+mod private_network;
 mod probe;
 #[cfg(feature = "quic")]
 mod quic;
@@ -26,4 +30,12 @@ mod reload;
 mod rooms;
 mod service;
 mod supervise;
+#[cfg(feature = "wireguard")]
+mod tun;
+#[cfg(feature = "wireguard")]
+mod tun_host;
 mod upstreams;
+#[cfg(feature = "wireguard")]
+mod wireguard;
+#[cfg(feature = "wireguard")]
+mod wireguard_uapi;
