@@ -21,6 +21,12 @@ mod private_network;
 mod probe;
 #[cfg(feature = "quic")]
 mod quic;
+#[cfg(feature = "quic")]
+mod quic_ends;
+#[cfg(feature = "quic")]
+mod quic_moving;
+#[cfg(feature = "quic")]
+mod quic_strangers;
 mod relay;
 mod reload;
 mod rooms;
