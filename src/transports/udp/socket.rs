@@ -1,0 +1,249 @@
+//! One UDP socket that does not block: trains of datagrams in one system call each way, where the kernel can.
+//!
+//! Datagrams go out by segmentation offload (GSO) and come in merged (GRO), through quinn-udp. A network that refuses
+//! offload is met by single datagrams from then on, counted. Nothing is queued and nothing allocated here: what does
+//! not fit into the kernel's buffer is refused with `WouldBlock` and stays with the caller.
+//!
+//! The socket belongs to the arbiter it was made on. One actor reads and waits; others on the same arbiter may send.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io::{self, ErrorKind, IoSliceMut};
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::task::{Context, Poll, ready};
+
+use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use rustix::net::sockopt;
+use tokio::io::Interest;
+
+use super::options;
+
+/// The largest train the kernel takes or merges: 64 datagrams, 65,535 bytes with headers. Buffers for receiving should
+/// have this size; a longer train is cut by the kernel.
+pub const TRAIN: usize = 65_535;
+
+/// How a socket is set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Bytes of the kernel's receive buffer to ask for. The system may grant less, which is logged once per socket.
+    pub receive_buffer: usize,
+    /// Bytes of the kernel's send buffer to ask for.
+    pub send_buffer: usize,
+    /// Whether to send trains in one call where the system can. Off: every datagram is a call of its own.
+    pub gso: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { receive_buffer: 4 << 20, send_buffer: 4 << 20, gso: true }
+    }
+}
+
+/// A UDP socket on an arbiter. See the top of the file.
+pub struct UdpSocket {
+    io: tokio::net::UdpSocket,
+    state: UdpSocketState,
+    local: SocketAddr,
+    granted: (usize, usize),
+    gso: bool,
+    gso_refused: Cell<u64>,
+    /// Readiness is cleared in two steps, which holds only while the I/O driver runs on the same thread.
+    _pinned: PhantomData<*const ()>,
+}
+
+impl fmt::Debug for UdpSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UdpSocket").field("local", &self.local).field("gso", &self.gso()).finish_non_exhaustive()
+    }
+}
+
+impl UdpSocket {
+    /// Takes over a bound socket. Call it on the arbiter that will use it: the socket registers with its I/O driver
+    /// (tokio panics outside of one).
+    ///
+    /// # Errors
+    /// What the system says. Buffers smaller than asked for, and a missing offload, are no errors.
+    pub fn new(socket: std::net::UdpSocket, wanted: &Options) -> io::Result<Self> {
+        let state = UdpSocketState::new((&socket).into())?;
+        options::no_timestamps(&socket)?;
+        let local = socket.local_addr()?;
+        let granted = buffers(&socket, wanted)?;
+        let io = tokio::net::UdpSocket::from_std(socket)?;
+        Ok(Self { io, state, local, granted, gso: wanted.gso, gso_refused: Cell::new(0), _pinned: PhantomData })
+    }
+
+    /// The address it is bound to.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The local address a datagram was sent to: that of the socket, with the address the peer asked in place of a
+    /// wildcard. An answer whose [`Transmit::src_ip`] is this address's leaves from it.
+    #[must_use]
+    pub fn asked(&self, meta: &RecvMeta) -> SocketAddr {
+        meta.dst_ip.map_or(self.local, |ip| SocketAddr::new(ip, self.local.port()))
+    }
+
+    /// The bytes of the kernel's receive and send buffers.
+    #[must_use]
+    pub const fn granted(&self) -> (usize, usize) {
+        self.granted
+    }
+
+    /// How many datagrams one [`try_send`](Self::try_send) may hand to the kernel in one call: 64, or 1 if offload is
+    /// off, missing or was refused.
+    #[must_use]
+    pub fn max_gso_segments(&self) -> usize {
+        if self.gso { self.state.max_gso_segments() } else { 1 }
+    }
+
+    /// Whether trains leave in one call.
+    #[must_use]
+    pub fn gso(&self) -> bool {
+        self.max_gso_segments() > 1
+    }
+
+    /// How often the system refused a train and it was sent as single datagrams. It happens once: from then on trains
+    /// are not offered.
+    #[must_use]
+    pub const fn gso_refused(&self) -> u64 {
+        self.gso_refused.get()
+    }
+
+    /// How many datagrams the kernel dropped since nobody read them in time, modulo 2³²; nothing where it does not say.
+    /// A system call: for a timer, not for each datagram.
+    #[must_use]
+    pub fn dropped(&self) -> Option<u32> {
+        options::dropped(&self.io).ok()
+    }
+
+    /// Receives up to `buffers.len()` trains (at most [`BATCH_SIZE`](super::BATCH_SIZE)) and answers how many; `meta`
+    /// says of each whence it came and how long its datagrams are (`stride`, never 0; the last may be shorter). An
+    /// empty datagram has `len` 0. When there is nothing, the task of `cx` is woken when there is.
+    ///
+    /// # Errors
+    /// What the system says; never `WouldBlock`.
+    pub fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.io.poll_recv_ready(cx))?;
+            match self.io.try_io(Interest::READABLE, || self.try_recv(buffers, meta)) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+
+    /// As [`poll_recv`](Self::poll_recv), without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing; else what the system says.
+    pub fn try_recv(&self, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> io::Result<usize> {
+        let received = self.state.recv((&self.io).into(), buffers, meta)?;
+        for meta in meta.iter_mut().take(received) {
+            // Anybody may send an empty datagram, and `chunks(0)` panics.
+            meta.stride = meta.stride.max(1);
+        }
+        Ok(received)
+    }
+
+    /// Sends a datagram, or a train of them if `segment_size` is set, and answers how many bytes of `contents` are
+    /// gone: all, unless trains are sent one by one and the kernel's buffer is full in the midst of one. The rest is
+    /// the caller's to send again, after [`poll_writable`](Self::poll_writable).
+    ///
+    /// # Errors
+    /// `WouldBlock` when the kernel's buffer is full: nothing was sent. Any other error concerns the datagram at the
+    /// front of `contents` alone (too long for the path, no route to its destination): it is not sent, as if it had
+    /// been lost on the way, and the socket is as good as before.
+    pub fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<usize> {
+        let length = transmit.contents.len();
+        let segment = transmit.segment_size.filter(|segment| (1..length).contains(segment));
+        if segment.is_none() || self.gso() {
+            match self.send(transmit) {
+                Ok(()) => return Ok(length),
+                // quinn-udp has read the error as "no offload here" if it answers 1 now.
+                Err(_) if segment.is_some() && !self.gso() => {
+                    self.gso_refused.set(self.gso_refused.get() + 1);
+                    tracing::warn!(local = %self.local, "segmentation offload refused; sending single datagrams");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        singly(transmit.contents, segment.unwrap_or(length), |contents| {
+            self.send(&Transmit { contents, segment_size: None, ..*transmit })
+        })
+    }
+
+    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let sent = self.state.try_send((&self.io).into(), transmit);
+        if sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+            self.wait_for_room();
+        }
+        sent
+    }
+
+    /// Tells tokio that the socket is not writable, so that `poll_writable` waits for the kernel's next word. It cannot
+    /// have come since the send was refused: the I/O driver runs on this thread.
+    fn wait_for_room(&self) {
+        drop(self.io.try_io(Interest::WRITABLE, || io::Result::<()>::Err(ErrorKind::WouldBlock.into())));
+    }
+
+    /// Ready when there may be room to send again after `WouldBlock`; else the task of `cx` is woken when there is.
+    /// One task waits at a time: the last one that asked.
+    ///
+    /// # Errors
+    /// When the I/O driver is gone.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.poll_send_ready(cx)
+    }
+}
+
+/// Sends `contents` in pieces of `segment` bytes until one is refused, and answers how many bytes are gone.
+fn singly(contents: &[u8], segment: usize, mut send: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<usize> {
+    let mut sent = 0;
+    // An empty datagram is one piece too; `chunks` would give none, and refuses a length of 0.
+    if contents.is_empty() {
+        return send(contents).map(|()| 0);
+    }
+    for piece in contents.chunks(segment.max(1)) {
+        match send(piece) {
+            Ok(()) => sent += piece.len(),
+            Err(error) if sent == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(sent)
+}
+
+/// Asks for the buffers, beyond the system's limit where this process may, and says what was granted.
+fn buffers(socket: &std::net::UdpSocket, wanted: &Options) -> io::Result<(usize, usize)> {
+    if sockopt::set_socket_recv_buffer_size_force(socket, wanted.receive_buffer).is_err() {
+        sockopt::set_socket_recv_buffer_size(socket, wanted.receive_buffer)?;
+    }
+    if sockopt::set_socket_send_buffer_size_force(socket, wanted.send_buffer).is_err() {
+        sockopt::set_socket_send_buffer_size(socket, wanted.send_buffer)?;
+    }
+    // socket(7): Linux books twice the size for its own needs and answers that number.
+    let received = sockopt::socket_recv_buffer_size(socket)? / 2;
+    let sent = sockopt::socket_send_buffer_size(socket)? / 2;
+    if received < wanted.receive_buffer || sent < wanted.send_buffer {
+        tracing::info!(
+            receive_wanted = wanted.receive_buffer,
+            receive_granted = received,
+            send_wanted = wanted.send_buffer,
+            send_granted = sent,
+            "UDP buffers are smaller than asked for; net.core.rmem_max and wmem_max limit them"
+        );
+    }
+    Ok((received, sent))
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
