@@ -34,8 +34,10 @@ pub mod state_index;
 pub mod state_limits;
 pub mod state_replay;
 pub mod state_train;
+mod state_uapi;
 mod table;
 pub mod uapi;
+mod uapi_device;
 
 pub use crate::transports::kit::routes::{Network, Routes};
 pub use actor_device::{DeviceMsg, Inside, PeerView, Report};
@@ -50,3 +52,4 @@ pub use peers::MOST_PEERS;
 pub use router::Router;
 pub use settings::{DEFAULT_MTU, PeerSettings, PeerToPeer, Settings, Threading};
 pub use state_limits::PeerLimit;
+pub use uapi_device::Live;

@@ -9,6 +9,8 @@ mod config;
 mod embed;
 mod framed;
 mod gateway;
+#[cfg(feature = "wireguard")]
+mod interop_wireguard;
 mod joined;
 mod limits;
 mod lossy;
@@ -19,6 +21,12 @@ mod private_network;
 mod probe;
 #[cfg(feature = "quic")]
 mod quic;
+#[cfg(feature = "quic")]
+mod quic_ends;
+#[cfg(feature = "quic")]
+mod quic_moving;
+#[cfg(feature = "quic")]
+mod quic_strangers;
 mod relay;
 mod reload;
 mod rooms;
