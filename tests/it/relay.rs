@@ -13,7 +13,7 @@ use portway::transports::kit::balance::{Address, BalanceSettings, Balancer};
 use portway::transports::relay::{Connections, Header, ProxyVersion, RelaySettings};
 use portway::transports::tcp::{Acceptor, AcceptorSettings, bind};
 
-use crate::probe::{SOON, eventually, mesh, view, wait};
+use crate::probe::{SOON, eventually, mesh, stop, view, wait};
 
 /// A listener that relays.
 struct Running {
@@ -105,7 +105,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.mesh.stop().expect("not on an arbiter");
+        stop(&self.mesh);
     }
 }
 
