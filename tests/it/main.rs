@@ -13,6 +13,7 @@ mod joined;
 mod limits;
 mod probe;
 mod relay;
+mod relay_splice;
 mod reload;
 mod rooms;
 mod service;
