@@ -191,6 +191,18 @@ impl Binary {
         self.seen.clear();
     }
 
+    /// Bytes of memory that the process has in use, as the kernel counts them.
+    pub(crate) fn resident(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line of it");
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+    }
+
+    /// File descriptors that the process has open.
+    pub(crate) fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

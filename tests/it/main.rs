@@ -28,6 +28,7 @@ mod quic_moving;
 #[cfg(feature = "quic")]
 mod quic_strangers;
 mod relay;
+mod relay_splice;
 mod reload;
 mod rooms;
 mod service;
