@@ -138,10 +138,6 @@ impl ConnectionActor {
         self.shared.counters.packets_in.add(count);
         self.shared.counters.bytes_in.add(length as u64);
         self.shared.recycle(packets.buffer);
-        if matches!(self.purpose, Some(Purpose::Refused)) {
-            self.engine.give_up(Who::Local, CONNECTION_REFUSED, "refused");
-            self.close_by = Some(self.engine.now);
-        }
         if self.keep_alive_at.is_some() {
             self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
         }
@@ -213,7 +209,12 @@ impl ConnectionActor {
                     self.engine.give_up(Who::Local, CONNECTION_REFUSED, "backlog_full");
                 }
             }
-            Some(Purpose::Refused) | None => {}
+            Some(Purpose::Refused) => {
+                // Not earlier: quiche closes with its newest keys, and the client would not have them yet.
+                self.engine.give_up(Who::Local, CONNECTION_REFUSED, "refused");
+                self.close_by = Some(self.engine.now);
+            }
+            None => {}
         }
     }
 
