@@ -5,6 +5,8 @@ pub mod framed;
 pub mod kit;
 #[cfg(feature = "wireguard")]
 pub mod netstack;
+#[cfg(feature = "quic")]
+pub mod quic;
 pub mod relay;
 pub mod tcp;
 #[cfg(feature = "tls")]

@@ -87,6 +87,13 @@ pub fn main(builder: &Builder) -> ExitCode {
         Command::Status { json } => status(&config, json),
         Command::Reload => ask_reload(&config),
         Command::Check | Command::Example | Command::PrivateNetwork | Command::Keygen { .. } => {
+            #[cfg(feature = "wireguard")]
+            for listener in &config.listeners {
+                for warning in super::tunnels::of(listener).iter().flat_map(|tunnel| &tunnel.warnings) {
+                    let _unread =
+                        std::io::stderr().write_all(format!("warning: {}: {warning}\n", listener.name).as_bytes());
+                }
+            }
             let plural = if config.listeners.len() == 1 { "listener" } else { "listeners" };
             say(&format!("{}: fine, {} {plural}\n", path.display(), config.listeners.len()))
         }
@@ -147,7 +154,9 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
         },
         None => None,
     };
-    let gateway = match builder.start(config) {
+    // This very program, with `private-network` as its argument, is the helper of private networks.
+    let helped = std::env::current_exe().map(|program| builder.clone().helper(program));
+    let gateway = match helped.as_ref().unwrap_or(builder).start(config) {
         Ok(gateway) => gateway,
         Err(error) => return complain(&error, FAILED),
     };

@@ -13,11 +13,14 @@ mod gateway;
 mod interop_wireguard;
 mod joined;
 mod limits;
+mod lossy;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]
 mod private_network;
 mod probe;
+#[cfg(feature = "quic")]
+mod quic;
 mod relay;
 mod reload;
 mod rooms;

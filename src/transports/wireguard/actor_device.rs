@@ -32,7 +32,7 @@ use super::state_limits::Sources;
 use super::state_replay::Seen;
 use super::state_train::{ROOM, Train};
 use super::table::Published;
-use crate::actors::{Counter, Exit, Fault, Mail, Progress, Protocol, Reply, Turn, clock};
+use crate::actors::{Control, Counter, Exit, Fault, Mail, Progress, Protocol, Reply, Turn, clock};
 use crate::transports::kit::packets::{Deliver, Packets};
 use crate::transports::udp::{Options, RecvMeta, UdpSocket};
 
@@ -497,6 +497,12 @@ impl Protocol for Device {
 
     fn quiesce(&mut self, _: &mut Turn<'_, DeviceMsg>) {
         self.quiet = true;
+    }
+
+    fn closed(&mut self, _: &Exit) {
+        for (_, peer) in self.peers.iter() {
+            peer.running.iter().for_each(|running| running.mail.control(Control::Stop));
+        }
     }
 
     fn held(&self) -> usize {

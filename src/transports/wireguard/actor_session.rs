@@ -570,6 +570,11 @@ impl<E: Engine> Protocol for Session<E> {
     }
 
     fn on_deadline(&mut self, turn: &mut Turn<'_, SessionMsg>) -> Result<(), Fault> {
+        if self.parts.device.is_closed() {
+            // It ended in a panic, else it would have said so.
+            turn.stop();
+            return Ok(());
+        }
         // Bounded: each call either moves the engine's deadline or sends one of the few messages timers know.
         for _ in 0..8 {
             let more = turn.scratch(|turn, scratch| match self.engine.tick(scratch, turn.now()) {

@@ -9,11 +9,11 @@ use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol as Transport, Socket, Type};
 
 use super::actor_device::{DEVICE_INBOX, Device, DeviceMsg, Inside};
-use super::actor_sender::Sender;
+use super::actor_sender::{Sender, SenderMsg};
 use super::router::Router;
 use super::settings::{PeerSettings, Settings};
 use super::table::Published;
-use crate::actors::{Mail, Mesh, Place, SpawnError, Spec};
+use crate::actors::{Control, Mail, Mesh, Place, SpawnError, Spec};
 use crate::transports::kit::packets::Deliver;
 use crate::transports::udp::Options;
 
@@ -38,6 +38,7 @@ pub fn bind(address: SocketAddr) -> io::Result<StdSocket> {
 #[derive(Clone)]
 pub struct Interface {
     device: Mail<DeviceMsg>,
+    sender: Mail<SenderMsg>,
     published: Published,
 }
 
@@ -93,16 +94,28 @@ impl Interface {
         let device = mesh
             .spawn(Place::On(threading.rx()), spec, move || Device::new(settings, socket, table, to_sender, peers))
             .map_err(|error| {
-                sender.control(crate::actors::Control::Stop);
+                sender.control(Control::Stop);
                 StartError::Spawn(error)
             })?;
-        Ok(Self { device, published })
+        Ok(Self { device, sender, published })
     }
 
     /// The mailbox of its device.
     #[must_use]
     pub const fn device(&self) -> &Mail<DeviceMsg> {
         &self.device
+    }
+
+    /// How many peers have a session actor now.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.published.load().slots.iter().filter(|slot| slot.session.load().is_some()).count()
+    }
+
+    /// Ends it: its device, its sessions, its sending end.
+    pub fn stop(&self) {
+        self.device.control(Control::Stop);
+        self.sender.control(Control::Stop);
     }
 
     /// A way into its tunnels, for whatever reads packets inside.
