@@ -20,6 +20,7 @@ use super::local::Local;
 use super::mailbox::{AskError, Mail, Permit, Reply, Shared, WatchError};
 use super::mesh::{Mesh, Place, SpawnError, Spec};
 use super::metrics::Counter;
+use crate::memory::Buf;
 
 /// The state and the decisions of one actor.
 ///
@@ -353,6 +354,14 @@ impl<M: Send + 'static> Turn<'_, M> {
         let out = f(self, &mut scratch);
         local.scratch.replace(scratch);
         out
+    }
+
+    /// An empty buffer for this many bytes, of the arbiter's pools if they have one; else it takes memory of its own as
+    /// it is filled, which [`Buf::own_bytes`] tells. Up to 64 KiB come from pools. It goes back when it is dropped,
+    /// wherever that is.
+    #[must_use]
+    pub fn buffer(&self, bytes: usize) -> Buf {
+        self.local.buffers.get(bytes)
     }
 
     /// An empty buffer with capacity, if this arbiter has a spare one, else an empty one without.

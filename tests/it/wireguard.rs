@@ -10,7 +10,7 @@ use portway::transports::wireguard::{
     self as wg, DROPPED, DeviceMsg, Interface, PeerSettings, PeerView, SecretKey, Threading, public_key,
 };
 
-use crate::probe::{SOON, eventually, mesh, view, wait};
+use crate::probe::{SOON, eventually, mesh, stop, view, wait};
 
 fn secret(n: u8) -> SecretKey {
     SecretKey::new([n; 32])
@@ -136,5 +136,5 @@ fn echoes_through_a_tunnel_over_both_kinds_of_ip() {
     let totals = view(&mesh).totals;
     assert_eq!(totals.get("wireguard_handshakes", "server", ""), 1);
     assert_eq!(totals.get("netstack_accepted", "server", ""), 2);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
