@@ -49,9 +49,13 @@ mod tunnels_api;
 #[cfg(feature = "wireguard")]
 mod tunnels_inside;
 #[cfg(feature = "wireguard")]
+mod tunnels_kernel;
+#[cfg(feature = "wireguard")]
 mod tunnels_names;
 pub mod units;
 pub mod upstreams;
+#[cfg(feature = "wireguard")]
+mod wg_client;
 #[cfg(feature = "wireguard")]
 pub mod wg_conf;
 

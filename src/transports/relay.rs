@@ -1,7 +1,8 @@
 //! TCP relay: each client's stream joined to one server of an upstream, byte for byte.
 //!
 //! `codec` reads and writes PROXY protocol headers, `state` decides, `state_way` is one of its two directions, `actor`
-//! does the I/O, `dial` opens the stream to a server, `pipe` lets the kernel move the bytes.
+//! does the I/O, `dial` opens the stream to a server, `pipe` lets the kernel move the bytes, `onward` relays to where a
+//! client wanted to.
 //!
 //! # Ends
 //! The two directions end on their own: the end of one is passed on as a half-close, behind all its bytes. A reset is
@@ -21,6 +22,7 @@
 mod actor;
 mod codec;
 mod dial;
+mod onward;
 mod pipe;
 mod state;
 mod state_way;
@@ -28,5 +30,6 @@ mod state_way;
 pub use actor::{Connections, Relay};
 pub use codec::{Header, MAX_V1, MAX_V2, Malformed, ProxyVersion};
 pub use dial::{Dial, Network, Upstream, Wire};
+pub use onward::Onward;
 pub use pipe::Plain;
 pub use state::{Blame, End, Failure, Input, Moved, Next, RelaySettings, Side, State};

@@ -11,6 +11,8 @@ mod framed;
 mod gateway;
 #[cfg(feature = "wireguard")]
 mod interop_wireguard;
+#[cfg(feature = "wireguard")]
+mod interop_wireguard_gateway;
 mod joined;
 mod limits;
 mod lossy;
