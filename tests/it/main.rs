@@ -15,6 +15,7 @@ mod lossy;
 mod probe;
 #[cfg(feature = "quic")]
 mod quic;
+mod quic_gateway;
 mod relay;
 mod reload;
 mod rooms;

@@ -18,6 +18,10 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin {
     /// Makes the stream end in a reset when it is dropped, where its kind knows resets.
     fn abort(&mut self);
 
+    /// Tells the other end that nothing it sends is wanted any more, where its kind can say so while the other direction
+    /// goes on.
+    fn refuse(&mut self) {}
+
     /// Whether the stream is known to be broken, without reading it. The answer is given once.
     fn is_broken(&self) -> bool {
         false
@@ -58,12 +62,24 @@ pub trait Dial: 'static {
     fn dial(&mut self, to: &Address) -> io::Result<Self::Stream>;
 
     /// Whether the stream is connected.
-    fn poll_connected(&mut self, stream: &Self::Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn poll_connected(&mut self, stream: &mut Self::Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
-/// Opens TCP and Unix sockets.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Network;
+/// Opens TCP and Unix sockets, and streams of QUIC connections where it is given a way to make these.
+#[derive(Debug, Clone, Default)]
+pub struct Network {
+    #[cfg(feature = "quic")]
+    pub(super) links: Option<super::quic_links::Links>,
+}
+
+#[cfg(feature = "quic")]
+impl Network {
+    /// One that also reaches servers over QUIC, by this way.
+    #[must_use]
+    pub const fn over(links: super::quic_links::Links) -> Self {
+        Self { links: Some(links) }
+    }
+}
 
 /// A socket to a server.
 pub enum Upstream {
@@ -71,6 +87,9 @@ pub enum Upstream {
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
+    /// A stream of a QUIC connection.
+    #[cfg(feature = "quic")]
+    Quic(Box<super::quic_wire::Opening>),
 }
 
 impl fmt::Debug for Upstream {
@@ -78,6 +97,8 @@ impl fmt::Debug for Upstream {
         f.write_str(match self {
             Self::Tcp(_) => "Tcp",
             Self::Unix(_) => "Unix",
+            #[cfg(feature = "quic")]
+            Self::Quic(_) => "Quic",
         })
     }
 }
@@ -89,6 +110,10 @@ impl Dial for Network {
         let (domain, address) = match to {
             Address::Tcp(address) => (Domain::for_address(*address), SockAddr::from(*address)),
             Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+            #[cfg(feature = "quic")]
+            Address::Quic { address, name } if let Some(links) = &self.links => {
+                return Ok(Upstream::Quic(Box::new(links.open(*address, name.clone()))));
+            }
             Address::Quic { .. } | Address::Udp(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
@@ -107,10 +132,12 @@ impl Dial for Network {
         }
     }
 
-    fn poll_connected(&mut self, stream: &Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_connected(&mut self, stream: &mut Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match stream {
             Upstream::Tcp(tcp) => tcp.poll_write_ready(cx).map(|ready| settled(ready, tcp.take_error())),
             Upstream::Unix(unix) => unix.poll_write_ready(cx).map(|ready| settled(ready, unix.take_error())),
+            #[cfg(feature = "quic")]
+            Upstream::Quic(opening) => opening.poll_open(cx),
         }
     }
 }
@@ -137,6 +164,7 @@ pub(super) fn failure_of(error: &io::Error) -> Failure {
         ) => Failure::Local,
         Some(_) => Failure::Unreachable,
         None if error.kind() == io::ErrorKind::ConnectionRefused => Failure::Refused,
+        None if error.kind() == io::ErrorKind::TimedOut => Failure::Timeout,
         None => Failure::Local,
     }
 }
@@ -146,6 +174,15 @@ impl Wire for Upstream {
         match self {
             Self::Tcp(tcp) => tcp.abort(),
             Self::Unix(unix) => unix.abort(),
+            #[cfg(feature = "quic")]
+            Self::Quic(quic) => quic.abort(),
+        }
+    }
+
+    fn refuse(&mut self) {
+        #[cfg(feature = "quic")]
+        if let Self::Quic(quic) = self {
+            quic.refuse();
         }
     }
 
@@ -153,6 +190,8 @@ impl Wire for Upstream {
         match self {
             Self::Tcp(tcp) => tcp.is_broken(),
             Self::Unix(unix) => unix.is_broken(),
+            #[cfg(feature = "quic")]
+            Self::Quic(quic) => quic.is_broken(),
         }
     }
 }
@@ -162,6 +201,8 @@ impl AsyncRead for Upstream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Self::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
+            #[cfg(feature = "quic")]
+            Self::Quic(quic) => Pin::new(quic).poll_read(cx, buf),
         }
     }
 }
@@ -171,6 +212,8 @@ impl AsyncWrite for Upstream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Self::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
+            #[cfg(feature = "quic")]
+            Self::Quic(quic) => Pin::new(quic).poll_write(cx, buf),
         }
     }
 
@@ -182,6 +225,8 @@ impl AsyncWrite for Upstream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Self::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
+            #[cfg(feature = "quic")]
+            Self::Quic(quic) => Pin::new(quic).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -193,6 +238,8 @@ impl AsyncWrite for Upstream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
+            #[cfg(feature = "quic")]
+            Self::Quic(quic) => Pin::new(quic).poll_shutdown(cx),
         }
     }
 }
@@ -208,8 +255,9 @@ mod tests {
     }
 
     async fn connect(to: &Address) -> io::Result<Upstream> {
-        let stream = Network.dial(to)?;
-        poll_fn(|cx| Network.poll_connected(&stream, cx)).await?;
+        let mut network = Network::default();
+        let mut stream = network.dial(to)?;
+        poll_fn(|cx| network.poll_connected(&mut stream, cx)).await?;
         Ok(stream)
     }
 
