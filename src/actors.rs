@@ -29,6 +29,7 @@
 //! A protocol need not be `Send`, and hosts and [`Pinned`] values never are: the compiler refuses to carry them to
 //! another thread, and debug builds check the thread again in each turn. [`Pinned::detach`] is the explicit way over.
 
+mod alarm;
 pub mod clock;
 mod drain;
 mod driven;
@@ -53,6 +54,7 @@ mod sim_link_stream_way;
 pub mod sim_random;
 mod supervise;
 mod sync;
+mod ticker;
 
 pub use drain::{DrainReport, Unfinished};
 pub use driven::{Driver, Kind};

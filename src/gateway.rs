@@ -19,6 +19,8 @@ pub mod cli;
 pub mod config;
 mod config_quic;
 mod control;
+#[cfg(feature = "wireguard")]
+mod keygen;
 mod limits;
 #[cfg(feature = "quic")]
 mod links;
@@ -42,6 +44,8 @@ mod report_source;
 mod service;
 pub mod units;
 pub mod upstreams;
+#[cfg(feature = "wireguard")]
+pub mod wg_conf;
 
 use std::collections::BTreeMap;
 use std::fmt;

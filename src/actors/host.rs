@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use actix::fut::ActorFuture;
 use actix::{Actor, ActorContext, AsyncContext, Handler, Message};
 
+use super::alarm::Alarm;
 use super::clock;
 pub(crate) use super::jobs::Jobs;
 use super::jobs::{contain, count_panic};
@@ -55,8 +56,7 @@ pub(crate) struct Runner<P: Protocol> {
     local: Rc<Local>,
     entry: Rc<Entry>,
     slot: usize,
-    alarm: Option<clock::Sleep>,
-    armed: Option<Instant>,
+    alarm: Alarm,
     draining: Option<Instant>,
     wish: Wish,
     started: bool,
@@ -155,8 +155,7 @@ impl<P: Protocol> Runner<P> {
             local: local.clone(),
             entry,
             slot,
-            alarm: None,
-            armed: None,
+            alarm: Alarm::default(),
             draining: None,
             wish: Wish::GoOn,
             started: false,
@@ -190,7 +189,7 @@ impl<P: Protocol> Runner<P> {
             && self.keeper.is_some()
         {
             self.put_down(&Exit::Fault(Fault::local("group", "another of its group failed")), at, cx);
-            return self.wait_for(at, cx);
+            return self.wait_for(at, now, cx);
         }
         let drain = signals.drain.filter(|by| self.draining.is_none_or(|old| *by < old));
         if let Some(by) = drain {
@@ -224,7 +223,7 @@ impl<P: Protocol> Runner<P> {
             }
             Wish::StopWhenEmpty | Wish::GoOn => {}
         }
-        let due = self.arm(done.deadline, cx);
+        let due = self.arm(done.deadline, now, cx);
         if more || due {
             self.yield_turn(cx);
         }
@@ -343,7 +342,7 @@ impl<P: Protocol> Runner<P> {
             Verdict::Revive(at) => {
                 tracing::warn!(kind = P::KIND, id = %self.entry.id, %exit, "failed, to be made anew");
                 self.put_down(&exit, at, cx);
-                self.wait_for(at, cx)
+                self.wait_for(at, now, cx)
             }
         }
     }
@@ -366,8 +365,8 @@ impl<P: Protocol> Runner<P> {
         self.local.counters.raise("actor_restarts", P::KIND, why.reason());
     }
 
-    fn wait_for(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        if self.arm(Some(at), cx) {
+    fn wait_for(&mut self, at: Instant, now: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        if self.arm(Some(at), now, cx) {
             self.yield_turn(cx);
         }
         Poll::Pending
@@ -388,7 +387,7 @@ impl<P: Protocol> Runner<P> {
             keeper.revive = Some(at);
         }
         if now < at {
-            return Some(self.wait_for(at, cx));
+            return Some(self.wait_for(at, now, cx));
         }
         keeper.revive = None;
         match contain(&mut keeper.make) {
@@ -422,27 +421,15 @@ impl<P: Protocol> Runner<P> {
         }
     }
 
-    /// Arms the one timer for the earlier of the protocol's deadline and the end of the drain. A timer already armed
-    /// for an earlier time is left alone: it costs one early turn, where moving it would cost every turn. True if the
-    /// time has come already.
-    fn arm(&mut self, deadline: Option<Instant>, cx: &mut Context<'_>) -> bool {
+    /// Sets the one alarm to the earlier of the protocol's deadline and the end of the drain. True if the time has
+    /// come already.
+    fn arm(&mut self, deadline: Option<Instant>, now: Instant, cx: &mut Context<'_>) -> bool {
         let at = match (deadline, self.draining) {
             (Some(a), Some(b)) => a.min(b),
             (Some(at), None) | (None, Some(at)) => at,
             (None, None) => return false,
         };
-        if self.armed.is_some_and(|armed| armed <= at) && self.alarm.as_ref().is_some_and(|a| !a.is_elapsed()) {
-            return false;
-        }
-        let alarm = match &mut self.alarm {
-            Some(alarm) => {
-                alarm.reset(at);
-                alarm
-            }
-            none @ None => none.insert(clock::sleep_until(at)),
-        };
-        self.armed = Some(at);
-        Pin::new(alarm).poll(cx).is_ready()
+        self.alarm.arm(at, now, cx)
     }
 
     fn yield_turn(&self, cx: &mut Context<'_>) {
@@ -505,7 +492,7 @@ impl<P: Protocol> Runner<P> {
         for message in dropped.into_iter().filter_map(Result::err) {
             count_panic(P::KIND, "drop", &message);
         }
-        self.alarm = None;
+        self.alarm.clear();
         self.local.counters.raise("actor_exits", P::KIND, exit.reason());
         self.local.leave(self.slot);
         self.shared.ended(&exit);

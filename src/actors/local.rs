@@ -18,6 +18,7 @@ use super::drain::Unfinished;
 use super::mailbox::{ActorId, Controlled};
 use super::mesh::Mesh;
 use super::metrics::Counters;
+use super::ticker::Tick;
 
 /// Size of the read buffer that all actors of an arbiter share.
 pub(crate) const SCRATCH: usize = 64 << 10;
@@ -51,8 +52,9 @@ pub(crate) struct Load {
     pub(crate) live: AtomicUsize,
     /// CPU time of the thread per thousand of wall time, over the last tick.
     pub(crate) busy_permille: AtomicU32,
-    /// By how much the last tick was late: what a message waits for at least.
+    /// How long the last tick waited for its answer: what a message waits for.
     pub(crate) delay_us: AtomicU32,
+    pub(crate) tick: Tick,
 }
 
 /// One actor in the eyes of its arbiter.

@@ -17,7 +17,6 @@ use actix_rt::{Arbiter, ArbiterHandle, System};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::clock;
 use super::host::{self, Host, Identity, Runner};
 use super::local::{self, Load, Local};
 use super::mailbox::{ActorId, Inbox, Mail, Shared};
@@ -27,9 +26,7 @@ use super::protocol::{Exit, Fault, Protocol};
 use super::registry::Registry;
 use super::sim::Injector;
 use super::supervise::Supervision;
-
-/// How often an arbiter measures its load.
-pub(crate) const TICK: Duration = Duration::from_millis(100);
+use super::ticker::{self, Ticker};
 
 /// How a mesh is made.
 #[derive(Debug, Clone)]
@@ -185,10 +182,12 @@ impl Mesh {
         let (started, starting) = std::sync::mpsc::sync_channel(1);
         let (stop, stopped) = oneshot::channel();
         let prefix = config.name.clone();
+        let loads: Vec<Arc<Load>> = (0..=count).map(|_| Arc::default()).collect();
+        let ticked = loads.clone();
         let pin = config.pin_cores;
         let thread = std::thread::Builder::new()
             .name(format!("{prefix}-system"))
-            .spawn(move || run_system(&prefix, count, pin.then_some(cores), &started, stopped))
+            .spawn(move || run_system(&prefix, ticked, pin.then_some(cores), &started, stopped))
             .map_err(MeshError)?;
         let handles = match starting.recv() {
             Ok(Ok(handles)) => handles,
@@ -203,14 +202,15 @@ impl Mesh {
         };
         let seats = handles
             .into_iter()
-            .map(|(name, handle)| Seat { name, load: Arc::default(), handle: Handle::Actix(handle) })
+            .zip(loads)
+            .map(|((name, handle), load)| Seat { name, load, handle: Handle::Actix(handle) })
             .collect();
         let mesh = Self::assemble(seats, config.max_actors, Some((stop, thread)));
         for (index, seat) in mesh.inner.seats.iter().enumerate() {
             let (mesh, load) = (mesh.clone(), seat.load.clone());
             seat.run(Box::new(move || {
                 local::replace(Some(Local::new(mesh, index, false, load.clone())));
-                actix_rt::spawn(measure(load));
+                actix_rt::spawn(ticker::answer(load));
             }));
         }
         Ok(mesh)
@@ -516,16 +516,24 @@ impl<P: Protocol> Drop for Unstarted<P> {
 
 type Started = Result<Vec<(Arc<str>, ArbiterHandle)>, io::Error>;
 
-/// The System's thread: makes the arbiters, waits, stops and joins them.
+/// The System's thread: makes an arbiter for each of `loads` but the last, which is its own; waits, stops and joins.
 fn run_system(
     prefix: &str,
-    count: usize,
+    loads: Vec<Arc<Load>>,
     cores: Option<Vec<usize>>,
     started: &std::sync::mpsc::SyncSender<Started>,
     stopped: oneshot::Receiver<()>,
 ) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
+        Err(error) => {
+            let _gone = started.send(Err(error));
+            return;
+        }
+    };
+    let count = loads.len().saturating_sub(1);
+    let ticker = match Ticker::start(format!("{prefix}-ticker"), loads) {
+        Ok(ticker) => ticker,
         Err(error) => {
             let _gone = started.send(Err(error));
             return;
@@ -554,6 +562,7 @@ fn run_system(
                     arbiter.stop();
                     let _joined = arbiter.join();
                 }
+                ticker.stop();
                 let _gone = started.send(Err(error));
                 return;
             }
@@ -568,29 +577,8 @@ fn run_system(
         arbiter.stop();
         let _joined = arbiter.join();
     }
+    ticker.stop();
     local::replace(None);
-}
-
-/// Measures how busy and how late this arbiter is.
-async fn measure(load: Arc<Load>) {
-    let mut before = clock::now();
-    let mut cpu_before = thread_cpu();
-    loop {
-        clock::sleep_until(clock::later(before, TICK)).await;
-        let now = clock::now();
-        let wall = now.saturating_duration_since(before);
-        let cpu = thread_cpu();
-        let busy = cpu.saturating_sub(cpu_before).as_micros() * 1_000 / wall.as_micros().max(1);
-        load.busy_permille.store(u32::try_from(busy).unwrap_or(1_000).min(1_000), Ordering::Relaxed);
-        let late = wall.saturating_sub(TICK).as_micros();
-        load.delay_us.store(u32::try_from(late).unwrap_or(u32::MAX), Ordering::Relaxed);
-        (before, cpu_before) = (now, cpu);
-    }
-}
-
-fn thread_cpu() -> Duration {
-    let at = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(at.tv_sec.unsigned_abs(), u32::try_from(at.tv_nsec).unwrap_or(0))
 }
 
 fn name_thread(name: &str) {

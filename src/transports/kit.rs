@@ -2,3 +2,5 @@
 
 pub mod admission;
 pub mod balance;
+pub mod packets;
+pub mod routes;

@@ -12,13 +12,31 @@ mod gateway;
 mod joined;
 mod limits;
 mod lossy;
+mod netns;
+mod private_network;
 mod probe;
-#[cfg(feature = "quic")]
 mod quic;
+mod quic_ends;
 mod quic_gateway;
+mod quic_moving;
+mod quic_strangers;
 mod relay;
 mod reload;
 mod rooms;
 mod service;
 mod supervise;
+mod tun;
+mod tun_host;
 mod upstreams;
+mod wireguard;
+mod wireguard_uapi;
+#[cfg(feature = "wireguard")]
+#[cfg(feature = "wireguard")]
+#[cfg(feature = "quic")]
+#[cfg(feature = "quic")]
+#[cfg(feature = "quic")]
+#[cfg(feature = "quic")]
+#[cfg(feature = "wireguard")]
+#[cfg(feature = "wireguard")]
+#[cfg(feature = "wireguard")]
+#[cfg(feature = "wireguard")]

@@ -42,6 +42,8 @@ pub(super) enum Purpose {
     Wanted(Reply<Result<Handle, ConnectError>>),
     /// It came in: its server's application or its handle's users decide.
     Arrived(Arc<Arrivals>),
+    /// It is to learn that nobody is let in any more.
+    Refused,
 }
 
 /// Who uses the connection.
@@ -136,6 +138,10 @@ impl ConnectionActor {
         self.shared.counters.packets_in.add(count);
         self.shared.counters.bytes_in.add(length as u64);
         self.shared.recycle(packets.buffer);
+        if matches!(self.purpose, Some(Purpose::Refused)) {
+            self.engine.give_up(Who::Local, CONNECTION_REFUSED, "refused");
+            self.close_by = Some(self.engine.now);
+        }
         if self.keep_alive_at.is_some() {
             self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
         }
@@ -207,7 +213,7 @@ impl ConnectionActor {
                     self.engine.give_up(Who::Local, CONNECTION_REFUSED, "backlog_full");
                 }
             }
-            None => {}
+            Some(Purpose::Refused) | None => {}
         }
     }
 

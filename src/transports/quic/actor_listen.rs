@@ -97,7 +97,7 @@ impl Endpoint {
             Ok(Peek::Long { .. }) => "unknown_connection",
             Ok(Peek::Initial { .. }) if size < MIN_INITIAL => "short_initial",
             Ok(Peek::Initial { dcid, .. }) if dcid.len() < MIN_CLIENT_DCID => "short_id",
-            Ok(Peek::Initial { .. }) if self.quiet => "closing",
+            Ok(Peek::Initial { .. }) if self.quiet && !self.may_answer(turn) => "closing",
             Ok(Peek::Initial { dcid, scid, token }) => {
                 match self.admit(dcid, scid, token, &packets, turn) {
                     Ok(mail) => {
@@ -179,7 +179,8 @@ impl Endpoint {
             None => quiche::accept_with_buf_factory(&ours, None, local, peer, config),
         };
         let quic = quic.map_err(|_| "quic")?;
-        self.start(quic, Role::Server, id, Key::new(dcid), Purpose::Arrived(arrivals), turn).ok_or("closing")
+        let purpose = if self.quiet { Purpose::Refused } else { Purpose::Arrived(arrivals) };
+        self.start(quic, Role::Server, id, Key::new(dcid), purpose, turn).ok_or("closing")
     }
 
     fn retry(&self, dcid: &[u8], scid: &[u8], id: &Cid, token: &[u8], packets: &Packets) {
