@@ -15,6 +15,7 @@ mod interop_wireguard;
 mod interop_wireguard_gateway;
 mod joined;
 mod limits;
+#[cfg(feature = "quic")]
 mod lossy;
 #[cfg(feature = "wireguard")]
 mod netns;
@@ -25,6 +26,8 @@ mod probe;
 mod quic;
 #[cfg(feature = "quic")]
 mod quic_ends;
+#[cfg(feature = "quic")]
+mod quic_gateway;
 #[cfg(feature = "quic")]
 mod quic_moving;
 #[cfg(feature = "quic")]
