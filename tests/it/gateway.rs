@@ -185,6 +185,10 @@ impl Binary {
         self.seen.clear();
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

@@ -142,7 +142,7 @@ async fn run(
                     let _nobody_waits = done.send(());
                 }
                 Some(Told::Rebind(to, done)) => {
-                    let local = SocketAddr::new(to.unwrap_or(server.ip()), 0);
+                    let local = SocketAddr::new(to.unwrap_or_else(|| server.ip()), 0);
                     #[expect(clippy::disallowed_methods, reason = "each is moved, in any order")]
                     for flow in flows.values() {
                         flow.server_side.replace(Rc::new(UdpSocket::bind(local).await.expect("a port")));
