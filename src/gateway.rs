@@ -49,9 +49,13 @@ mod tunnels_api;
 #[cfg(feature = "wireguard")]
 mod tunnels_inside;
 #[cfg(feature = "wireguard")]
+mod tunnels_kernel;
+#[cfg(feature = "wireguard")]
 mod tunnels_names;
 pub mod units;
 pub mod upstreams;
+#[cfg(feature = "wireguard")]
+mod wg_client;
 #[cfg(feature = "wireguard")]
 pub mod wg_conf;
 
@@ -176,18 +180,19 @@ impl Builder {
             bound.push(Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?));
         }
         let tunnels = tunnels::bind(&config)?;
-        let mesh = Mesh::start(MeshConfig {
-            arbiters: config.runtime.arbiters,
-            pin_cores: config.runtime.pin_cores,
-            ..MeshConfig::default()
-        })
-        .map_err(StartError::Mesh)?;
         let budget = Budget::new(
             config
                 .runtime
                 .memory
                 .map_or_else(limits::half_of_memory, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
         );
+        let mesh = Mesh::start(MeshConfig {
+            arbiters: config.runtime.arbiters,
+            pin_cores: config.runtime.pin_cores,
+            memory: Some(budget.clone()),
+            ..MeshConfig::default()
+        })
+        .map_err(StartError::Mesh)?;
         let started = self.start_on(&mesh, &config, admin, (bound, tunnels), &budget);
         match started {
             Ok((status, admin)) => Ok(Gateway {

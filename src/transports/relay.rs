@@ -1,7 +1,8 @@
 //! TCP relay: each client's stream joined to one server of an upstream, byte for byte.
 //!
 //! `codec` reads and writes PROXY protocol headers, `state` decides, `state_way` is one of its two directions, `actor`
-//! does the I/O, `dial` opens the stream to a server.
+//! does the I/O, `dial` opens the stream to a server, `pipe` lets the kernel move the bytes, `onward` relays to where a
+//! client wanted to.
 //!
 //! # Ends
 //! The two directions end on their own: the end of one is passed on as a half-close, behind all its bytes. A reset is
@@ -11,7 +12,7 @@
 //!
 //! # Back-pressure
 //! A direction is read only when all that was read of it has been written: it holds what one read gave, at most
-//! 64 KiB, and nothing while both sides keep up. A stream on which nothing moves for the idle limit is cut, which is
+//! 64 KiB in a buffer or 256 KiB in a pipe, and nothing while both sides keep up. A stream on which nothing moves for the idle limit is cut, which is
 //! also what becomes of a side that stalls for good.
 //!
 //! # Drain
@@ -21,10 +22,14 @@
 mod actor;
 mod codec;
 mod dial;
+mod onward;
+mod pipe;
 mod state;
 mod state_way;
 
 pub use actor::{Connections, Relay};
 pub use codec::{Header, MAX_V1, MAX_V2, Malformed, ProxyVersion};
 pub use dial::{Dial, Network, Upstream, Wire};
+pub use onward::Onward;
+pub use pipe::Plain;
 pub use state::{Blame, End, Failure, Input, Moved, Next, RelaySettings, Side, State};

@@ -11,6 +11,8 @@ mod framed;
 mod gateway;
 #[cfg(feature = "wireguard")]
 mod interop_wireguard;
+#[cfg(feature = "wireguard")]
+mod interop_wireguard_gateway;
 mod joined;
 mod limits;
 mod lossy;
@@ -21,7 +23,14 @@ mod private_network;
 mod probe;
 #[cfg(feature = "quic")]
 mod quic;
+#[cfg(feature = "quic")]
+mod quic_ends;
+#[cfg(feature = "quic")]
+mod quic_moving;
+#[cfg(feature = "quic")]
+mod quic_strangers;
 mod relay;
+mod relay_splice;
 mod reload;
 mod rooms;
 mod service;

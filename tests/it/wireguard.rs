@@ -13,7 +13,7 @@ use portway::transports::wireguard::{
     Rules, Sealed, SecretKey, Threading, no_limit, public_key,
 };
 
-use crate::probe::{SOON, eventually, mesh, now, view, wait};
+use crate::probe::{SOON, eventually, mesh, now, stop, view, wait};
 
 pub(crate) fn secret(n: u8) -> SecretKey {
     SecretKey::new([n; 32])
@@ -272,7 +272,7 @@ fn echoes_through_a_tunnel_over_both_kinds_of_ip() {
     let totals = view(&mesh).totals;
     assert_eq!(totals.get("wireguard_handshakes", "server", ""), 1);
     assert_eq!(totals.get("netstack_accepted", "server", ""), 2);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -286,7 +286,7 @@ fn a_client_of_another_engine_is_pinged_and_may_move() {
     raw.ping("10.98.0.3");
     eventually("it moved", || view(&mesh).totals.get("wireguard_roamed", "server", "") == 1);
     drop(old);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -305,7 +305,7 @@ fn a_new_initiation_alone_does_not_move_a_peer() {
     let known = || server.peers().into_iter().find(|p| p.settings.public_key == public_key(&secret(3))).unwrap();
     eventually("it is known", || known().endpoint.is_some());
     assert_eq!(known().endpoint, Some(home));
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -326,7 +326,7 @@ fn peers_reach_each_other_only_where_that_is_allowed() {
             assert_eq!(stream.err().map(|error| error.kind()), Some(std::io::ErrorKind::TimedOut));
             assert!(dropped(&mesh, DROPPED, "peer_to_peer") >= 1);
         }
-        mesh.stop().unwrap();
+        stop(&mesh);
     }
 }
 
@@ -342,7 +342,7 @@ fn limits_of_a_peer_hold_it_and_no_other() {
     eventually("it is held", || dropped(&mesh, DROPPED, "limit_in") >= 60);
     echoes(&client.stack, "10.98.0.1:7001", &vec![1; 100_000]);
     assert!(view(&mesh).totals.get("wireguard_packets_in", "server", "") > 60);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -359,7 +359,7 @@ fn a_peer_whose_date_has_come_is_refused() {
     let past = PeerSettings { expires: Some(1), ..peer(2, "10.98.0.2 fd98::2") };
     server.interface.device().tell(DeviceMsg::Set(Box::new(past))).unwrap();
     eventually("its session ends", || server.peers().iter().all(|peer| peer.arbiter.is_none()));
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -384,7 +384,7 @@ fn changing_one_peer_leaves_the_others_their_sessions() {
     raw.say(&ping("10.98.0.3", "10.98.0.1"));
     drops(&mesh, DROPPED, "unknown_index", 1);
     assert_eq!(view(&mesh).totals.get("wireguard_handshakes", "server", ""), 2, "no handshake more");
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -411,5 +411,5 @@ fn a_pipeline_receives_decrypts_and_sends_on_arbiters_of_its_own() {
     assert_eq!(places, [Some(1), Some(2)], "one session each");
     let crypto: Vec<_> = seen.of_kind("wireguard_peer").filter(|a| [1, 2].contains(&a.arbiter)).collect();
     assert!(crypto.len() == 2 && crypto.iter().all(|actor| actor.handled > 20), "both worked");
-    mesh.stop().unwrap();
+    stop(&mesh);
 }

@@ -15,7 +15,7 @@ use portway::transports::wireguard::uapi::{Socket, Tunnel, Uapi, serve};
 use portway::transports::wireguard::{PublicKey, SecretKey};
 
 use crate::gateway::temp_dir;
-use crate::probe::{SOON, eventually, mesh, view};
+use crate::probe::{SOON, eventually, mesh, stop, view};
 
 /// A tunnel that is only its description.
 struct Paper(RefCell<DeviceView>);
@@ -97,7 +97,7 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.mesh.stop().expect("not on an arbiter");
+        stop(&self.mesh);
     }
 }
 

@@ -13,6 +13,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use super::metrics_memory;
 use crate::actors::{MeshView, Totals};
 use crate::gateway::Status;
 use crate::transports::kit::balance::{Balancer, ServerView};
@@ -77,6 +78,7 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
 pub(super) fn render(view: &MeshView, status: &Status) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("portway");
     registry.register_collector(Box::new(Page { gauges: gauges(view, status), totals: view.totals.clone() }));
+    registry.register_collector(Box::new(metrics_memory::Pools::of(view)));
     let mut out = String::new();
     encode(&mut out, &registry)?;
     Ok(out)

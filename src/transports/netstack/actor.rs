@@ -23,7 +23,7 @@ use super::state_flows::{Ends, FlowLimits, Flows};
 use super::stream::{Far, NetStream, pair};
 use crate::actors::{Counter, Fault, Progress, Protocol, SpawnError, Turn, clock};
 use crate::transports::kit::packets::{Deliver, Packets};
-use crate::transports::kit::routes::Network;
+use crate::transports::kit::routes::{Network, is_elsewhere};
 use crate::transports::wireguard::codec_inner::{ICMP, ICMP_V6, Inner, TCP};
 
 /// Rounds of smoltcp per turn, at most.
@@ -562,15 +562,6 @@ impl<U: Uplink> Stack<U> {
             }
         }
     }
-}
-
-/// Whether an address may be forwarded to at all: never this machine's own, and nothing that is not one host's.
-fn is_elsewhere(address: IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
-    };
-    !(link_local || address.is_loopback() || address.is_unspecified() || address.is_multicast())
 }
 
 impl<U: Uplink> Protocol for Stack<U> {

@@ -10,6 +10,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::pipe::Plain;
 use super::state::Failure;
 use crate::transports::kit::balance::Address;
 
@@ -22,6 +23,11 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin {
     fn is_broken(&self) -> bool {
         false
     }
+
+    /// The socket, if what is read and written is what goes over it: then the kernel may move it.
+    fn plain(&self) -> Option<Plain<'_>> {
+        None
+    }
 }
 
 impl Wire for TcpStream {
@@ -33,11 +39,19 @@ impl Wire for TcpStream {
     fn is_broken(&self) -> bool {
         !matches!(self.take_error(), Ok(None))
     }
+
+    fn plain(&self) -> Option<Plain<'_>> {
+        Some(Plain::Tcp(self))
+    }
 }
 
 impl Wire for UnixStream {
     /// Unix sockets know no resets; closed over unread bytes they do much the same.
     fn abort(&mut self) {}
+
+    fn plain(&self) -> Option<Plain<'_>> {
+        Some(Plain::Unix(self))
+    }
 }
 
 impl Wire for crate::actors::sim_link::Stream {
@@ -108,17 +122,24 @@ impl Dial for Network {
     }
 
     fn poll_connected(&mut self, stream: &Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match stream {
-            Upstream::Tcp(tcp) => tcp.poll_write_ready(cx).map(|ready| settled(ready, tcp.take_error())),
-            Upstream::Unix(unix) => unix.poll_write_ready(cx).map(|ready| settled(ready, unix.take_error())),
-        }
+        let (writable, readable) = match stream {
+            Upstream::Tcp(tcp) => (tcp.poll_write_ready(cx), tcp.poll_read_ready(cx)),
+            Upstream::Unix(unix) => (unix.poll_write_ready(cx), unix.poll_read_ready(cx)),
+        };
+        // A socket becomes writable whether its connection came about or not. One that failed is readable as well, since
+        // reading would tell; only then is its error asked for, which is a system call.
+        writable.map(|ready| {
+            ready?;
+            if readable.is_pending() {
+                return Ok(());
+            }
+            let error = match stream {
+                Upstream::Tcp(tcp) => tcp.take_error(),
+                Upstream::Unix(unix) => unix.take_error(),
+            };
+            error?.map_or(Ok(()), Err)
+        })
     }
-}
-
-/// A socket becomes writable whether its connection came about or not; its error tells which.
-fn settled(ready: io::Result<()>, error: io::Result<Option<io::Error>>) -> io::Result<()> {
-    ready?;
-    error?.map_or(Ok(()), Err)
 }
 
 /// What the error of a connection attempt means.
@@ -153,6 +174,13 @@ impl Wire for Upstream {
         match self {
             Self::Tcp(tcp) => tcp.is_broken(),
             Self::Unix(unix) => unix.is_broken(),
+        }
+    }
+
+    fn plain(&self) -> Option<Plain<'_>> {
+        match self {
+            Self::Tcp(tcp) => tcp.plain(),
+            Self::Unix(unix) => unix.plain(),
         }
     }
 }

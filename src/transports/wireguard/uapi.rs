@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net as blocking;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -99,6 +100,30 @@ impl Drop for Socket {
     fn drop(&mut self) {
         let _gone_already = fs::remove_file(&self.path);
     }
+}
+
+/// Binds `folder/name.sock` and serves it until the actor is asked to finish. While another still serves it (the
+/// interface before, after a reload) that is tried again for five seconds; without a socket the interface goes on.
+///
+/// # Errors
+/// The socket cannot be used on this thread.
+pub async fn run<T: Tunnel>(folder: PathBuf, name: Arc<str>, tunnel: T, driver: Driver) -> Result<(), Fault> {
+    let mut tries = 0;
+    let socket = loop {
+        match Socket::bind(&folder, &name) {
+            Ok(socket) => break socket,
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < 50 => {
+                tries += 1;
+                clock::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => {
+                driver.raise("wireguard_uapi_refused", &name, "no_socket");
+                tracing::info!(interface = %name, folder = %folder.display(), %error, "wg is not served");
+                return Ok(());
+            }
+        }
+    };
+    serve(socket, tunnel, driver).await
 }
 
 /// Serves the socket until the actor is asked to finish.
