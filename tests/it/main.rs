@@ -46,4 +46,8 @@ mod upstreams;
 #[cfg(feature = "wireguard")]
 mod wireguard;
 #[cfg(feature = "wireguard")]
+mod wireguard_bad;
+#[cfg(feature = "wireguard")]
+mod wireguard_gateway;
+#[cfg(feature = "wireguard")]
 mod wireguard_uapi;
