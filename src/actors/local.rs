@@ -1,4 +1,4 @@
-//! What one arbiter knows of its own: its actors, counters and spare buffers. Never shared with another thread.
+//! What one arbiter knows of its own: its actors, counters and buffers. Never shared with another thread.
 //!
 //! Plain cells, no atomics: whoever wants to read them from elsewhere sends a closure to the arbiter. The one thing
 //! others see directly is `Load`, which placement needs without asking.
@@ -28,8 +28,6 @@ pub(crate) const SCRATCH: usize = 64 << 10;
 /// The longest that an actor may wait for a lock: the others on its arbiter wait too.
 const LONGEST_WAIT: Duration = Duration::from_micros(100);
 
-const SPARES: usize = 256;
-const SPARE_BYTES: usize = 64 << 10;
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
@@ -106,7 +104,6 @@ pub(crate) struct Local {
     pub(crate) counters: Counters,
     pub(crate) buffers: Buffers,
     pub(crate) scratch: Cell<Vec<u8>>,
-    pub(crate) spares: RefCell<Vec<Vec<u8>>>,
     /// Who was ended because a drain had no more time.
     pub(crate) overdue: RefCell<Vec<Unfinished>>,
     entries: RefCell<Entries>,
@@ -132,7 +129,6 @@ impl Local {
             counters: Counters::default(),
             buffers,
             scratch: Cell::default(),
-            spares: RefCell::default(),
             overdue: RefCell::default(),
             entries: RefCell::new(Entries {
                 actors: Table::new(usize::MAX),
@@ -196,17 +192,6 @@ impl Local {
             let _gone = tell.send(());
         } else {
             entries.waiting.push((depth, tell));
-        }
-    }
-
-    pub(crate) fn recycle(&self, mut buffer: Vec<u8>) {
-        if buffer.capacity() == 0 || buffer.capacity() > SPARE_BYTES {
-            return;
-        }
-        let mut spares = self.spares.borrow_mut();
-        if spares.len() < SPARES {
-            buffer.clear();
-            spares.push(buffer);
         }
     }
 }

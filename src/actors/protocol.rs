@@ -364,17 +364,6 @@ impl<M: Send + 'static> Turn<'_, M> {
         self.local.buffers.get(bytes)
     }
 
-    /// An empty buffer with capacity, if this arbiter has a spare one, else an empty one without.
-    #[must_use]
-    pub fn spare(&self) -> Vec<u8> {
-        self.local.spares.borrow_mut().pop().unwrap_or_default()
-    }
-
-    /// Hands a buffer back for others on this arbiter to use. At most 256 of at most 64 KiB are kept.
-    pub fn recycle(&self, buffer: Vec<u8>) {
-        self.local.recycle(buffer);
-    }
-
     /// Starts an actor as a child of this one.
     ///
     /// # Errors

@@ -371,7 +371,7 @@ impl<C: Wire, D: Dial> Relay<C, D> {
                 Poll::Pending => 0,
             };
             if taken < bytes.len() {
-                state.lend(to, turn.spare());
+                state.lend(to, || turn.buffer(bytes.len() - taken));
             }
             state.handle(Input::Bytes { from, bytes, taken }, now);
             Some(bytes.len())
@@ -386,13 +386,8 @@ impl<C: Wire, D: Dial> Relay<C, D> {
         for reason in self.state.take_failures() {
             turn.counter("upstream_failures", &self.upstream_name, reason).add(1);
         }
-        for side in [Side::Client, Side::Upstream] {
-            let spare = self.state.take_spare(side);
-            if spare.capacity() > 0 {
-                turn.recycle(spare);
-            }
-        }
-        let wanted = self.state.held().next_multiple_of(LEASE_STEP);
+        self.state.free_unused();
+        let wanted = self.state.own_bytes().next_multiple_of(LEASE_STEP);
         let Some(ticket) = &mut self.ticket else { return };
         if wanted != self.leased {
             let lease = ticket.lease();

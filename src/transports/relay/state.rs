@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::codec::{Header, ProxyVersion};
 use super::state_way::Way;
+use crate::memory::Buf;
 use crate::transports::kit::balance::{Address, Balancer, Picked, ServerId};
 
 /// The end of a side that is not read goes unnoticed: it is looked for this often.
@@ -460,14 +461,21 @@ impl State {
         self.up.held() + self.down.held()
     }
 
+    /// So many of them are the stream's own; a pool answers for the others.
+    #[must_use]
+    pub fn own_bytes(&self) -> usize {
+        self.up.own_bytes() + self.down.own_bytes()
+    }
+
     /// Gives the direction to a side an empty buffer to work with, if it has none.
-    pub fn lend(&mut self, to: Side, buffer: Vec<u8>) {
+    pub fn lend(&mut self, to: Side, buffer: impl FnOnce() -> Buf) {
         self.to(to).lend(buffer);
     }
 
-    /// Takes back a buffer that is not in use; without capacity if there is none.
-    pub fn take_spare(&mut self, to: Side) -> Vec<u8> {
-        self.to(to).take_spare()
+    /// Lets go of buffers that hold nothing.
+    pub fn free_unused(&mut self) {
+        self.up.free_unused();
+        self.down.free_unused();
     }
 
     const fn way_to(&self, side: Side) -> &Way {

@@ -4,6 +4,8 @@
 //! kernel's where the bytes go from socket to socket without being copied (splice(2)). A pipe costs as much as two small
 //! copies, so it is worth its while only for a direction that has moved much and goes on in large pieces.
 
+use crate::memory::Buf;
+
 /// Bytes a direction has moved before it may use a pipe.
 const SPLICE_AFTER: u64 = 64 << 10;
 /// Smaller pieces are copied.
@@ -14,7 +16,7 @@ const NO_PIPE_FOR: u64 = 1 << 20;
 /// One direction.
 #[derive(Debug, Default)]
 pub(super) struct Way {
-    waiting: Vec<u8>,
+    waiting: Buf,
     written: usize,
     /// The source sends no more.
     pub(super) fin_seen: bool,
@@ -131,19 +133,25 @@ impl Way {
         self.fin_seen && !self.fin_sent && !self.broken && self.is_empty()
     }
 
-    pub(super) const fn held(&self) -> usize {
+    pub(super) fn held(&self) -> usize {
         self.waiting.capacity() + self.piped
     }
 
+    pub(super) fn own_bytes(&self) -> usize {
+        self.waiting.own_bytes() + self.piped
+    }
+
     /// Gives an empty buffer to work with, if there is none.
-    pub(super) fn lend(&mut self, buffer: Vec<u8>) {
+    pub(super) fn lend(&mut self, buffer: impl FnOnce() -> Buf) {
         if self.waiting.capacity() == 0 {
-            self.waiting = buffer;
+            self.waiting = buffer();
         }
     }
 
-    /// Takes the buffer back while it is not in use; without capacity if there is none.
-    pub(super) fn take_spare(&mut self) -> Vec<u8> {
-        if self.waiting.is_empty() { std::mem::take(&mut self.waiting) } else { Vec::new() }
+    /// Lets go of the buffer if it holds nothing.
+    pub(super) fn free_unused(&mut self) {
+        if self.waiting.is_empty() {
+            self.waiting = Buf::default();
+        }
     }
 }
