@@ -3,7 +3,11 @@
 
 pub mod framed;
 pub mod kit;
+#[cfg(feature = "quic")]
+pub mod quic;
 pub mod relay;
 pub mod tcp;
+#[cfg(feature = "tls")]
+pub mod tls;
 #[cfg(any(feature = "quic", feature = "wireguard"))]
 pub mod udp;

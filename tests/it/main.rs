@@ -12,6 +12,8 @@ mod gateway;
 mod joined;
 mod limits;
 mod probe;
+#[cfg(feature = "quic")]
+mod quic;
 mod relay;
 mod reload;
 mod rooms;
