@@ -99,9 +99,13 @@ impl Application for Bench {
     fn on(&mut self, event: Event, session: &mut dyn Session) {
         match event {
             Event::Readable(stream) => self.read(stream, session),
-            Event::Writable(stream) => self.write(stream, session),
+            Event::Writable(stream) => {
+                if let Some(answer) = self.answers.remove(&stream) {
+                    self.write(stream, answer, session);
+                }
+            }
             Event::Stopped(stream, _) => drop(self.answers.remove(&stream)),
-            Event::Reset(stream, _) => drop(self.heads.remove(&stream)),
+            Event::Finished(stream) | Event::Reset(stream, _) => drop(self.heads.remove(&stream)),
             _ => {}
         }
     }
@@ -112,35 +116,30 @@ impl Bench {
         loop {
             match session.read(stream, PERIOD) {
                 Ok(Read::Data(bytes)) => {
-                    if let Some(wanted) = self.heads.entry(stream).or_default().take(&bytes) {
-                        self.answers.insert(stream, Answer { sent: 0, wanted });
-                        self.write(stream, session);
+                    let mut head = self.heads.remove(&stream).unwrap_or_default();
+                    match head.take(&bytes) {
+                        Some(wanted) => self.write(stream, Answer { sent: 0, wanted }, session),
+                        None => drop(self.heads.insert(stream, head)),
                     }
                 }
-                Ok(Read::Nothing) => return,
-                Ok(Read::End) | Err(_) => {
-                    self.heads.remove(&stream);
-                    return;
-                }
+                Ok(Read::Nothing | Read::End) | Err(_) => return,
             }
         }
     }
 
-    fn write(&mut self, stream: StreamId, session: &mut dyn Session) {
-        let Some(answer) = self.answers.get_mut(&stream) else { return };
+    fn write(&mut self, stream: StreamId, mut answer: Answer, session: &mut dyn Session) {
         while answer.sent < answer.wanted {
             let part = body(answer.sent, answer.wanted - answer.sent);
             let len = part.len() as u64;
             match session.write(stream, part) {
                 Ok(()) => answer.sent += len,
-                Err(StreamError::Full(_)) => return,
-                Err(_) => {
-                    self.answers.remove(&stream);
+                Err(StreamError::Full(_)) => {
+                    self.answers.insert(stream, answer);
                     return;
                 }
+                Err(_) => return,
             }
         }
-        self.answers.remove(&stream);
         // The client stops a stream only by ending its connection.
         let _stopped = session.finish(stream);
     }

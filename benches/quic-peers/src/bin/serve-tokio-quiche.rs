@@ -68,7 +68,7 @@ struct Bench {
     heads: HashMap<u64, Head>,
     answers: HashMap<u64, Answer>,
     /// Answers of which nothing was written yet; the others are found by asking which stream can be written.
-    fresh: VecDeque<u64>,
+    fresh: VecDeque<(u64, Answer)>,
 }
 
 struct Answer {
@@ -93,12 +93,11 @@ impl ApplicationOverQuic for Bench {
         let mut buffer = [0; 4_096];
         while let Some(id) = quic.stream_readable_next() {
             while let Ok((len, end)) = quic.stream_recv(id, &mut buffer) {
-                if let Some(wanted) = self.heads.entry(id).or_default().take(&buffer[..len]) {
-                    self.answers.insert(id, Answer { sent: 0, wanted });
-                    self.fresh.push_back(id);
-                }
-                if end {
-                    self.heads.remove(&id);
+                let mut head = self.heads.remove(&id).unwrap_or_default();
+                match head.take(&buffer[..len]) {
+                    Some(wanted) => self.fresh.push_back((id, Answer { sent: 0, wanted })),
+                    None if end => {}
+                    None => drop(self.heads.insert(id, head)),
                 }
             }
         }
@@ -106,19 +105,20 @@ impl ApplicationOverQuic for Bench {
     }
 
     fn process_writes(&mut self, quic: &mut QuicheConnection) -> QuicResult<()> {
-        while let Some(id) = self.fresh.pop_front() {
-            self.write(quic, id);
+        while let Some((id, answer)) = self.fresh.pop_front() {
+            self.write(quic, id, answer);
         }
         while let Some(id) = quic.stream_writable_next() {
-            self.write(quic, id);
+            if let Some(answer) = self.answers.remove(&id) {
+                self.write(quic, id, answer);
+            }
         }
         Ok(())
     }
 }
 
 impl Bench {
-    fn write(&mut self, quic: &mut QuicheConnection, id: u64) {
-        let Some(answer) = self.answers.get_mut(&id) else { return };
+    fn write(&mut self, quic: &mut QuicheConnection, id: u64, mut answer: Answer) {
         loop {
             let left = answer.wanted - answer.sent;
             let part = body(answer.sent, left);
@@ -129,22 +129,16 @@ impl Bench {
             } else {
                 quic.stream_send_zc(id, part, last).map(|(sent, _)| sent)
             };
-            match sent {
-                Ok(sent) if sent == len && last => {
-                    self.answers.remove(&id);
-                    return;
-                }
-                Ok(sent) => {
-                    answer.sent += sent as u64;
-                    if sent < len {
-                        return;
-                    }
-                }
-                Err(quiche::Error::Done) => return,
-                Err(_) => {
-                    self.answers.remove(&id);
-                    return;
-                }
+            let sent = match sent {
+                Ok(sent) if sent == len && last => return,
+                Ok(sent) => sent,
+                Err(quiche::Error::Done) => 0,
+                Err(_) => return,
+            };
+            answer.sent += sent as u64;
+            if sent < len {
+                self.answers.insert(id, answer);
+                return;
             }
         }
     }

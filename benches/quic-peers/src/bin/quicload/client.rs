@@ -34,8 +34,10 @@ impl Client {
         let runtime = portway_quic_peers::runtime();
         let entered = runtime.enter();
         let local = SocketAddr::from(([127, 0, 0, 1], 0));
-        let endpoint =
-            Endpoint::new(quinn::EndpointConfig::default(), None, socket(local), Arc::new(quinn::TokioRuntime));
+        let datagram = load.args.number("datagram", u64::from(DATAGRAM)) as u16;
+        let mut config = quinn::EndpointConfig::default();
+        config.max_udp_payload_size(datagram.max(1_472)).expect("--datagram: at least 1,200");
+        let endpoint = Endpoint::new(config, None, socket(local), Arc::new(quinn::TokioRuntime));
         drop(entered);
         Self {
             runtime,
