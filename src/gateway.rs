@@ -9,17 +9,22 @@ mod admin;
 mod ask;
 pub mod check;
 mod check_listener;
+mod check_quic;
 #[cfg(test)]
 mod check_tests;
 mod check_upstream;
 pub mod cli;
 pub mod config;
+mod config_quic;
 mod control;
+#[cfg(feature = "wireguard")]
+mod keygen;
 mod limits;
 mod listeners;
 mod log;
 mod overview;
 mod raw;
+mod raw_quic;
 mod raw_secrets;
 mod raw_section;
 mod raw_text;
@@ -31,6 +36,8 @@ mod report_source;
 mod service;
 pub mod units;
 pub mod upstreams;
+#[cfg(feature = "wireguard")]
+pub mod wg_conf;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -119,7 +126,7 @@ impl Builder {
             config::Protocol::Custom { .. } => {
                 listeners::prepare(listener, &self.protocols, &Upstreams::default()).map(drop)
             }
-            config::Protocol::Framed(_) | config::Protocol::Relay(_) => Ok(()),
+            config::Protocol::Framed(_) | config::Protocol::Relay(_) | config::Protocol::Quic(_) => Ok(()),
         }
     }
 

@@ -3,11 +3,17 @@
 
 pub mod framed;
 pub mod kit;
+#[cfg(feature = "wireguard")]
+pub mod netstack;
 #[cfg(feature = "quic")]
 pub mod quic;
 pub mod relay;
 pub mod tcp;
 #[cfg(feature = "tls")]
 pub mod tls;
+#[cfg(feature = "wireguard")]
+pub mod tun;
 #[cfg(any(feature = "quic", feature = "wireguard"))]
 pub mod udp;
+#[cfg(feature = "wireguard")]
+pub mod wireguard;

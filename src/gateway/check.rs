@@ -13,6 +13,7 @@ use std::path::Path;
 use toml::de::{DeTable, Error};
 
 use super::check_listener;
+use super::check_quic::{self, Around, CertificateNames};
 use super::check_upstream;
 use super::config::{Admin, Config, Log, Runtime};
 use super::raw::{self, RawFile, RawLog, RawRuntime};
@@ -34,7 +35,8 @@ pub struct Known {
 impl Known {
     /// Adds a protocol: a listener may name it, and its `[listener.options]` reach the program unchecked.
     ///
-    /// A word that a later version reserves (`quic`, say) may be taken; `framed` and `relay` stay the built-in ones.
+    /// A word that a later version reserves (`http`, say) may be taken; `framed`, `relay` and `quic` stay the built-in
+    /// ones.
     #[must_use]
     pub fn protocol(mut self, name: impl Into<String>) -> Self {
         self.protocols.insert(name.into());
@@ -124,11 +126,14 @@ fn checked(raw: RawFile, file_name: &str, text: &str, mistakes: &mut Mistakes) -
     // Like `file:` references, from the folder of the file.
     let folder = Path::new(file_name).parent().unwrap_or_else(|| Path::new(""));
     let control = control.map(|path| folder.join(path.text));
+    let certificate_names = CertificateNames::of(&raw.certificates);
+    let certificates = check_quic::certificates(raw.certificates, folder, &mut source, mistakes);
     let names = check_upstream::Names::of(&raw.upstreams);
-    let upstreams = check_upstream::all(raw.upstreams, mistakes);
-    let listeners = check_listener::all(raw.listeners, &names, admin_at.as_ref(), &mut source, mistakes);
+    let around = Around { upstreams: &names, certificates: &certificate_names, folder };
+    let upstreams = check_upstream::all(raw.upstreams, &around, mistakes);
+    let listeners = check_listener::all(raw.listeners, &around, admin_at.as_ref(), &mut source, mistakes);
     let admin = admin_at.map(|at| Admin { listen: at.value, control, place: source.place(at.span.start) });
-    Config { runtime: runtime(raw.runtime), admin, log: log(raw.log), upstreams, listeners }
+    Config { runtime: runtime(raw.runtime), admin, log: log(raw.log), certificates, upstreams, listeners }
 }
 
 fn runtime(raw: RawRuntime) -> Runtime {

@@ -2,7 +2,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::check_upstream::Names;
+use super::check_quic::{self, Around};
+use super::check_upstream::Kind;
 use super::config::{Framed, FramedService, Limits, Listener, Protocol, Relay};
 use super::raw::{RawFramed, RawLimits, RawListener, RawProtocol};
 use super::raw_section::{At, Field};
@@ -16,7 +17,7 @@ const HEADER: u64 = 8;
 /// All listeners; those with mistakes are left out.
 pub(super) fn all(
     raw: Vec<RawListener>,
-    upstreams: &Names,
+    around: &Around<'_>,
     admin: Option<&At<SocketAddr>>,
     source: &mut Source<'_>,
     mistakes: &mut Mistakes,
@@ -24,7 +25,7 @@ pub(super) fn all(
     let mut names: BTreeMap<String, Span> = BTreeMap::new();
     let mut addresses = Addresses::default();
     if let Some(admin) = admin {
-        addresses.take(admin, mistakes);
+        addresses.take(admin, false, mistakes);
     }
     let mut listeners = Vec::with_capacity(raw.len());
     for raw in raw {
@@ -38,41 +39,44 @@ pub(super) fn all(
             }
         }
         if let Field::Is(listen) = &raw.listen {
-            addresses.take(listen, mistakes);
+            let udp = matches!(&raw.protocol, Field::Is(At { value: RawProtocol::Quic, .. }));
+            addresses.take(listen, udp, mistakes);
         }
-        listeners.extend(listener(raw, upstreams, source, mistakes));
+        listeners.extend(listener(raw, around, source, mistakes));
     }
     listeners
 }
 
-/// Addresses in use, by port and family: a wildcard address overlaps with every other of its family.
+/// Addresses in use, by port and family: a wildcard address overlaps with every other of its family. TCP and UDP have
+/// ports of their own.
 #[derive(Default)]
 struct Addresses {
-    exact: BTreeMap<SocketAddr, Span>,
-    first: BTreeMap<(u16, bool), Span>,
-    wildcard: BTreeMap<(u16, bool), Span>,
+    exact: BTreeMap<(SocketAddr, bool), Span>,
+    first: BTreeMap<(u16, bool, bool), Span>,
+    wildcard: BTreeMap<(u16, bool, bool), Span>,
 }
 
 impl Addresses {
-    fn take(&mut self, at: &At<SocketAddr>, mistakes: &mut Mistakes) {
+    fn take(&mut self, at: &At<SocketAddr>, udp: bool, mistakes: &mut Mistakes) {
         let At { value: address, span } = at;
         // Port 0 lets the kernel choose a free one each time.
         if address.port() == 0 {
             return;
         }
-        let family = (address.port(), address.is_ipv4());
+        let family = (address.port(), address.is_ipv4(), udp);
+        let exact = (*address, udp);
         let wild = address.ip().is_unspecified();
         let overlap = if wild { self.first.get(&family) } else { self.wildcard.get(&family) };
-        let taken = self.exact.get(address).or(overlap);
+        let taken = self.exact.get(&exact).or(overlap);
         if let Some(other) = taken {
-            let message = if self.exact.contains_key(address) {
+            let message = if self.exact.contains_key(&exact) {
                 "this address is taken"
             } else {
                 "this address overlaps with another one"
             };
             mistakes.add_pair(*span, message, "give each listener its own address or port", *other, "taken here");
         }
-        self.exact.entry(*address).or_insert(*span);
+        self.exact.entry(exact).or_insert(*span);
         self.first.entry(family).or_insert(*span);
         if wild {
             self.wildcard.entry(family).or_insert(*span);
@@ -80,8 +84,13 @@ impl Addresses {
     }
 }
 
-fn listener(raw: RawListener, upstreams: &Names, source: &mut Source<'_>, mistakes: &mut Mistakes) -> Option<Listener> {
-    let protocol = protocol(&raw, upstreams, mistakes);
+fn listener(
+    raw: RawListener,
+    around: &Around<'_>,
+    source: &mut Source<'_>,
+    mistakes: &mut Mistakes,
+) -> Option<Listener> {
+    let protocol = protocol(&raw, around, mistakes);
     let listen = raw.listen.at()?;
     Some(Listener {
         name: raw.name.value()?,
@@ -92,7 +101,7 @@ fn listener(raw: RawListener, upstreams: &Names, source: &mut Source<'_>, mistak
     })
 }
 
-fn protocol(raw: &RawListener, upstreams: &Names, mistakes: &mut Mistakes) -> Option<Protocol> {
+fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Protocol> {
     // What belongs to the listener cannot be told without a protocol, but the framed table can still be judged.
     let protocol = match &raw.protocol {
         Field::Is(protocol) => protocol,
@@ -106,16 +115,21 @@ fn protocol(raw: &RawListener, upstreams: &Names, mistakes: &mut Mistakes) -> Op
     let (name, own) = match &protocol.value {
         RawProtocol::Framed => ("framed", "[listener.framed]"),
         RawProtocol::Relay => ("relay", "[listener.relay]"),
+        RawProtocol::Quic => ("quic", "[listener.quic]"),
         RawProtocol::Custom(name) => (name.as_str(), "[listener.options]"),
     };
     let tables = [
         ("[listener.options]", raw.options.as_ref().map(|at| at.span)),
         ("[listener.framed]", raw.framed.as_ref().map(|at| at.span)),
         ("[listener.relay]", raw.relay.as_ref().map(|at| at.span)),
+        ("[listener.quic]", raw.quic.as_ref().map(|at| at.span)),
     ];
     let words = [
         ("service", span_of(&raw.service).filter(|_| name != "framed")),
         ("upstream", span_of(&raw.upstream).filter(|_| name != "relay")),
+        ("certificate", span_of(&raw.certificate).filter(|_| name != "quic")),
+        ("[listener.tls]", raw.tls.as_ref().map(|at| at.span).filter(|_| name != "quic")),
+        ("[[listener.route]]", raw.routes.first().map(|route| route.header).filter(|_| name != "quic")),
     ];
     let own_tables = tables.into_iter().filter(|(table, _)| *table != own);
     let own_tables = own_tables.map(|(table, span)| (table, span, format!("its own settings stand in `{own}`")));
@@ -138,7 +152,8 @@ fn protocol(raw: &RawListener, upstreams: &Names, mistakes: &mut Mistakes) -> Op
             let framed = framed(FramedService::Echo, raw.framed.as_ref().map(|at| &at.value), mistakes);
             Some(Protocol::Framed(Framed { service: service?, ..framed }))
         }
-        RawProtocol::Relay => relay(raw, upstreams, mistakes).map(Protocol::Relay),
+        RawProtocol::Relay => relay(raw, around, mistakes).map(Protocol::Relay),
+        RawProtocol::Quic => check_quic::quic(raw, around, mistakes).map(Protocol::Quic),
         RawProtocol::Custom(name) => {
             let options = raw.options.as_ref().map(|at| at.value.clone()).unwrap_or_default();
             Some(Protocol::Custom { protocol: name.clone(), options })
@@ -153,17 +168,21 @@ fn span_of<T>(field: &Field<T>) -> Option<Span> {
     }
 }
 
-fn relay(raw: &RawListener, upstreams: &Names, mistakes: &mut Mistakes) -> Option<Relay> {
+fn relay(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Relay> {
     let upstream = match &raw.upstream {
         Field::Is(upstream) => upstream,
         Field::Absent => {
-            let hint = upstreams.example();
+            let hint = around.upstreams.example();
             mistakes.add(raw.header, "a `[[listener]]` with protocol `relay` lacks `upstream`", hint);
             return None;
         }
         Field::Bad => return None,
     };
-    upstreams.need(upstream, mistakes);
+    around.upstreams.need(upstream, mistakes);
+    if around.upstreams.kind(&upstream.value.text) == Some(Kind::Udp) {
+        let hint = "name an upstream whose servers take streams";
+        mistakes.add(upstream.span, "a relay cannot send its streams to servers over UDP", hint);
+    }
     let default = Relay::new(upstream.value.text.as_str());
     let Some(At { value: raw, .. }) = &raw.relay else { return Some(default) };
     Some(Relay {

@@ -2,16 +2,40 @@
 use std::collections::BTreeMap;
 
 use super::check_listener::{copied, count, small};
-use super::config::{Health, Upstream, UpstreamLimits};
+use super::check_quic::{self, Around};
+use super::config::{Check, Health, Server, Upstream, UpstreamLimits};
 use super::raw_section::{At, Field};
 use super::raw_text::Text;
 use super::raw_upstream::{RawHealth, RawUpstream, RawUpstreamLimits};
 use super::raw_words::nearest_or_list;
 use super::report::{Mistakes, Span};
 
+/// What the servers of an upstream take. Those of one upstream take the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Streams of bytes, over TCP or a Unix socket.
+    Stream,
+    /// Streams and datagrams over QUIC.
+    Quic,
+    /// Datagrams.
+    Udp,
+}
+
+impl Kind {
+    const fn of(server: &Server) -> Self {
+        match server {
+            Server::Tcp(_) | Server::Name { .. } | Server::Unix(_) => Self::Stream,
+            Server::Quic { .. } => Self::Quic,
+            Server::Udp { .. } => Self::Udp,
+        }
+    }
+}
+
 /// The names of all upstreams, also of those with mistakes.
 pub(super) struct Names {
     names: Vec<Text>,
+    /// Of those whose servers can be read.
+    kinds: BTreeMap<String, Kind>,
     /// Some upstream has no name that can be read: it may be the one that is meant.
     unknown: bool,
 }
@@ -23,7 +47,18 @@ impl Names {
             Field::Absent | Field::Bad => None,
         });
         let names: Vec<_> = names.collect();
-        Self { unknown: names.len() < raw.len(), names }
+        let kinds = raw.iter().filter_map(|upstream| match (&upstream.name, &upstream.servers) {
+            (Field::Is(name), Field::Is(servers)) => {
+                Some((name.value.text.clone(), Kind::of(&servers.value.first()?.value)))
+            }
+            _ => None,
+        });
+        Self { unknown: names.len() < raw.len(), kinds: kinds.collect(), names }
+    }
+
+    /// What the servers of an upstream take, if that can be told.
+    pub(super) fn kind(&self, name: &str) -> Option<Kind> {
+        self.kinds.get(name).copied()
     }
 
     /// Notes a name that no upstream has.
@@ -55,7 +90,7 @@ impl Names {
 }
 
 /// All upstreams; those with mistakes are left out.
-pub(super) fn all(raw: Vec<RawUpstream>, mistakes: &mut Mistakes) -> Vec<Upstream> {
+pub(super) fn all(raw: Vec<RawUpstream>, around: &Around<'_>, mistakes: &mut Mistakes) -> Vec<Upstream> {
     let mut names: BTreeMap<String, Span> = BTreeMap::new();
     let mut upstreams = Vec::with_capacity(raw.len());
     for raw in raw {
@@ -67,15 +102,46 @@ pub(super) fn all(raw: Vec<RawUpstream>, mistakes: &mut Mistakes) -> Vec<Upstrea
                 names.insert(name.value.text.clone(), name.span);
             }
         }
-        upstreams.extend(upstream(raw));
+        upstreams.extend(upstream(raw, around, mistakes));
     }
     upstreams
 }
 
-fn upstream(raw: RawUpstream) -> Option<Upstream> {
-    let servers = raw.servers.value()?.into_iter().map(|server| server.value).collect();
+fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Upstream> {
+    let tls = raw.tls.as_ref().map(|tls| check_quic::upstream_tls(tls, around.certificates, around.folder, mistakes));
+    let servers = raw.servers.value()?;
+    let kind = Kind::of(&servers.first()?.value);
+    if let Some(other) = servers.iter().find(|server| Kind::of(&server.value) != kind) {
+        let hint = "write an upstream for each: all servers over TCP and Unix sockets, or all quic://, or all udp://";
+        mistakes.add(other.span, "this server takes something else than the first one", hint);
+        return None;
+    }
+    match (kind, &raw.tls, servers.first()) {
+        (Kind::Quic, None, Some(server)) => {
+            let hint = "add an `[upstream.tls]` with `alpn = \"app\"`";
+            mistakes.add(server.span, "servers over QUIC need an `[upstream.tls]`", hint);
+        }
+        (Kind::Stream | Kind::Udp, Some(tls), _) => {
+            let hint = "take it out, or write the servers as \"quic://app.example:4433\"";
+            mistakes.add(tls.span, "`[upstream.tls]` is for servers over QUIC", hint);
+        }
+        _ => {}
+    }
+    if let (Kind::Quic | Kind::Udp, Some(Field::Is(At { value: Check::Tcp, span }))) =
+        (kind, raw.health.as_ref().map(|health| &health.check))
+    {
+        mistakes.add(*span, "servers over QUIC and UDP cannot be checked over TCP", "write `check = \"off\"`");
+    }
+    if kind == Kind::Quic && !cfg!(feature = "quic") {
+        mistakes.add(raw.header, "servers over QUIC need a build with the feature `quic`", "take the upstream out");
+    }
+    let servers = servers.into_iter().map(|server| server.value).collect();
     let default = Upstream::new(raw.name.value()?.text, servers);
     Some(Upstream {
+        tls: match tls {
+            Some(tls) => Some(tls?),
+            None => None,
+        },
         balance: raw.balance.value().unwrap_or(default.balance),
         resolve: raw.resolve.value().unwrap_or(default.resolve),
         limits: raw.limits.map(|raw| limits(&raw)).unwrap_or_default(),

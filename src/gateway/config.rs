@@ -5,10 +5,14 @@
 //!
 //! [`check`]: super::check
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use super::config_quic::{
+    Certificate, CertificateSource, Congestion, ListenerTls, Quic, QuicService, QuicSettings, Retry, Route, UpstreamTls,
+};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -23,6 +27,8 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// What is logged, and how.
     pub log: Log,
+    /// The certificates in the order of the file, with distinct names; one that nobody names is fine.
+    pub certificates: Vec<Certificate>,
     /// The upstreams in the order of the file, with distinct names; one that no listener names is fine.
     pub upstreams: Vec<Upstream>,
     /// The listeners in the order of the file, with distinct names and addresses.
@@ -115,6 +121,8 @@ pub struct Upstream {
     pub limits: UpstreamLimits,
     /// How a server is found to be down.
     pub health: Health,
+    /// What is demanded of servers over QUIC, and said to them; there if and only if the servers speak QUIC.
+    pub tls: Option<UpstreamTls>,
 }
 
 impl Upstream {
@@ -128,6 +136,7 @@ impl Upstream {
             resolve: Duration::from_secs(30),
             limits: UpstreamLimits::default(),
             health: Health::default(),
+            tls: None,
         }
     }
 }
@@ -147,6 +156,38 @@ pub enum Server {
     },
     /// The absolute path of a Unix stream socket.
     Unix(PathBuf),
+    /// A server over QUIC: each relayed connection is a stream of one connection to it.
+    Quic {
+        /// Where; the certificate must name it unless `[upstream.tls]` says otherwise.
+        host: Host,
+        /// The port, not 0.
+        port: u16,
+    },
+    /// A server that takes datagrams.
+    Udp {
+        /// Where.
+        host: Host,
+        /// The port, not 0.
+        port: u16,
+    },
+}
+
+/// An address, or a name that is looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    /// An address.
+    Address(IpAddr),
+    /// A name.
+    Name(String),
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(ip) => ip.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
 }
 
 /// Which server of an upstream gets the next connection.
@@ -278,6 +319,8 @@ pub enum Protocol {
     Framed(Framed),
     /// Byte streams over TCP, handed to a server of an upstream.
     Relay(Relay),
+    /// Streams and datagrams over QUIC.
+    Quic(Quic),
     /// A protocol that the embedding program has registered in [`Known`](super::check::Known).
     #[non_exhaustive]
     Custom {
@@ -293,6 +336,7 @@ impl fmt::Debug for Protocol {
         match self {
             Self::Framed(framed) => f.debug_tuple("Framed").field(framed).finish(),
             Self::Relay(relay) => f.debug_tuple("Relay").field(relay).finish(),
+            Self::Quic(quic) => f.debug_tuple("Quic").field(quic).finish(),
             Self::Custom { protocol, options } => {
                 let keys: Vec<_> = options.keys().collect();
                 f.debug_struct("Custom").field("protocol", protocol).field("options", &keys).finish()

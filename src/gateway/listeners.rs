@@ -71,6 +71,7 @@ pub(super) fn prepare(
             let name: Arc<str> = Arc::from(listener.name.as_str());
             Ok(Box::new(move || Box::new(relay::Connections::new(name.clone(), settings.clone())) as Box<dyn OnAccept>))
         }
+        config::Protocol::Quic(_) => Err(refuse("protocol `quic` cannot be started by this build yet".to_owned())),
         config::Protocol::Custom { protocol, options } => match protocols.get(protocol) {
             Some(factory) => factory(options).map_err(refuse),
             None => Err(refuse(format!("no protocol `{protocol}` is registered"))),
@@ -165,6 +166,7 @@ fn name_of(protocol: &config::Protocol) -> &str {
     match protocol {
         config::Protocol::Framed(_) => "framed",
         config::Protocol::Relay(_) => "relay",
+        config::Protocol::Quic(_) => "quic",
         config::Protocol::Custom { protocol, .. } => protocol,
     }
 }

@@ -11,6 +11,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::check::Known;
 use super::config::{ByteOrder, FramedService, Level, LogFormat, ProxyOut, WhenSlow};
+use super::raw_quic::{self, RawCertificate, RawQuic, RawRoute, RawTls};
 use super::raw_section::{At, Field, Reader, Section, kind};
 use super::raw_text::Text;
 use super::raw_upstream::{self, RawUpstream};
@@ -18,12 +19,25 @@ use super::raw_words::{in_code, nearest_or_list, unknown_key_hint};
 use super::report::{Span, quoted};
 
 const ROOT: &str = "the file";
-const ROOT_KEYS: &[&str] = &["version", "runtime", "admin", "log", "upstream", "listener"];
+const ROOT_KEYS: &[&str] = &["version", "runtime", "admin", "log", "certificate", "upstream", "listener"];
 const RUNTIME_KEYS: &[&str] = &["arbiters", "pin_cores", "memory", "drain"];
 const ADMIN_KEYS: &[&str] = &["listen", "control"];
 const LOG_KEYS: &[&str] = &["level", "format"];
-const LISTENER_KEYS: &[&str] =
-    &["name", "listen", "protocol", "service", "upstream", "limits", "framed", "relay", "options"];
+const LISTENER_KEYS: &[&str] = &[
+    "name",
+    "listen",
+    "protocol",
+    "service",
+    "upstream",
+    "certificate",
+    "limits",
+    "tls",
+    "route",
+    "framed",
+    "relay",
+    "quic",
+    "options",
+];
 const LIMITS_KEYS: &[&str] = &["connections", "per_source", "half_open", "first_message", "idle"];
 const FRAMED_KEYS: &[&str] = &[
     "length_bytes",
@@ -38,23 +52,27 @@ const FRAMED_KEYS: &[&str] = &[
 const RELAY_KEYS: &[&str] = &["proxy_in", "proxy_out", "attempts"];
 
 /// Every table and its keys, to say where a misplaced key belongs.
-pub(super) const TABLES: [(&str, &[&str]); 10] = [
+pub(super) const TABLES: [(&str, &[&str]); 15] = [
     ("[runtime]", RUNTIME_KEYS),
     ("[admin]", ADMIN_KEYS),
     ("[log]", LOG_KEYS),
+    (raw_quic::CERTIFICATE, raw_quic::CERTIFICATE_KEYS),
     ("[[listener]]", LISTENER_KEYS),
     ("[listener.limits]", LIMITS_KEYS),
     ("[listener.framed]", FRAMED_KEYS),
     ("[listener.relay]", RELAY_KEYS),
+    (raw_quic::TLS, raw_quic::TLS_KEYS),
+    (raw_quic::ROUTE, raw_quic::ROUTE_KEYS),
+    (raw_quic::QUIC, raw_quic::QUIC_KEYS),
     (raw_upstream::UPSTREAM, raw_upstream::KEYS),
     (raw_upstream::LIMITS, raw_upstream::LIMITS_KEYS),
     (raw_upstream::HEALTH, raw_upstream::HEALTH_KEYS),
+    (raw_upstream::TLS, raw_upstream::TLS_KEYS),
 ];
 
 /// Words of later versions: known, so that nobody takes them for typing mistakes.
-const LATER_TABLES: [&str; 1] = ["certificate"];
-const LATER_LISTENER_KEYS: [&str; 7] = ["certificate", "route", "udp", "http", "quic", "moq", "wireguard"];
-const LATER_PROTOCOLS: [&str; 5] = ["udp", "http", "quic", "moq", "wireguard"];
+const LATER_LISTENER_KEYS: [&str; 4] = ["udp", "http", "moq", "wireguard"];
+const LATER_PROTOCOLS: [&str; 4] = ["udp", "http", "moq", "wireguard"];
 const LATER_SERVICES: [&str; 5] = ["forward", "static", "demo", "respond", "moq"];
 
 const SERVICES: [(&str, FramedService); 2] = [("echo", FramedService::Echo), ("rooms", FramedService::Rooms)];
@@ -86,6 +104,7 @@ pub(super) struct RawFile {
     pub(super) runtime: RawRuntime,
     pub(super) admin: Option<RawAdmin>,
     pub(super) log: RawLog,
+    pub(super) certificates: Vec<RawCertificate>,
     pub(super) upstreams: Vec<RawUpstream>,
     pub(super) listeners: Vec<RawListener>,
 }
@@ -125,6 +144,10 @@ pub(super) struct RawListener {
     pub(super) limits: RawLimits,
     pub(super) framed: Option<At<RawFramed>>,
     pub(super) relay: Option<At<RawRelay>>,
+    pub(super) certificate: Field<Vec<Field<Text>>>,
+    pub(super) tls: Option<At<RawTls>>,
+    pub(super) routes: Vec<RawRoute>,
+    pub(super) quic: Option<At<RawQuic>>,
     pub(super) options: Option<At<toml::Table>>,
 }
 
@@ -133,6 +156,7 @@ pub(super) struct RawListener {
 pub(super) enum RawProtocol {
     Framed,
     Relay,
+    Quic,
     Custom(String),
 }
 
@@ -182,6 +206,14 @@ pub(super) fn file(reader: &mut Reader<'_>, document: &DeTable<'_>, known: &Know
             RawAdmin { listen, control }
         }),
         log: log(root.section("log", "[log]", LOG_KEYS)),
+        certificates: tables(
+            &mut root,
+            "certificate",
+            "a certificate",
+            raw_quic::CERTIFICATE,
+            raw_quic::CERTIFICATE_KEYS,
+            raw_quic::certificate,
+        ),
         upstreams: tables(
             &mut root,
             "upstream",
@@ -194,7 +226,7 @@ pub(super) fn file(reader: &mut Reader<'_>, document: &DeTable<'_>, known: &Know
             listener(section, known)
         }),
     };
-    unknown_keys(root, &LATER_TABLES, false);
+    unknown_keys(root, &[], false);
     raw
 }
 
@@ -237,7 +269,7 @@ fn log(section: Option<Section<'_, '_>>) -> RawLog {
 }
 
 /// The tables of a list, each as its reader makes it.
-fn tables<T>(
+pub(super) fn tables<T>(
     root: &mut Section<'_, '_>,
     key: &'static str,
     one: &str,
@@ -278,6 +310,10 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
         limits: limits(section.section("limits", "[listener.limits]", LIMITS_KEYS)),
         framed: section.section("framed", "[listener.framed]", FRAMED_KEYS).map(framed),
         relay: section.section("relay", "[listener.relay]", RELAY_KEYS).map(relay),
+        certificate: section.one_or_more("certificate", "\"local\""),
+        tls: section.section("tls", raw_quic::TLS, raw_quic::TLS_KEYS).map(raw_quic::tls),
+        routes: tables(&mut section, "route", "a route", raw_quic::ROUTE, raw_quic::ROUTE_KEYS, raw_quic::route),
+        quic: section.section("quic", raw_quic::QUIC, raw_quic::QUIC_KEYS).map(raw_quic::quic),
         options: section
             .section("options", "[listener.options]", &[])
             .map(|options| At { value: options.reader.free_table(options.table), span: options.header }),
@@ -304,7 +340,8 @@ pub(super) fn name(section: &mut Section<'_, '_>, of: &str, example: &str) -> Fi
 
 /// The protocol, and whether it is one of a later version.
 fn protocol(section: &mut Section<'_, '_>, known: &Known) -> (Field<RawProtocol>, bool) {
-    let mut words = vec![("framed", RawProtocol::Framed), ("relay", RawProtocol::Relay)];
+    let built_in = [("framed", RawProtocol::Framed), ("relay", RawProtocol::Relay), ("quic", RawProtocol::Quic)];
+    let mut words: Vec<_> = built_in.to_vec();
     words.extend(known.protocols().map(|name| (name, RawProtocol::Custom(name.to_owned()))));
     let given = section.value("protocol").and_then(|value| value.get_ref().as_str());
     let is_today = words.iter().any(|(name, _)| Some(*name) == given);

@@ -284,6 +284,17 @@ impl<'r, 'd> Section<'r, 'd> {
         Field::Is(At { value: texts, span: found.span().into() })
     }
 
+    /// A string, or a list of them.
+    pub(super) fn one_or_more(&mut self, key: &'static str, example: &str) -> Field<Vec<Field<Text>>> {
+        let Some(found) = self.value(key) else { return Field::Absent };
+        if found.get_ref().is_str() {
+            let text = self.text(key, example);
+            let span = found.span().into();
+            return Field::Is(At { value: vec![text], span });
+        }
+        self.texts(key, &format!("[{example}]"))
+    }
+
     /// A table inside this one: where it starts, and what reads it.
     pub(super) fn section<'s>(
         &'s mut self,

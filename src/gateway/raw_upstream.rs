@@ -4,8 +4,9 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::config::{Balance, Check, Server};
+use super::config::{Balance, Check, Host, Server};
 use super::raw::{CONNECTIONS, DAY, LEAST_TIMEOUT, name, unknown_keys};
+use super::raw_quic::{Texts, curves};
 use super::raw_section::{At, Field, Section};
 use super::raw_text::Text;
 use super::report::Span;
@@ -13,7 +14,9 @@ use super::report::Span;
 pub(super) const UPSTREAM: &str = "[[upstream]]";
 pub(super) const LIMITS: &str = "[upstream.limits]";
 pub(super) const HEALTH: &str = "[upstream.health]";
-pub(super) const KEYS: &[&str] = &["name", "servers", "balance", "resolve", "limits", "health"];
+pub(super) const TLS: &str = "[upstream.tls]";
+pub(super) const KEYS: &[&str] = &["name", "servers", "balance", "resolve", "limits", "health", "tls"];
+pub(super) const TLS_KEYS: &[&str] = &["ca", "trust", "name", "alpn", "certificate", "curves", "keylog", "early_data"];
 pub(super) const LIMITS_KEYS: &[&str] = &["connections", "connect_timeout"];
 pub(super) const HEALTH_KEYS: &[&str] =
     &["eject_after", "eject_for", "check", "interval", "timeout", "healthy_after", "unhealthy_after"];
@@ -41,6 +44,21 @@ pub(super) struct RawUpstream {
     pub(super) resolve: Field<Duration>,
     pub(super) limits: Option<RawUpstreamLimits>,
     pub(super) health: Option<RawHealth>,
+    pub(super) tls: Option<At<RawUpstreamTls>>,
+    pub(super) header: Span,
+}
+
+/// `[upstream.tls]`.
+#[derive(Debug)]
+pub(super) struct RawUpstreamTls {
+    pub(super) ca: Field<Text>,
+    pub(super) trust: Field<Text>,
+    pub(super) name: Field<Text>,
+    pub(super) alpn: Field<Text>,
+    pub(super) certificate: Field<Text>,
+    pub(super) curves: Texts,
+    pub(super) keylog: Field<Text>,
+    pub(super) early_data: Field<bool>,
 }
 
 /// `[upstream.limits]`.
@@ -70,6 +88,8 @@ pub(super) fn upstream(mut section: Section<'_, '_>) -> RawUpstream {
         resolve: section.duration("resolve", LEAST_PERIOD..=DAY),
         limits: section.section("limits", LIMITS, LIMITS_KEYS).map(limits),
         health: section.section("health", HEALTH, HEALTH_KEYS).map(health),
+        tls: section.section("tls", TLS, TLS_KEYS).map(tls),
+        header: section.header,
     };
     section.need(&raw.name, "name", "\"app\"");
     section.need(&raw.servers, "servers", SERVERS);
@@ -98,6 +118,22 @@ fn health(mut section: Section<'_, '_>) -> RawHealth {
     };
     unknown_keys(section, &[], false);
     raw
+}
+
+fn tls(mut section: Section<'_, '_>) -> At<RawUpstreamTls> {
+    let value = RawUpstreamTls {
+        ca: section.text("ca", "\"authority.pem\""),
+        trust: section.text("trust", "\"local\""),
+        name: section.text("name", "\"app.example\""),
+        alpn: section.text("alpn", "\"app\""),
+        certificate: section.text("certificate", "\"local\""),
+        curves: curves(&mut section),
+        keylog: section.text("keylog", "\"keys.log\""),
+        early_data: section.boolean("early_data"),
+    };
+    let span = section.header;
+    unknown_keys(section, &[], false);
+    At { value, span }
 }
 
 fn servers(section: &mut Section<'_, '_>) -> Field<Vec<At<Server>>> {
@@ -144,14 +180,30 @@ fn server(text: &str) -> Result<Server, &'static str> {
             path => Ok(Server::Unix(PathBuf::from(path))),
         };
     }
-    if text.contains("://") {
-        return Err("write the server without a scheme, such as \"app.example:9000\"");
+    if let Some(rest) = text.strip_prefix("quic://") {
+        let (host, port) = host_and_port(rest)?;
+        return Ok(Server::Quic { host, port });
     }
+    if let Some(rest) = text.strip_prefix("udp://") {
+        let (host, port) = host_and_port(rest)?;
+        return Ok(Server::Udp { host, port });
+    }
+    if text.contains("://") {
+        return Err("the schemes are quic:// and udp://; a server over TCP has none, such as \"app.example:9000\"");
+    }
+    Ok(match host_and_port(text)? {
+        (Host::Address(ip), port) => Server::Tcp(SocketAddr::new(ip, port)),
+        (Host::Name(host), port) => Server::Name { host, port },
+    })
+}
+
+/// An address or a name, and a port.
+fn host_and_port(text: &str) -> Result<(Host, u16), &'static str> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return if address.port() == 0 {
             Err("name the port that the server listens on")
         } else {
-            Ok(Server::Tcp(address))
+            Ok((Host::Address(address.ip()), address.port()))
         };
     }
     let Some((host, port)) = text.rsplit_once(':') else {
@@ -165,7 +217,7 @@ fn server(text: &str) -> Result<Server, &'static str> {
         Ok(_) | Err(_) => return Err("a port is a number from 1 to 65535"),
     };
     if is_name(host) {
-        Ok(Server::Name { host: host.to_owned(), port })
+        Ok((Host::Name(host.to_owned()), port))
     } else {
         Err("write an address or a name and a port, such as \"127.0.0.1:9000\" or \"app.example:9000\"")
     }
@@ -173,7 +225,7 @@ fn server(text: &str) -> Result<Server, &'static str> {
 
 /// Whether a name can be looked up (RFC 1123, section 2.1, and the underscore that people use). One that ends in a
 /// number is a mistyped address.
-fn is_name(host: &str) -> bool {
+pub(super) fn is_name(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(plain) && !label.starts_with('-');
@@ -191,6 +243,10 @@ mod tests {
         assert_eq!(server("127.0.0.1:9000"), Ok(Server::Tcp("127.0.0.1:9000".parse().unwrap())));
         assert_eq!(server("[::1]:9000"), Ok(Server::Tcp("[::1]:9000".parse().unwrap())));
         assert_eq!(server("unix:/run/app.sock"), Ok(Server::Unix("/run/app.sock".into())));
+        let quic = Server::Quic { host: Host::Name("app.example".to_owned()), port: 4433 };
+        assert_eq!(server("quic://app.example:4433"), Ok(quic));
+        let udp = Server::Udp { host: Host::Address("::1".parse().unwrap()), port: 53 };
+        assert_eq!(server("udp://[::1]:53"), Ok(udp));
         for host in ["localhost", "app.example", "a_b.c-d.", "1.example", "xn--bcher-kva.example"] {
             assert_eq!(server(&format!("{host}:9000")), name(host), "{host}");
         }
@@ -214,7 +270,9 @@ mod tests {
             (":9000", "an address or a name"),
             ("a..b:9000", "an address or a name"),
             ("-a:9000", "an address or a name"),
-            ("http://app.example:9000", "without a scheme"),
+            ("http://app.example:9000", "over TCP has none"),
+            ("quic://app.example", "add a port"),
+            ("udp://127.0.0.1:0", "name the port"),
             ("unix:app.sock", "absolute path"),
             ("unix:", "absolute path"),
             (&long, "107 bytes"),

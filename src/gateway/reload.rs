@@ -140,7 +140,7 @@ impl Gateway {
                     (Some(a), Some(b)) => Arc::ptr_eq(a, b),
                     (_, None) | (None, _) => false,
                 },
-                Protocol::Framed(_) | Protocol::Custom { .. } => true,
+                Protocol::Framed(_) | Protocol::Quic(_) | Protocol::Custom { .. } => true,
             };
             let alive = old.iter().any(|status| *status.name == *listener.name && status.accepting());
             if alive && same_upstream && was.is_some_and(|was| same(was, listener)) {

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 
-use super::config::{self, Balance, Check, Health, Server};
+use super::config::{self, Balance, Check, Health, Host, Server};
 use crate::actors::clock::{later, now, sleep, sleep_until, within};
 use crate::actors::{Budget, Control, Fault, Mail, Mesh, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn};
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer, Policy, ServerId, ServerView};
@@ -93,14 +93,17 @@ impl Upstreams {
     }
 
     fn one(mesh: &Mesh, upstream: &config::Upstream, lookup: &Lookup) -> Result<Running, SpawnError> {
-        let answers = Answers::new(&upstream.servers);
+        let answers = Answers::new(upstream);
         let balancer = Balancer::new(answers.servers(), settings_of(upstream));
         let mut running = Running { config: upstream.clone(), balancer: balancer.clone(), keeper: None };
         if answers.has_names() || upstream.health.check != Check::Off {
             let (upstream, lookup) = (upstream.clone(), lookup.clone());
             let spec = Spec::named(upstream.name.as_str());
-            let make =
-                move || Keeper::Made { upstream: upstream.clone(), balancer: balancer.clone(), lookup: lookup.clone() };
+            let make = move || Keeper::Made {
+                upstream: Box::new(upstream.clone()),
+                balancer: balancer.clone(),
+                lookup: lookup.clone(),
+            };
             running.keeper = Some(mesh.supervise(Place::System, spec, Budget::default(), make)?);
         }
         Ok(running)
@@ -158,7 +161,7 @@ fn settings_of(upstream: &config::Upstream) -> BalanceSettings {
 
 /// The actor of one upstream.
 enum Keeper {
-    Made { upstream: config::Upstream, balancer: Arc<Balancer>, lookup: Lookup },
+    Made { upstream: Box<config::Upstream>, balancer: Arc<Balancer>, lookup: Lookup },
     Runs(Pin<Box<dyn Future<Output = Infallible>>>),
     Ended,
 }
@@ -169,7 +172,7 @@ impl Protocol for Keeper {
 
     fn started(&mut self, turn: &mut Turn<'_, Infallible>) -> Result<(), Fault> {
         if let Self::Made { upstream, balancer, lookup } = std::mem::replace(self, Self::Ended) {
-            *self = Self::Runs(Box::pin(keep(upstream, balancer, lookup, turn.tally())));
+            *self = Self::Runs(Box::pin(keep(*upstream, balancer, lookup, turn.tally())));
         }
         Ok(())
     }
@@ -213,10 +216,12 @@ impl Count {
 
 async fn keep(upstream: config::Upstream, balancer: Arc<Balancer>, lookup: Lookup, tally: Tally) -> Infallible {
     let count = Count { tally, upstream: Arc::from(upstream.name.as_str()) };
-    let answers = RefCell::new(Answers::new(&upstream.servers));
+    let answers = RefCell::new(Answers::new(&upstream));
     let names = upstream.servers.iter().enumerate().filter_map(|(at, server)| match server {
-        Server::Name { host, port } => Some((at, host, *port)),
-        Server::Tcp(_) | Server::Unix(_) => None,
+        Server::Name { host, port }
+        | Server::Quic { host: Host::Name(host), port }
+        | Server::Udp { host: Host::Name(host), port } => Some((at, host, *port)),
+        Server::Tcp(_) | Server::Unix(_) | Server::Quic { .. } | Server::Udp { .. } => None,
     });
     // Each name goes round on its own: a slow one does not hold up the others.
     let names = names.map(|(at, host, port)| {
@@ -261,28 +266,56 @@ struct Answers(Vec<Answer>);
 
 enum Answer {
     Given(Address),
-    /// What a name led to last.
-    Found(Vec<Address>),
+    /// What a name led to last, and what is spoken there.
+    Found(Spoken, Vec<Address>),
+}
+
+/// What is spoken at an address that a name led to.
+enum Spoken {
+    Tcp,
+    Udp,
+    /// QUIC, by a server whose certificate names this.
+    Quic(Arc<str>),
+}
+
+impl Spoken {
+    fn at(&self, address: SocketAddr) -> Address {
+        match self {
+            Self::Tcp => Address::Tcp(address),
+            Self::Udp => Address::Udp(address),
+            Self::Quic(name) => Address::Quic { address, name: name.clone() },
+        }
+    }
 }
 
 impl Answers {
-    fn new(servers: &[Server]) -> Self {
+    fn new(upstream: &config::Upstream) -> Self {
+        let demanded = upstream.tls.as_ref().and_then(|tls| tls.name.as_deref());
+        let there = |host: &Host, port: u16, spoken: Spoken| match host {
+            Host::Address(ip) => Answer::Given(spoken.at(SocketAddr::new(*ip, port))),
+            Host::Name(_) => Answer::Found(spoken, Vec::new()),
+        };
         let answer = |server: &Server| match server {
             Server::Tcp(address) => Answer::Given(Address::Tcp(*address)),
             Server::Unix(path) => Answer::Given(Address::Unix(path.clone())),
-            Server::Name { .. } => Answer::Found(Vec::new()),
+            Server::Name { .. } => Answer::Found(Spoken::Tcp, Vec::new()),
+            Server::Udp { host, port } => there(host, *port, Spoken::Udp),
+            Server::Quic { host, port } => {
+                let name = demanded.map_or_else(|| Arc::from(host.to_string()), Arc::from);
+                there(host, *port, Spoken::Quic(name))
+            }
         };
-        Self(servers.iter().map(answer).collect())
+        Self(upstream.servers.iter().map(answer).collect())
     }
 
     fn has_names(&self) -> bool {
-        self.0.iter().any(|answer| matches!(answer, Answer::Found(_)))
+        self.0.iter().any(|answer| matches!(answer, Answer::Found(..)))
     }
 
     fn servers(&self) -> Vec<Address> {
         let all = self.0.iter().flat_map(|answer| match answer {
             Answer::Given(address) => std::slice::from_ref(address),
-            Answer::Found(addresses) => addresses,
+            Answer::Found(_, addresses) => addresses,
         });
         all.cloned().collect()
     }
@@ -292,14 +325,11 @@ impl Answers {
         addresses.sort();
         addresses.dedup();
         addresses.truncate(ADDRESSES);
-        let addresses: Vec<_> = addresses.into_iter().map(Address::Tcp).collect();
-        match self.0.get_mut(at) {
-            Some(Answer::Found(before)) if *before != addresses => {
-                *before = addresses;
-                true
-            }
-            Some(_) | None => false,
-        }
+        let Some(Answer::Found(spoken, before)) = self.0.get_mut(at) else { return false };
+        let addresses: Vec<_> = addresses.into_iter().map(|address| spoken.at(address)).collect();
+        let news = *before != addresses;
+        *before = addresses;
+        news
     }
 }
 
@@ -402,6 +432,8 @@ async fn connects(server: &ServerView, timeout: Duration) -> Found {
     let connected = match &server.address {
         Address::Tcp(address) => within(timeout, TcpStream::connect(*address)).await.map(|result| result.map(drop)),
         Address::Unix(path) => within(timeout, UnixStream::connect(path)).await.map(|result| result.map(drop)),
+        // The configuration refuses checks of these.
+        Address::Quic { .. } | Address::Udp(_) => return Found::Unknown,
     };
     match connected {
         Ok(Ok(())) => Found::Up,

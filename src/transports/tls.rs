@@ -63,6 +63,28 @@ pub enum TlsError {
     Library(String),
 }
 
+impl TlsError {
+    /// The file that is at fault, if it is one.
+    #[must_use]
+    pub fn file(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Read { file, .. } | Self::Parse { file, .. } => Some(file),
+            Self::Mismatch { key, .. } => Some(key),
+            Self::Value(_) | Self::Library(_) => None,
+        }
+    }
+
+    /// What is wrong, without naming a file: for messages that must not show what a reference stands for.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Read { reason, .. } | Self::Parse { reason, .. } => reason,
+            Self::Mismatch { .. } => "the key does not belong to the certificate",
+            Self::Value(what) | Self::Library(what) => what,
+        }
+    }
+}
+
 impl fmt::Display for TlsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

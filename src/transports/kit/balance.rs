@@ -27,6 +27,15 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A Unix stream socket.
     Unix(PathBuf),
+    /// A QUIC endpoint.
+    Quic {
+        /// Its UDP address.
+        address: SocketAddr,
+        /// Whom its certificate must name.
+        name: Arc<str>,
+    },
+    /// A UDP address that takes datagrams.
+    Udp(SocketAddr),
 }
 
 impl fmt::Display for Address {
@@ -34,6 +43,8 @@ impl fmt::Display for Address {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Quic { address, .. } => write!(f, "quic://{address}"),
+            Self::Udp(address) => write!(f, "udp://{address}"),
         }
     }
 }
@@ -439,7 +450,7 @@ mod tests {
     fn ports(picked: &[Picked]) -> Vec<u16> {
         let port = |picked: &Picked| match picked.address() {
             Address::Tcp(address) => address.port(),
-            Address::Unix(_) => 0,
+            Address::Unix(_) | Address::Quic { .. } | Address::Udp(_) => 0,
         };
         picked.iter().map(port).collect()
     }

@@ -97,7 +97,7 @@ impl Endpoint {
             Ok(Peek::Long { .. }) => "unknown_connection",
             Ok(Peek::Initial { .. }) if size < MIN_INITIAL => "short_initial",
             Ok(Peek::Initial { dcid, .. }) if dcid.len() < MIN_CLIENT_DCID => "short_id",
-            Ok(Peek::Initial { .. }) if self.quiet => "closing",
+            Ok(Peek::Initial { .. }) if self.quiet && !self.may_answer(turn) => "closing",
             Ok(Peek::Initial { dcid, scid, token }) => {
                 match self.admit(dcid, scid, token, &packets, turn) {
                     Ok(mail) => {
@@ -155,7 +155,8 @@ impl Endpoint {
             Verdict::Drop(reason) => return Err(reason),
             Verdict::Retry => {
                 let expires = clock::since_1970() + life;
-                let token = self.plan.secrets.token(packets.from, dcid, &id, expires).map_err(|_| "no_hash")?;
+                let token =
+                    self.plan.secrets.token(packets.from, dcid, id.for_retry(), expires).map_err(|_| "no_hash")?;
                 self.retry(dcid, scid, &id, &token, packets);
                 turn.counter("quic_retries", &scope, "sent").add(1);
                 return Err("retry");
@@ -179,7 +180,8 @@ impl Endpoint {
             None => quiche::accept_with_buf_factory(&ours, None, local, peer, config),
         };
         let quic = quic.map_err(|_| "quic")?;
-        self.start(quic, Role::Server, id, Key::new(dcid), Purpose::Arrived(arrivals), turn).ok_or("closing")
+        let purpose = if self.quiet { Purpose::Refused } else { Purpose::Arrived(arrivals) };
+        self.start(quic, Role::Server, id, Key::new(dcid), purpose, turn).ok_or("closing")
     }
 
     fn retry(&self, dcid: &[u8], scid: &[u8], id: &Cid, token: &[u8], packets: &Packets) {
@@ -187,7 +189,7 @@ impl Endpoint {
         let written = quiche::retry(
             &quiche::ConnectionId::from_ref(scid),
             &quiche::ConnectionId::from_ref(dcid),
-            &quiche::ConnectionId::from_ref(id.bytes()),
+            &quiche::ConnectionId::from_ref(id.for_retry()),
             token,
             quiche::PROTOCOL_VERSION,
             &mut answer,

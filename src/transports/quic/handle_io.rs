@@ -11,8 +11,9 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::handle_stream::{RecvStream, SendStream};
-use super::messages::Granted;
+use super::messages::{Granted, ToConnection};
 use super::session::StreamError;
+use crate::actors::Permit;
 
 /// Bytes asked for and written at once.
 const PIECE: usize = 64 << 10;
@@ -25,7 +26,7 @@ pub struct Duplex {
     receive: RecvStream,
     held: Bytes,
     reading: Option<Waiting<Option<Bytes>>>,
-    writing: Option<Waiting<Granted>>,
+    writing: Option<Waiting<(Granted, Permit<ToConnection>)>>,
     finishing: Option<Waiting<()>>,
     at_end: bool,
 }
@@ -109,15 +110,15 @@ impl AsyncWrite for Duplex {
         let wanted = bytes.len().min(PIECE);
         let writing = this.writing.get_or_insert_with(|| {
             let send = this.send.clone();
-            Box::pin(async move { send.credit(wanted).await })
+            Box::pin(async move { send.reserve(wanted).await })
         });
-        let granted = ready!(writing.as_mut().poll(cx));
+        let reserved = ready!(writing.as_mut().poll(cx));
         this.writing = None;
-        let mut granted = granted.map_err(error)?;
+        let (mut granted, room) = reserved.map_err(error)?;
         // The caller may have come back with less than it asked room for.
         let count = granted.keep(wanted);
         let piece = Bytes::copy_from_slice(bytes.get(..count).unwrap_or_default());
-        this.send.write_granted(granted, piece).map_err(error)?;
+        this.send.write_reserved((granted, room), piece).map_err(error)?;
         Poll::Ready(Ok(count))
     }
 

@@ -153,18 +153,23 @@ impl SendStream {
         })
     }
 
-    /// Writes bytes for which credit was granted. Never waits: `Busy` if the mailbox is full.
-    pub(super) fn write_granted(&self, granted: Granted, bytes: Bytes) -> Result<(), StreamError> {
+    /// Waits for credit for `bytes`, and for room in the mailbox to say it.
+    pub(super) async fn reserve(&self, bytes: usize) -> Result<(Granted, Permit<ToConnection>), StreamError> {
+        let granted = self.credit(bytes).await?;
+        let room = self.inner.connection.mail().permit(0).await.map_err(|_| self.why())?;
+        Ok((granted, room))
+    }
+
+    /// Writes bytes for which both were reserved.
+    pub(super) fn write_reserved(
+        &self,
+        (granted, room): (Granted, Permit<ToConnection>),
+        bytes: Bytes,
+    ) -> Result<(), StreamError> {
         let write = Asked::Write { stream: self.inner.id, bytes, done: None };
-        let told = self.inner.connection.mail().tell(ToConnection::Request(Request::OfStreams(write)));
-        match told {
-            Ok(()) => {
-                granted.spend();
-                Ok(())
-            }
-            Err(refused) if refused.is_full() => Err(StreamError::Busy),
-            Err(_) => Err(self.why()),
-        }
+        room.tell(ToConnection::Request(Request::OfStreams(write))).map_err(|_| self.why())?;
+        granted.spend();
+        Ok(())
     }
 
     /// Gives the stream up without waiting.

@@ -89,6 +89,7 @@ impl Dial for Network {
         let (domain, address) = match to {
             Address::Tcp(address) => (Domain::for_address(*address), SockAddr::from(*address)),
             Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+            Address::Quic { .. } | Address::Udp(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
         if domain != Domain::UNIX {
@@ -99,9 +100,10 @@ impl Dial for Network {
             Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
             Err(error) => return Err(error),
         }
-        match to {
-            Address::Tcp(_) => TcpStream::from_std(socket.into()).map(Upstream::Tcp),
-            Address::Unix(_) => UnixStream::from_std(socket.into()).map(Upstream::Unix),
+        if domain == Domain::UNIX {
+            UnixStream::from_std(socket.into()).map(Upstream::Unix)
+        } else {
+            TcpStream::from_std(socket.into()).map(Upstream::Tcp)
         }
     }
 
