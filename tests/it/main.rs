@@ -25,6 +25,8 @@ mod quic_ends;
 mod quic_moving;
 #[cfg(feature = "quic")]
 mod quic_strangers;
+#[cfg(feature = "quic")]
+mod quic_streams;
 mod relay;
 mod reload;
 mod rooms;
