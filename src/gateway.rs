@@ -159,7 +159,9 @@ impl Builder {
             bound.push(match &listener.protocol {
                 // Its sockets are bound where it is started, one for each arbiter.
                 config::Protocol::Quic(_) => None,
-                _ => Some(Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?)),
+                config::Protocol::Framed(_) | config::Protocol::Relay(_) | config::Protocol::Custom { .. } => {
+                    Some(Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?))
+                }
             });
         }
         let mesh = Mesh::start(MeshConfig {

@@ -38,7 +38,7 @@ mod state_way;
 
 pub use actor::{Connections, Relay};
 pub use codec::{Header, MAX_V1, MAX_V2, Malformed, ProxyVersion};
-pub use dial::{Dial, Network, Upstream, Wire};
+pub use dial::{Dial, Network, Reach, Upstream, Wire};
 #[cfg(feature = "quic")]
 pub use quic_links::{LinkSettings, Links};
 #[cfg(feature = "quic")]

@@ -12,31 +12,34 @@ mod gateway;
 mod joined;
 mod limits;
 mod lossy;
+#[cfg(feature = "wireguard")]
 mod netns;
+#[cfg(feature = "wireguard")]
 mod private_network;
 mod probe;
+#[cfg(feature = "quic")]
 mod quic;
+#[cfg(feature = "quic")]
 mod quic_ends;
+#[cfg(feature = "quic")]
 mod quic_gateway;
+#[cfg(feature = "quic")]
+mod quic_interop;
+#[cfg(feature = "quic")]
 mod quic_moving;
+#[cfg(feature = "quic")]
 mod quic_strangers;
 mod relay;
 mod reload;
 mod rooms;
 mod service;
 mod supervise;
+#[cfg(feature = "wireguard")]
 mod tun;
+#[cfg(feature = "wireguard")]
 mod tun_host;
 mod upstreams;
+#[cfg(feature = "wireguard")]
 mod wireguard;
+#[cfg(feature = "wireguard")]
 mod wireguard_uapi;
-#[cfg(feature = "wireguard")]
-#[cfg(feature = "wireguard")]
-#[cfg(feature = "quic")]
-#[cfg(feature = "quic")]
-#[cfg(feature = "quic")]
-#[cfg(feature = "quic")]
-#[cfg(feature = "wireguard")]
-#[cfg(feature = "wireguard")]
-#[cfg(feature = "wireguard")]
-#[cfg(feature = "wireguard")]
