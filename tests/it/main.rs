@@ -29,6 +29,8 @@ mod quic_interop;
 mod quic_moving;
 #[cfg(feature = "quic")]
 mod quic_strangers;
+#[cfg(feature = "quic")]
+mod quic_streams;
 mod relay;
 mod reload;
 mod rooms;
