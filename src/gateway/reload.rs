@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::config::{Config, Listener, Protocol, Runtime};
 use super::upstreams::Upstreams;
-use super::{Gateway, ListenerStatus, StartError, listeners};
+use super::{Gateway, ListenerStatus, StartError, in_order, listeners, tunnels};
 use crate::actors::{Control, clock};
 use crate::transports::tcp;
 
@@ -76,29 +76,75 @@ impl Gateway {
         ];
         done.restart = restart.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect();
         let old = self.status.listeners();
+        let tunnels_before = self.status.tunnels();
 
         // What can be refused.
+        #[cfg(feature = "quic")]
+        let over = self.renewed_over_quic(&new)?;
         let before = self.status.upstreams();
-        let upstreams = before.renewed(&self.mesh, &new.upstreams).map_err(StartError::Spawn)?;
-        let started = self.start_new(&running, &new, &old, &before, &upstreams, &mut done);
-        let started = match started {
+        let upstreams = before.renewed(
+            &self.mesh,
+            &new.upstreams,
+            #[cfg(feature = "quic")]
+            &over.links,
+        );
+        let started = upstreams.map_err(StartError::Spawn).and_then(|upstreams| {
+            let started = self.start_new(&running, &new, &old, &before, &upstreams, &mut done);
+            #[cfg(feature = "quic")]
+            let started = started
+                .and_then(|started| self.start_quic(&running, &new, &old, &upstreams, &over, &mut done, started));
+            started
+                .map_err(|error| {
+                    upstreams.retire(&before);
+                    error
+                })
+                .map(|started| (upstreams, started))
+        });
+        let (upstreams, started) = match started {
             Ok(started) => started,
             Err(error) => {
+                #[cfg(feature = "quic")]
+                over.links.retire(&self.status.over_quic.lock().links);
+                return Err(error);
+            }
+        };
+        // Tunnels come last of what can fail: an error leaves what was changed of them, and says so.
+        let steps = tunnels::plan(&tunnels_before, &new, running.upstreams != new.upstreams);
+        let around = tunnels::Around {
+            mesh: &self.mesh,
+            upstreams: &upstreams,
+            budget: &self.status.budget,
+            helper: self.helper.as_ref(),
+        };
+        let tunnels = steps.and_then(|steps| tunnels::apply(around, &tunnels_before, steps, &mut done));
+        let tunnels = match tunnels {
+            Ok(tunnels) => tunnels,
+            Err(error) => {
+                started.iter().for_each(|status| status.acceptor.control(Control::Stop));
                 upstreams.retire(&before);
                 return Err(error);
             }
         };
+        *self.status.tunnels.lock() = tunnels;
         before.retire(&upstreams);
         self.status.set_upstreams(upstreams);
+        #[cfg(feature = "quic")]
+        {
+            let retired = std::mem::replace(&mut *self.status.over_quic.lock(), over);
+            retired.links.retire(&self.status.over_quic.lock().links);
+        }
         // From here on nothing fails.
         let by = clock::later(clock::now(), running.runtime.drain);
         let mut now = started;
         for status in old {
-            if done.kept.iter().any(|name| *name == *status.name) {
-                now.push(status);
+            let goes_on = now.iter().any(|new| Arc::ptr_eq(new, &status));
+            if goes_on || done.kept.iter().any(|name| *name == *status.name) {
+                if !goes_on {
+                    now.push(status);
+                }
                 continue;
             }
-            let socket_goes_on = now.iter().any(|new| new.address == status.address);
+            let socket_goes_on = now.iter().any(|new| new.address == status.address && new.protocol != "quic");
             if socket_goes_on {
                 status.acceptor.control(Control::Stop);
             } else {
@@ -107,17 +153,21 @@ impl Gateway {
                 if let Some(socket) = status.socket.upgrade() {
                     tcp::refuse(&*socket);
                 }
+                #[cfg(feature = "quic")]
+                if let Some(quic) = &status.quic {
+                    quic.drain(by);
+                }
             }
             if !done.changed.iter().any(|name| *name == *status.name) {
                 self.mesh.drain_children(status.acceptor.id(), by);
                 done.removed.push(status.name.to_string());
             }
         }
-        // In the order of the file, which is the order of the admin pages.
-        now.sort_by_key(|status| new.listeners.iter().position(|listener| *listener.name == *status.name));
+        in_order(&mut now, &new);
         self.status.set_listeners(now);
         running.listeners = new.listeners;
         running.upstreams = new.upstreams;
+        running.certificates = new.certificates;
         running.runtime.drain = new.runtime.drain;
         Ok(done)
     }
@@ -133,7 +183,7 @@ impl Gateway {
         done: &mut Reloaded,
     ) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
         let mut start = Vec::new();
-        for listener in &new.listeners {
+        for listener in new.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             let was = running.listeners.iter().find(|old| old.name == listener.name);
             let same_upstream = match &listener.protocol {
                 Protocol::Relay(relay) => match (before.get(&relay.upstream), upstreams.get(&relay.upstream)) {
@@ -141,6 +191,8 @@ impl Gateway {
                     (_, None) | (None, _) => false,
                 },
                 Protocol::Framed(_) | Protocol::Quic(_) | Protocol::Custom { .. } => true,
+                #[cfg(feature = "wireguard")]
+                Protocol::Wireguard(_) => true,
             };
             let alive = old.iter().any(|status| *status.name == *listener.name && status.accepting());
             if alive && same_upstream && was.is_some_and(|was| same(was, listener)) {
