@@ -127,6 +127,7 @@ impl ConnectionActor {
     fn packets(&mut self, mut packets: Packets) {
         let info = quiche::RecvInfo { from: packets.from, to: packets.to };
         let length = packets.len;
+        self.engine.heard = true;
         let datagrams = packets.buffer.get_mut(..length).unwrap_or_default().chunks_mut(packets.stride.max(1));
         let mut count = 0;
         for datagram in datagrams {
