@@ -9,6 +9,7 @@ use boring::ssl::SslContextBuilder;
 
 use super::state_admission::Limits;
 use super::state_datagrams::DatagramLimits;
+use crate::memory::Secret;
 use crate::transports::tls;
 
 /// Which congestion control is used.
@@ -121,7 +122,7 @@ pub struct ServerSettings {
     /// Whether the kernel is asked to hand each datagram to its arbiter. Default yes; without, they are forwarded.
     pub steer: bool,
     /// The secret of Retry tokens and stateless resets. With one, both survive a restart; without, random.
-    pub secret: Option<Arc<[u8]>>,
+    pub secret: Option<Secret>,
     /// How long a client has to come back with a Retry token. Default 30 s.
     pub retry_life: Duration,
     /// Connections that may wait to be accepted; more are closed, and counted. Default 1,024.
