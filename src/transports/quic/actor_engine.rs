@@ -23,6 +23,9 @@ const NEWS: usize = 1_024;
 /// Streams that QUIC may take nothing from before a feed gives up: then it is the connection that is held back.
 const MISSES: usize = 8;
 
+/// Finished streams that are remembered before it is looked which of them were acknowledged.
+const LEAVING: usize = 64;
+
 /// Buffers for quiche that are not copied.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SharedBytes;
@@ -111,6 +114,9 @@ pub(super) struct Engine {
     pub(super) freed: bool,
     /// Datagrams were announced and not all read.
     announced: bool,
+    /// Streams whose end is on its way and was not acknowledged when last looked at.
+    leaving: Vec<StreamId>,
+    look_at: usize,
 }
 
 impl Engine {
@@ -134,13 +140,27 @@ impl Engine {
             next: [bit, 2 + bit],
             freed: false,
             announced: false,
+            leaving: Vec::new(),
+            look_at: LEAVING,
             settings,
         }
     }
 
-    /// Streams that are not over.
-    pub(super) fn streams(&self) -> usize {
-        self.streams.len()
+    /// Whether nothing is left to be delivered: no stream is open, and all that was finished was acknowledged.
+    pub(super) fn is_delivered(&mut self) -> bool {
+        if !self.streams.is_empty() {
+            return false;
+        }
+        self.look_for_leaving();
+        self.leaving.is_empty()
+    }
+
+    fn look_for_leaving(&mut self) {
+        let quic = &mut self.quic;
+        // QUIC forgets a stream when its last byte is acknowledged, and has no capacity to tell of from then on.
+        self.leaving.retain(|stream| quic.stream_capacity(stream.0).is_ok());
+        // QUIC bounds the streams that are open; to look costs a constant share of what was finished since.
+        self.look_at = (self.leaving.len() * 2).max(LEAVING);
     }
 
     /// Bytes held for this connection.
@@ -303,6 +323,10 @@ impl Engine {
                         let _asked = done.send(Ok(()));
                     }
                     if piece.fin && !self.sending.is_there(piece.stream) {
+                        self.leaving.push(stream);
+                        if self.leaving.len() >= self.look_at {
+                            self.look_for_leaving();
+                        }
                         self.end_send(stream, StreamError::Finished);
                     }
                 }
