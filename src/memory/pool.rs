@@ -87,7 +87,8 @@ struct Inner {
 struct Slot {
     bytes: Vec<u8>,
     next: Option<Box<Slot>>,
-    home: Arc<Home>,
+    /// `None`: without a pool.
+    home: Option<Arc<Home>>,
 }
 
 /// What buffers know of their pool, wherever they are.
@@ -204,7 +205,7 @@ impl Pool {
         if out > inner.most.get() {
             inner.most.set(out);
         }
-        Ok(Buf(Content::Pooled(slot)))
+        Ok(Buf(Some(slot)))
     }
 
     /// Frees half of the buffers that nobody has needed since the last call: memory that was taken for a peak goes
@@ -329,7 +330,7 @@ impl Inner {
         counts.own_made.store(made + 1, Ordering::Relaxed);
         // One is made only when all others are out.
         change(&counts.own_high, |high| high.max(made + 1));
-        Ok(Box::new(Slot { bytes, next: None, home: self.home.clone() }))
+        Ok(Box::new(Slot { bytes, next: None, home: Some(self.home.clone()) }))
     }
 }
 
@@ -424,12 +425,14 @@ impl fmt::Debug for PoolGauge {
 /// assert_eq!(buffer.own_bytes(), 0, "the pool answers for its memory");
 /// # let _: &Buf = &buffer;
 /// ```
-pub struct Buf(Content);
+#[derive(Default)]
+pub struct Buf(
+    // One pointer: larger values are written in parts and read as a whole, which stalls the processor.
+    Option<Box<Slot>>,
+);
 
-enum Content {
-    Pooled(Box<Slot>),
-    Own(Vec<u8>),
-}
+/// What an empty buffer without memory looks like.
+static NOTHING: Vec<u8> = Vec::new();
 
 impl Buf {
     /// Bytes of memory held beyond what its pool answers for.
@@ -440,31 +443,22 @@ impl Buf {
     /// ```
     #[must_use]
     pub fn own_bytes(&self) -> usize {
-        match &self.0 {
-            Content::Pooled(slot) => slot.bytes.capacity().saturating_sub(slot.home.size),
-            Content::Own(bytes) => bytes.capacity(),
-        }
-    }
-}
-
-impl Default for Buf {
-    /// An empty buffer without a pool.
-    fn default() -> Self {
-        Self::from(Vec::new())
+        let pooled = self.0.as_ref().and_then(|slot| slot.home.as_ref()).map_or(0, |home| home.size);
+        self.capacity().saturating_sub(pooled)
     }
 }
 
 impl From<Vec<u8>> for Buf {
     /// A buffer without a pool.
     fn from(bytes: Vec<u8>) -> Self {
-        Self(Content::Own(bytes))
+        Self(Some(Box::new(Slot { bytes, next: None, home: None })))
     }
 }
 
 impl Drop for Buf {
     #[inline]
     fn drop(&mut self) {
-        if let Content::Pooled(slot) = std::mem::replace(&mut self.0, Content::Own(Vec::new())) {
+        if let Some(slot) = self.0.take() {
             go_home(slot);
         }
     }
@@ -472,35 +466,34 @@ impl Drop for Buf {
 
 #[inline]
 fn go_home(mut slot: Box<Slot>) {
-    slot.bytes.clear();
-    if slot.bytes.capacity() != slot.home.size {
-        forget_memory(&mut slot);
+    let Slot { bytes, home: Some(home), .. } = &mut *slot else { return };
+    bytes.clear();
+    if bytes.capacity() != home.size {
+        home.counts.resized.fetch_add(1, Ordering::Relaxed);
+        *bytes = Vec::new();
     }
+    let place = home.place;
     let mut slot = Some(slot);
-    let here = HERE.try_with(|here| {
-        let home = &slot.as_ref()?.home;
-        let place = here.get(home.place?)?;
+    let _thread_ends = HERE.try_with(|here| {
+        let place = here.get(place?)?;
         let inner = place.take();
-        if let Some(inner) = inner.as_ref().filter(|inner| Arc::ptr_eq(&inner.home, home)) {
-            inner.push(slot.take()?);
+        if let Some(inner) = &inner
+            && let Some(mine) =
+                slot.take_if(|slot| slot.home.as_ref().is_some_and(|home| Arc::ptr_eq(&inner.home, home)))
+        {
+            inner.push(mine);
         }
         place.set(inner);
         Some(())
     });
-    if let (Some(slot), _) = (slot, here) {
+    if let Some(slot) = slot {
         go_home_from_elsewhere(slot);
     }
 }
 
 #[cold]
-fn forget_memory(slot: &mut Slot) {
-    slot.home.counts.resized.fetch_add(1, Ordering::Relaxed);
-    slot.bytes = Vec::new();
-}
-
-#[cold]
 fn go_home_from_elsewhere(slot: Box<Slot>) {
-    let home = slot.home.clone();
+    let Some(home) = slot.home.clone() else { return };
     home.counts.came_home.fetch_add(1, Ordering::Relaxed);
     // Refused when the pool has ended: then it is freed here.
     drop(home.returns.give(slot));
@@ -510,19 +503,13 @@ impl Deref for Buf {
     type Target = Vec<u8>;
 
     fn deref(&self) -> &Vec<u8> {
-        match &self.0 {
-            Content::Pooled(slot) => &slot.bytes,
-            Content::Own(bytes) => bytes,
-        }
+        self.0.as_ref().map_or(&NOTHING, |slot| &slot.bytes)
     }
 }
 
 impl DerefMut for Buf {
     fn deref_mut(&mut self) -> &mut Vec<u8> {
-        match &mut self.0 {
-            Content::Pooled(slot) => &mut slot.bytes,
-            Content::Own(bytes) => bytes,
-        }
+        &mut self.0.get_or_insert_with(|| Box::new(Slot { bytes: Vec::new(), next: None, home: None })).bytes
     }
 }
 
@@ -537,7 +524,7 @@ impl fmt::Debug for Buf {
         f.debug_struct("Buf")
             .field("len", &self.len())
             .field("capacity", &self.capacity())
-            .field("pooled", &matches!(self.0, Content::Pooled(_)))
+            .field("pooled", &self.0.as_ref().is_some_and(|slot| slot.home.is_some()))
             .finish()
     }
 }
