@@ -106,6 +106,7 @@ pub(super) fn render(view: &MeshView, status: &Status) -> Result<String, fmt::Er
     let mut registry = Registry::with_prefix("portway");
     registry.register_collector(Box::new(Page { gauges: gauges(view, status), totals: view.totals.clone() }));
     registry.register_collector(Box::new(metrics_memory::Pools::of(view)));
+    registry.register_collector(Box::new(metrics_memory::Locks(status.reloading.contention())));
     let mut out = String::new();
     encode(&mut out, &registry)?;
     Ok(out)
