@@ -60,6 +60,7 @@ impl Tunnel for Paper {
 struct Served {
     mesh: Mesh,
     folder: PathBuf,
+    name: &'static str,
     mail: Mail<std::convert::Infallible>,
 }
 
@@ -77,7 +78,7 @@ impl Served {
                 serve(socket, Paper(RefCell::new(device)), driver)
             })
             .expect("it starts");
-        Self { mesh, folder, mail }
+        Self { mesh, folder, name, mail }
     }
 
     fn ask(&self, request: &[u8]) -> String {
@@ -91,7 +92,7 @@ impl Served {
     }
 
     fn refused(&self, reason: &str) -> u64 {
-        view(&self.mesh).totals.get("wireguard_uapi_refused", "", reason)
+        view(&self.mesh).totals.get("wireguard_uapi_refused", self.name, reason)
     }
 }
 
