@@ -28,7 +28,6 @@ pub(crate) const SCRATCH: usize = 64 << 10;
 /// The longest that an actor may wait for a lock: the others on its arbiter wait too.
 const LONGEST_WAIT: Duration = Duration::from_micros(100);
 
-
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
 }

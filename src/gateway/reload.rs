@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::config::{Config, Listener, Protocol, Runtime};
 use super::upstreams::Upstreams;
-use super::{Gateway, ListenerStatus, StartError, listeners, tunnels};
+use super::{Gateway, ListenerStatus, StartError, in_order, listeners, tunnels};
 use crate::actors::{Control, clock};
 use crate::transports::tcp;
 
@@ -79,13 +79,32 @@ impl Gateway {
         let tunnels_before = self.status.tunnels();
 
         // What can be refused.
+        #[cfg(feature = "quic")]
+        let over = self.renewed_over_quic(&new)?;
         let before = self.status.upstreams();
-        let upstreams = before.renewed(&self.mesh, &new.upstreams).map_err(StartError::Spawn)?;
-        let started = self.start_new(&running, &new, &old, &before, &upstreams, &mut done);
-        let started = match started {
+        let upstreams = before.renewed(
+            &self.mesh,
+            &new.upstreams,
+            #[cfg(feature = "quic")]
+            &over.links,
+        );
+        let started = upstreams.map_err(StartError::Spawn).and_then(|upstreams| {
+            let started = self.start_new(&running, &new, &old, &before, &upstreams, &mut done);
+            #[cfg(feature = "quic")]
+            let started = started
+                .and_then(|started| self.start_quic(&running, &new, &old, &upstreams, &over, &mut done, started));
+            started
+                .map_err(|error| {
+                    upstreams.retire(&before);
+                    error
+                })
+                .map(|started| (upstreams, started))
+        });
+        let (upstreams, started) = match started {
             Ok(started) => started,
             Err(error) => {
-                upstreams.retire(&before);
+                #[cfg(feature = "quic")]
+                over.links.retire(&self.status.over_quic.lock().links);
                 return Err(error);
             }
         };
@@ -109,15 +128,23 @@ impl Gateway {
         *self.status.tunnels.lock() = tunnels;
         before.retire(&upstreams);
         self.status.set_upstreams(upstreams);
+        #[cfg(feature = "quic")]
+        {
+            let retired = std::mem::replace(&mut *self.status.over_quic.lock(), over);
+            retired.links.retire(&self.status.over_quic.lock().links);
+        }
         // From here on nothing fails.
         let by = clock::later(clock::now(), running.runtime.drain);
         let mut now = started;
         for status in old {
-            if done.kept.iter().any(|name| *name == *status.name) {
-                now.push(status);
+            let goes_on = now.iter().any(|new| Arc::ptr_eq(new, &status));
+            if goes_on || done.kept.iter().any(|name| *name == *status.name) {
+                if !goes_on {
+                    now.push(status);
+                }
                 continue;
             }
-            let socket_goes_on = now.iter().any(|new| new.address == status.address);
+            let socket_goes_on = now.iter().any(|new| new.address == status.address && new.protocol != "quic");
             if socket_goes_on {
                 status.acceptor.control(Control::Stop);
             } else {
@@ -126,17 +153,21 @@ impl Gateway {
                 if let Some(socket) = status.socket.upgrade() {
                     tcp::refuse(&*socket);
                 }
+                #[cfg(feature = "quic")]
+                if let Some(quic) = &status.quic {
+                    quic.drain(by);
+                }
             }
             if !done.changed.iter().any(|name| *name == *status.name) {
                 self.mesh.drain_children(status.acceptor.id(), by);
                 done.removed.push(status.name.to_string());
             }
         }
-        // In the order of the file, which is the order of the admin pages.
-        now.sort_by_key(|status| new.listeners.iter().position(|listener| *listener.name == *status.name));
+        in_order(&mut now, &new);
         self.status.set_listeners(now);
         running.listeners = new.listeners;
         running.upstreams = new.upstreams;
+        running.certificates = new.certificates;
         running.runtime.drain = new.runtime.drain;
         Ok(done)
     }

@@ -394,5 +394,5 @@ pub(super) fn drain(tunnels: &[Arc<Tunnel>], time: std::time::Duration) {
 
 /// Whether a listener is served by an acceptor of TCP.
 pub(super) fn is_tcp(listener: &Listener) -> bool {
-    of(listener).is_none()
+    of(listener).is_none() && !matches!(listener.protocol, Protocol::Quic(_))
 }

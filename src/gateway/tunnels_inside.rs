@@ -11,7 +11,6 @@ use super::{StartError, listeners};
 use crate::actors::{Control, Mail, Place};
 use crate::transports::framed::Echo;
 use crate::transports::netstack::{self, Forwarded, Framed, MakeServe, NetMsg, Relayed};
-use crate::transports::relay::RelaySettings;
 use crate::transports::tun::{HostNetwork, PrivateNetwork};
 use crate::transports::wireguard::{self as wg, Interface, Threading};
 
@@ -178,17 +177,13 @@ fn in_netstack(
                 Arc::new(move || Box::new(Framed::new(name.clone(), settings.clone(), || Echo)))
             }
             Speaks::Relay(relay) => {
-                let balancer = around
+                let mut settings = around
                     .upstreams
-                    .get(&relay.upstream)
+                    .relay(&relay.upstream, &own.limits)
                     .ok_or_else(|| refuse(format!("there is no upstream `{}`", relay.upstream)))?;
-                let mut settings = RelaySettings::new(balancer.clone(), Arc::from(relay.upstream.as_str()));
-                settings.connect_timeout =
-                    around.upstreams.connect_timeout(&relay.upstream).unwrap_or(settings.connect_timeout);
                 settings.attempts = usize::try_from(relay.attempts).unwrap_or(usize::MAX);
-                settings.idle = (!own.limits.idle.is_zero()).then_some(own.limits.idle);
-                let settings = Arc::new(settings);
-                Arc::new(move || Box::new(Relayed::new(name.clone(), settings.clone())))
+                let (network, settings) = (around.upstreams.network(&relay.upstream), Arc::new(settings));
+                Arc::new(move || Box::new(Relayed::new(network.clone(), name.clone(), settings.clone())))
             }
         };
         all.push((service.listen, make));

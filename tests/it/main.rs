@@ -15,6 +15,7 @@ mod interop_wireguard;
 mod interop_wireguard_gateway;
 mod joined;
 mod limits;
+#[cfg(feature = "quic")]
 mod lossy;
 #[cfg(feature = "wireguard")]
 mod netns;
@@ -25,6 +26,8 @@ mod probe;
 mod quic;
 #[cfg(feature = "quic")]
 mod quic_ends;
+#[cfg(feature = "quic")]
+mod quic_gateway;
 #[cfg(feature = "quic")]
 mod quic_moving;
 #[cfg(feature = "quic")]
@@ -42,5 +45,9 @@ mod tun_host;
 mod upstreams;
 #[cfg(feature = "wireguard")]
 mod wireguard;
+#[cfg(feature = "wireguard")]
+mod wireguard_bad;
+#[cfg(feature = "wireguard")]
+mod wireguard_gateway;
 #[cfg(feature = "wireguard")]
 mod wireguard_uapi;

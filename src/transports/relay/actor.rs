@@ -40,6 +40,7 @@ const PIPE_READ: usize = 256 << 10;
 pub struct Connections {
     listener: Arc<str>,
     settings: Arc<RelaySettings>,
+    network: Network,
     random: RandomState,
     count: u64,
 }
@@ -48,18 +49,24 @@ impl Connections {
     /// For a listener of this name.
     #[must_use]
     pub fn new(listener: Arc<str>, settings: RelaySettings) -> Self {
-        Self { listener, settings: Arc::new(settings), random: RandomState::new(), count: 0 }
+        Self::through(Network::default(), listener, settings)
+    }
+
+    /// As [`new`](Self::new), to servers that this network reaches.
+    #[must_use]
+    pub fn through(network: Network, listener: Arc<str>, settings: RelaySettings) -> Self {
+        Self { listener, settings: Arc::new(settings), network, random: RandomState::new(), count: 0 }
     }
 }
 
 impl OnAccept for Connections {
     fn accepted(&mut self, accepted: Accepted, turn: &Turn<'_, Never>) -> Result<(), SpawnError> {
-        let (listener, settings) = (self.listener.clone(), self.settings.clone());
+        let (listener, settings, network) = (self.listener.clone(), self.settings.clone(), self.network.clone());
         self.count += 1;
         let mut hasher = self.random.build_hasher();
         hasher.write_u64(self.count);
         let random = hasher.finish();
-        let make = move || Relay::accepted(accepted, listener, settings, random);
+        let make = move || Relay::accepted(accepted, network, listener, settings, random);
         turn.spawn(Place::LeastLoaded, Spec::default(), make).map(drop)
     }
 }
@@ -164,6 +171,13 @@ impl<C: Wire, U: Wire> Ends<C, U> {
         }
     }
 
+    fn refuse(&mut self, side: Side) {
+        match side {
+            Side::Client => self.client.iter_mut().for_each(Wire::refuse),
+            Side::Upstream => self.upstream.iter_mut().for_each(Wire::refuse),
+        }
+    }
+
     fn abort(&mut self, side: Side) {
         match side {
             Side::Client => self.client.iter_mut().for_each(Wire::abort),
@@ -174,13 +188,19 @@ impl<C: Wire, U: Wire> Ends<C, U> {
 
 impl Relay<TcpStream, Network> {
     /// The stream of a client that a listener accepted.
-    pub fn accepted(accepted: Accepted, listener: Arc<str>, settings: Arc<RelaySettings>, random: u64) -> Self {
+    pub fn accepted(
+        accepted: Accepted,
+        network: Network,
+        listener: Arc<str>,
+        settings: Arc<RelaySettings>,
+        random: u64,
+    ) -> Self {
         let Accepted { stream, peer, ticket } = accepted;
         let header = match settings.proxy_out.map(|_| stream.local_addr()) {
             Some(Ok(destination)) => Header::Proxied { source: peer, destination },
             Some(Err(_)) | None => Header::Local,
         };
-        let mut relay = Self::make(TcpStream::from_std(stream), Network, header, listener, settings, random);
+        let mut relay = Self::make(TcpStream::from_std(stream), network, header, listener, settings, random);
         relay.peer = Some(peer);
         relay.ticket = Some(ticket);
         relay
@@ -188,6 +208,20 @@ impl Relay<TcpStream, Network> {
 }
 
 impl<C: Wire, D: Dial> Relay<C, D> {
+    /// A relay for one of the streams of a client's connection, which is let in as a whole.
+    pub fn stream(
+        client: C,
+        peer: SocketAddr,
+        dial: D,
+        listener: Arc<str>,
+        settings: Arc<RelaySettings>,
+        random: u64,
+    ) -> Self {
+        let mut relay = Self::make(Ok(client), dial, Header::Local, listener, settings, random);
+        relay.peer = Some(peer);
+        relay
+    }
+
     /// A relay for a stream that is ready to use on this arbiter. `listener` is the scope of its counters.
     pub fn new(client: C, dial: D, listener: Arc<str>, settings: Arc<RelaySettings>, random: u64) -> Self {
         Self::make(Ok(client), dial, Header::Local, listener, settings, random)
@@ -236,7 +270,7 @@ impl<C: Wire, D: Dial> Relay<C, D> {
                 }
                 self.server = Some(address);
             } else if self.state.connecting()
-                && let Some(stream) = &self.ends.upstream
+                && let Some(stream) = &mut self.ends.upstream
             {
                 match self.dial.poll_connected(stream, &mut turn.cx()) {
                     Poll::Pending => return,
@@ -469,6 +503,11 @@ impl<C: Wire + 'static, D: Dial> Protocol for Relay<C, D> {
 
     fn flush(&mut self, turn: &mut Turn<'_, Never>) -> Result<Progress, Fault> {
         self.account(turn);
+        for side in [Side::Client, Side::Upstream] {
+            if self.state.take_refused(side) {
+                self.ends.refuse(side);
+            }
+        }
         let Some(end) = self.state.end() else { return Ok(Progress::Idle) };
         self.why = Some(end.reason);
         self.abort();

@@ -329,6 +329,11 @@ impl State {
         }
     }
 
+    /// Whether this side is to be told that nobody takes what it sends; true once.
+    pub fn take_refused(&mut self, from: Side) -> bool {
+        self.to(from.other()).take_refused()
+    }
+
     /// Whether bytes just read of this side may be written to the other one before they are handed in.
     #[must_use]
     pub fn passes(&self, from: Side) -> bool {

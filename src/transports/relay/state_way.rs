@@ -24,6 +24,8 @@ pub(super) struct Way {
     pub(super) fin_sent: bool,
     /// The destination takes no more.
     pub(super) broken: bool,
+    /// The source was told that nobody takes it.
+    told: bool,
     /// Bytes of our own ahead of the source's, which are not counted.
     own: usize,
     /// Bytes of the source that the destination took.
@@ -126,6 +128,11 @@ impl Way {
         self.waiting.clear();
         self.written = 0;
         self.piped = 0;
+    }
+
+    /// Whether the source is to be told that nobody takes what it sends; true once.
+    pub(super) fn take_refused(&mut self) -> bool {
+        self.broken && !self.fin_seen && !std::mem::replace(&mut self.told, true)
     }
 
     /// All has come and all has gone: the destination can be told.
