@@ -32,6 +32,8 @@ mod quic_gateway;
 mod quic_moving;
 #[cfg(feature = "quic")]
 mod quic_strangers;
+#[cfg(feature = "quic")]
+mod quic_streams;
 mod relay;
 mod relay_splice;
 mod reload;
