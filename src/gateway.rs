@@ -7,35 +7,63 @@
 
 mod admin;
 mod ask;
+#[cfg(feature = "quic")]
+mod certificates;
 pub mod check;
 mod check_listener;
 mod check_quic;
 #[cfg(test)]
 mod check_tests;
 mod check_upstream;
+#[cfg(feature = "wireguard")]
+mod check_wireguard;
 pub mod cli;
 pub mod config;
 mod config_quic;
+#[cfg(feature = "wireguard")]
+mod config_wireguard;
 mod control;
 #[cfg(feature = "wireguard")]
 mod keygen;
 mod limits;
+#[cfg(feature = "quic")]
+mod links;
 mod listeners;
 mod log;
 mod overview;
+#[cfg(feature = "quic")]
+mod quic;
 mod raw;
 mod raw_quic;
 mod raw_secrets;
 mod raw_section;
 mod raw_text;
 mod raw_upstream;
+mod raw_wireguard;
 mod raw_words;
 mod reload;
+#[cfg(feature = "quic")]
+mod reload_quic;
 pub mod report;
 mod report_source;
 mod service;
+#[cfg(feature = "wireguard")]
+mod tunnels;
+#[cfg(not(feature = "wireguard"))]
+#[path = "gateway/tunnels_none.rs"]
+mod tunnels;
+#[cfg(feature = "wireguard")]
+mod tunnels_api;
+#[cfg(feature = "wireguard")]
+mod tunnels_inside;
+#[cfg(feature = "wireguard")]
+mod tunnels_kernel;
+#[cfg(feature = "wireguard")]
+mod tunnels_names;
 pub mod units;
 pub mod upstreams;
+#[cfg(feature = "wireguard")]
+mod wg_client;
 #[cfg(feature = "wireguard")]
 pub mod wg_conf;
 
@@ -43,6 +71,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -50,16 +79,20 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::actors::{DrainReport, Mail, Mesh, MeshConfig, MeshError, SpawnError, clock};
-use crate::memory::{Budget, Level};
+use crate::memory::{Budget, Busy, Level, Shared, Snapshot, ThreadSafe, Version};
 use crate::transports::kit::admission::Occupancy;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
 pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview, ServerRow};
 pub use reload::Reloaded;
+use tunnels::{Tunnel, Tunnels};
 use upstreams::Upstreams;
 
 /// How often the memory budget is looked at.
 const MEMORY_TICK: Duration = Duration::from_millis(100);
+/// How often the ring of ticket keys turns: a ticket opens for one to two turns.
+#[cfg(feature = "quic")]
+const TICKET_TURN: Duration = Duration::from_secs(12 * 60 * 60);
 
 type Options = toml::Table;
 type Made = Box<dyn FnMut() -> Box<dyn OnAccept> + Send>;
@@ -69,6 +102,7 @@ type Factory = Arc<dyn Fn(&Options) -> Result<Made, String> + Send + Sync>;
 #[derive(Clone, Default)]
 pub struct Builder {
     protocols: BTreeMap<String, Factory>,
+    helper: Option<PathBuf>,
 }
 
 impl fmt::Debug for Builder {
@@ -82,6 +116,15 @@ impl Builder {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Names a program that makes private networks: this one, if its `main` is [`cli::main`] or calls
+    /// `tun::serve_private_network` when its only argument is `private-network`. Without one, tunnels in mode `auto`
+    /// have a netstack inside.
+    #[must_use]
+    pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
+        self.helper = Some(program.into());
+        self
     }
 
     /// Adds a protocol on TCP: `[[listener]] protocol = "NAME"` in the configuration leads here, and its
@@ -127,6 +170,8 @@ impl Builder {
                 listeners::prepare(listener, &self.protocols, &Upstreams::default()).map(drop)
             }
             config::Protocol::Framed(_) | config::Protocol::Relay(_) | config::Protocol::Quic(_) => Ok(()),
+            #[cfg(feature = "wireguard")]
+            config::Protocol::Wireguard(_) => Ok(()),
         }
     }
 
@@ -140,28 +185,45 @@ impl Builder {
             Some(admin) => Some(listeners::bind("admin", admin.listen, &admin.place)?),
             None => None,
         };
+        #[cfg(feature = "quic")]
+        let certificates = certificates::Certificates::load(&config.certificates, None)?;
         let mut bound = Vec::new();
-        for listener in &config.listeners {
+        for listener in config.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             self.check_options(listener)?;
             bound.push(Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?));
         }
-        let mesh = Mesh::start(MeshConfig {
-            arbiters: config.runtime.arbiters,
-            pin_cores: config.runtime.pin_cores,
-            ..MeshConfig::default()
-        })
-        .map_err(StartError::Mesh)?;
+        let tunnels = tunnels::bind(&config)?;
         let budget = Budget::new(
             config
                 .runtime
                 .memory
                 .map_or_else(limits::half_of_memory, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
         );
-        let started = self.start_on(&mesh, &config, admin, bound, &budget);
+        let mesh = Mesh::start(MeshConfig {
+            arbiters: config.runtime.arbiters,
+            pin_cores: config.runtime.pin_cores,
+            memory: Some(budget.clone()),
+            ..MeshConfig::default()
+        })
+        .map_err(StartError::Mesh)?;
+        let parts = Parts {
+            admin,
+            bound,
+            tunnels,
+            budget,
+            #[cfg(feature = "quic")]
+            certificates,
+        };
+        let started = self.start_on(&mesh, &config, parts);
         match started {
-            Ok((status, admin)) => {
-                Ok(Gateway { mesh, status, admin, protocols: self.protocols.clone(), config: Mutex::new(config) })
-            }
+            Ok((status, admin)) => Ok(Gateway {
+                mesh,
+                status,
+                admin,
+                protocols: self.protocols.clone(),
+                helper: self.helper.clone(),
+                config: Snapshot::new(config),
+            }),
             Err(error) => {
                 let _not_on_arbiter = mesh.stop();
                 Err(error)
@@ -174,25 +236,52 @@ impl Builder {
         &self,
         mesh: &Mesh,
         config: &Config,
-        admin: Option<TcpListener>,
-        bound: Vec<Arc<TcpListener>>,
-        budget: &Budget,
+        parts: Parts,
     ) -> Result<(Arc<Status>, Option<Mail<Never>>), StartError> {
-        let upstreams = Upstreams::start(mesh, &config.upstreams).map_err(StartError::Spawn)?;
+        #[cfg(feature = "quic")]
+        let links = links::AllLinks::default().renewed(mesh, &config.upstreams, &parts.certificates)?;
+        let upstreams = Upstreams::default().renewed(
+            mesh,
+            &config.upstreams,
+            #[cfg(feature = "quic")]
+            &links,
+        );
+        let upstreams = upstreams.map_err(StartError::Spawn)?;
         let mut prepared = Vec::new();
-        for (listener, socket) in config.listeners.iter().zip(bound) {
+        let tcp = config.listeners.iter().filter(|listener| tunnels::is_tcp(listener));
+        for (listener, socket) in tcp.zip(parts.bound) {
             let made = listeners::prepare(listener, &self.protocols, &upstreams)?;
             prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, occupancy: Arc::default() });
         }
+        #[cfg_attr(not(feature = "quic"), expect(unused_mut, reason = "QUIC listeners are added"))]
+        let mut listeners = listeners::start_all(mesh, prepared, &parts.budget)?;
+        #[cfg(feature = "quic")]
+        {
+            let around =
+                quic::Around { mesh, certificates: &parts.certificates, upstreams: &upstreams, budget: &parts.budget };
+            for listener in &config.listeners {
+                if let config::Protocol::Quic(quic) = &listener.protocol {
+                    listeners.push(Arc::new(quic::started(listener, quic, &around, Arc::default())?));
+                }
+            }
+            in_order(&mut listeners, config);
+        }
+        let around =
+            tunnels::Around { mesh, upstreams: &upstreams, budget: &parts.budget, helper: self.helper.as_ref() };
+        let tunnels = tunnels::start_all(around, parts.tunnels)?;
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
-            budget: budget.clone(),
-            listeners: Mutex::new(listeners::start_all(mesh, prepared, budget)?),
-            upstreams: Mutex::new(upstreams),
+            budget: parts.budget,
+            listeners: Snapshot::new(listeners),
+            tunnels: Mutex::new(tunnels),
+            upstreams: Snapshot::new(upstreams),
             started: clock::now(),
-            last_reload: Mutex::default(),
+            last_reload: Snapshot::default(),
+            reloading: Shared::default(),
+            #[cfg(feature = "quic")]
+            over_quic: Mutex::new(OverQuic { certificates: parts.certificates, links }),
         });
-        let Some(socket) = admin else { return Ok((status, None)) };
+        let Some(socket) = parts.admin else { return Ok((status, None)) };
         if let Ok(address) = socket.local_addr() {
             tracing::info!(%address, "admin listening");
         }
@@ -201,15 +290,43 @@ impl Builder {
     }
 }
 
+/// What was prepared before there were threads.
+struct Parts {
+    admin: Option<TcpListener>,
+    /// For each listener on TCP.
+    bound: Vec<Arc<TcpListener>>,
+    tunnels: Vec<tunnels::Bound>,
+    budget: Budget,
+    #[cfg(feature = "quic")]
+    certificates: certificates::Certificates,
+}
+
+/// What QUIC listeners and servers over QUIC are made with.
+#[cfg(feature = "quic")]
+pub(crate) struct OverQuic {
+    certificates: certificates::Certificates,
+    links: links::AllLinks,
+}
+
+/// Puts what runs into the order of the file, which is the order of the admin pages.
+fn in_order(listeners: &mut [Arc<ListenerStatus>], config: &Config) {
+    listeners.sort_by_key(|status| config.listeners.iter().position(|listener| *listener.name == *status.name));
+}
+
 /// What is known about the running gateway, shared with the admin listener.
 pub(crate) struct Status {
     draining: AtomicBool,
     budget: Budget,
-    listeners: Mutex<Vec<Arc<ListenerStatus>>>,
-    upstreams: Mutex<Upstreams>,
+    listeners: Snapshot<Vec<Arc<ListenerStatus>>>,
+    tunnels: Tunnels,
+    upstreams: Snapshot<Upstreams>,
     started: Instant,
     /// When the last reload was, whether it was applied, and what it did.
-    last_reload: Mutex<Option<(Instant, bool, String)>>,
+    last_reload: Snapshot<Option<(Instant, bool, String)>>,
+    /// Held while a reload is applied: one at a time.
+    reloading: Shared<(), ThreadSafe>,
+    #[cfg(feature = "quic")]
+    over_quic: Mutex<OverQuic>,
 }
 
 /// What is known about one listener.
@@ -223,6 +340,8 @@ pub(crate) struct ListenerStatus {
     protocol: String,
     occupancy: Arc<Occupancy>,
     acceptor: Mail<Never>,
+    #[cfg(feature = "quic")]
+    quic: Option<quic::QuicListener>,
 }
 
 impl ListenerStatus {
@@ -238,12 +357,16 @@ impl Status {
             return Some("draining".to_owned());
         }
         let listeners = self.listeners();
-        let down = listeners.iter().find(|listener| !listener.accepting())?;
-        Some(format!("listener {} has ended", down.name))
+        if let Some(down) = listeners.iter().find(|listener| !listener.accepting()) {
+            return Some(format!("listener {} has ended", down.name));
+        }
+        let tunnels = self.tunnels();
+        let down = tunnels.iter().find(|tunnel| !tunnel.accepting())?;
+        Some(format!("listener {} has ended", down.row().name))
     }
 
     fn last_reload(&self) -> Option<LastReload> {
-        let last = self.last_reload.lock();
+        let last = self.last_reload.read();
         last.as_ref().map(|(at, applied, message)| LastReload {
             ago_s: clock::now().saturating_duration_since(*at).as_secs(),
             applied: *applied,
@@ -252,23 +375,19 @@ impl Status {
     }
 
     fn note_reload(&self, applied: bool, message: String) {
-        *self.last_reload.lock() = Some((clock::now(), applied, message));
+        self.last_reload.publish(Some((clock::now(), applied, message)));
     }
 
-    fn upstreams(&self) -> Upstreams {
-        self.upstreams.lock().clone()
+    fn upstreams(&self) -> Version<Upstreams> {
+        self.upstreams.read()
     }
 
-    fn set_upstreams(&self, upstreams: Upstreams) {
-        *self.upstreams.lock() = upstreams;
+    fn listeners(&self) -> Version<Vec<Arc<ListenerStatus>>> {
+        self.listeners.read()
     }
 
-    fn listeners(&self) -> Vec<Arc<ListenerStatus>> {
-        self.listeners.lock().clone()
-    }
-
-    fn set_listeners(&self, listeners: Vec<Arc<ListenerStatus>>) {
-        *self.listeners.lock() = listeners;
+    fn tunnels(&self) -> Vec<Arc<Tunnel>> {
+        self.tunnels.lock().clone()
     }
 }
 
@@ -278,7 +397,9 @@ pub struct Gateway {
     status: Arc<Status>,
     admin: Option<Mail<Never>>,
     protocols: BTreeMap<String, Factory>,
-    config: Mutex<Config>,
+    helper: Option<PathBuf>,
+    /// What the gateway runs by.
+    config: Snapshot<Config>,
 }
 
 impl fmt::Debug for Gateway {
@@ -297,7 +418,10 @@ impl Gateway {
     /// The listeners by name and the addresses they are bound to (port 0 in the configuration is a real one here).
     #[must_use]
     pub fn listeners(&self) -> Vec<(Arc<str>, SocketAddr)> {
-        self.status.listeners().iter().map(|listener| (listener.name.clone(), listener.address)).collect()
+        let mut all: Vec<_> =
+            self.status.listeners().iter().map(|listener| (listener.name.clone(), listener.address)).collect();
+        all.extend(self.status.tunnels().iter().map(|tunnel| (tunnel.row().name.clone(), tunnel.row().address)));
+        all
     }
 
     /// The gateway at this moment.
@@ -317,10 +441,18 @@ impl Gateway {
         self.status.budget.used()
     }
 
-    /// Keeps the memory budget: while it is at 95 % or above, ends the largest holder. Runs until dropped.
+    /// Keeps the memory budget: while it is at 95 % or above, ends the largest holder. Also turns the ring of ticket
+    /// keys, twice a day. Runs until dropped.
     pub async fn keep_budget(&self) {
+        #[cfg(feature = "quic")]
+        let mut turned = clock::now();
         loop {
             clock::sleep(MEMORY_TICK).await;
+            #[cfg(feature = "quic")]
+            if clock::now().saturating_duration_since(turned) >= TICKET_TURN {
+                turned = clock::now();
+                self.status.over_quic.lock().certificates.rotate_tickets();
+            }
             let budget = &self.status.budget;
             if budget.level() == Level::Critical {
                 // Down to where new work is let in again, in one go: whoever fills the budget is quick.
@@ -335,7 +467,8 @@ impl Gateway {
     /// they accepted. Then [`stop`](Self::stop) it.
     pub async fn drain(&self) -> DrainReport {
         self.status.draining.store(true, Ordering::Release);
-        let time = self.config.lock().runtime.drain;
+        let time = self.config.read().runtime.drain;
+        tunnels::drain(&self.status.tunnels(), time);
         let report = self.mesh.drain(time).await;
         // Last: until here connections may still have been looking for a server.
         self.status.upstreams().drain();
@@ -377,6 +510,24 @@ pub enum StartError {
         /// What it said.
         message: String,
     },
+    /// Another reload goes on, and has for too long.
+    Reloading(Busy),
+    /// A certificate, or what else TLS is told.
+    #[cfg(feature = "quic")]
+    Tls {
+        /// Whose.
+        of: String,
+        /// Why.
+        error: crate::transports::tls::TlsError,
+    },
+    /// The arbiters did not take new certificates; all use the old ones.
+    #[cfg(feature = "quic")]
+    TlsReload {
+        /// The listener.
+        listener: String,
+        /// Why.
+        error: crate::transports::tls::ReloadError,
+    },
     /// The threads could not be started.
     Mesh(MeshError),
     /// A listener's actor could not be started.
@@ -390,6 +541,11 @@ impl fmt::Display for StartError {
                 write!(f, "{place}: listener `{listener}` cannot listen on {address}: {error}")
             }
             Self::Options { listener, place, message } => write!(f, "{place}: listener `{listener}`: {message}"),
+            Self::Reloading(_) => f.write_str("another reload is being applied"),
+            #[cfg(feature = "quic")]
+            Self::Tls { of, error } => write!(f, "{of}: {error}"),
+            #[cfg(feature = "quic")]
+            Self::TlsReload { listener, error } => write!(f, "listener `{listener}`: {error}"),
             Self::Mesh(error) => error.fmt(f),
             Self::Spawn(error) => write!(f, "a listener could not be started: {error}"),
         }

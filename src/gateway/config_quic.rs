@@ -36,21 +36,21 @@ pub enum CertificateSource {
 
 /// `[listener.tls]`: what a listener says in its handshakes, beside its certificates.
 #[non_exhaustive]
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerTls {
     /// The names of certificates; the first one answers clients that name none of the others' hosts.
     pub certificates: Vec<String>,
     /// With it, clients must show a certificate that an authority in this PEM file signed. Default none.
     pub client_ca: Option<PathBuf>,
     /// Key agreement, most wanted first. Default: X25519, P-256, P-384, X25519MLKEM768.
-    pub curves: Option<Vec<String>>,
+    pub curves: Vec<String>,
     /// A file to which the secrets of all connections are written. Default none.
     pub keylog: Option<PathBuf>,
 }
 
 /// `[upstream.tls]`: what is demanded of servers, and said to them.
 #[non_exhaustive]
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamTls {
     /// Authorities in a PEM file. Default: those of the system.
     pub ca: Option<PathBuf>,
@@ -63,9 +63,27 @@ pub struct UpstreamTls {
     /// The name of a certificate to show servers that ask. Default none.
     pub certificate: Option<String>,
     /// Key agreement, most wanted first. Default: X25519, P-256, P-384, X25519MLKEM768.
-    pub curves: Option<Vec<String>>,
+    pub curves: Vec<String>,
     /// A file to which the secrets of all connections are written. Default none.
     pub keylog: Option<PathBuf>,
+}
+
+fn curves() -> Vec<String> {
+    ["X25519", "P-256", "P-384", "X25519MLKEM768"].map(String::from).to_vec()
+}
+
+impl Default for ListenerTls {
+    fn default() -> Self {
+        Self { certificates: Vec::new(), client_ca: None, curves: curves(), keylog: None }
+    }
+}
+
+impl UpstreamTls {
+    /// This protocol, with the defaults of everything else.
+    #[must_use]
+    pub fn new(alpn: impl Into<String>) -> Self {
+        Self { ca: None, trust: None, name: None, alpn: alpn.into(), certificate: None, curves: curves(), keylog: None }
+    }
 }
 
 /// A listener that speaks QUIC. `[listener.limits]` holds: `half_open` and `first_message` for handshakes, `idle` for
@@ -89,8 +107,8 @@ pub struct Route {
     pub alpn: String,
     /// What becomes of each stream.
     pub service: QuicService,
-    /// The upstream that datagrams go to. Default: as `service` if that is an echo or a server over QUIC, else they are
-    /// refused in the handshake.
+    /// The upstream that datagrams go to, its servers over UDP or QUIC. Default: where the streams go if that is over
+    /// QUIC, else they are dropped and counted. With an echo they go back.
     pub datagrams: Option<String>,
 }
 
@@ -102,6 +120,8 @@ pub enum QuicService {
     Echo,
     /// It is joined to a connection to a server of this upstream.
     Upstream(String),
+    /// It is given up: this route is for datagrams.
+    Nothing,
 }
 
 /// `[listener.quic]`: how QUIC moves bytes.
@@ -135,12 +155,8 @@ pub struct QuicSettings {
     pub gso: bool,
     /// Whether the kernel steers datagrams to arbiters. Default `true`.
     pub steer: bool,
-    /// Bytes of each socket's receive buffer. Default 4 MiB.
-    pub receive_buffer: usize,
-    /// Bytes of each socket's send buffer. Default 4 MiB.
-    pub send_buffer: usize,
-    /// A folder for a log of each connection. Default none.
-    pub qlog: Option<PathBuf>,
+    /// Bytes of each socket's receive buffer, and of its send buffer. Default 4 MiB.
+    pub socket_buffer: usize,
 }
 
 impl Default for QuicSettings {
@@ -159,9 +175,7 @@ impl Default for QuicSettings {
             mtu_discovery: false,
             gso: true,
             steer: true,
-            receive_buffer: 4 * MIB,
-            send_buffer: 4 * MIB,
-            qlog: None,
+            socket_buffer: 4 * MIB,
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::actors::{Budget, Control, Mesh};
 use crate::memory;
 use crate::transports::framed::{self, ByteOrder, Echo, Format, LengthBytes, Settings, WhenSlow, rooms};
 use crate::transports::kit::admission::{Caps, Occupancy};
-use crate::transports::relay::{self, ProxyVersion, RelaySettings};
+use crate::transports::relay::{self, ProxyVersion};
 use crate::transports::tcp::{self, Acceptor, AcceptorSettings, OnAccept};
 
 /// What a connection takes of the memory budget before it buffers anything: its actor, measured (benches/RESULTS.md).
@@ -55,13 +55,10 @@ pub(super) fn prepare(
             }))
         }
         config::Protocol::Relay(relay) => {
-            let Some(balancer) = upstreams.get(&relay.upstream) else {
+            let Some(mut settings) = upstreams.relay(&relay.upstream, &listener.limits) else {
                 return Err(refuse(format!("there is no upstream `{}`", relay.upstream)));
             };
-            let mut settings = RelaySettings::new(balancer.clone(), Arc::from(relay.upstream.as_str()));
-            settings.connect_timeout = upstreams.connect_timeout(&relay.upstream).unwrap_or(settings.connect_timeout);
             settings.attempts = usize::try_from(relay.attempts).unwrap_or(usize::MAX);
-            settings.idle = (!listener.limits.idle.is_zero()).then_some(listener.limits.idle);
             settings.proxy_in = relay.proxy_in;
             settings.proxy_out = match relay.proxy_out {
                 ProxyOut::Off => None,
@@ -69,9 +66,15 @@ pub(super) fn prepare(
                 ProxyOut::V2 => Some(ProxyVersion::V2),
             };
             let name: Arc<str> = Arc::from(listener.name.as_str());
-            Ok(Box::new(move || Box::new(relay::Connections::new(name.clone(), settings.clone())) as Box<dyn OnAccept>))
+            let reach = upstreams.reach(&relay.upstream);
+            Ok(Box::new(move || {
+                Box::new(relay::Connections::through(reach.clone(), name.clone(), settings.clone()))
+                    as Box<dyn OnAccept>
+            }))
         }
-        config::Protocol::Quic(_) => Err(refuse("protocol `quic` cannot be started by this build yet".to_owned())),
+        config::Protocol::Quic(_) => Err(refuse("protocol `quic` is not served over TCP".to_owned())),
+        #[cfg(feature = "wireguard")]
+        config::Protocol::Wireguard(_) => Err(refuse("a tunnel is no listener of TCP".to_owned())),
         config::Protocol::Custom { protocol, options } => match protocols.get(protocol) {
             Some(factory) => factory(options).map_err(refuse),
             None => Err(refuse(format!("no protocol `{protocol}` is registered"))),
@@ -79,7 +82,7 @@ pub(super) fn prepare(
     }
 }
 
-fn settings_of(listener: &Listener, framed: &config::Framed) -> Result<Settings, String> {
+pub(super) fn settings_of(listener: &Listener, framed: &config::Framed) -> Result<Settings, String> {
     let length_bytes = match framed.length_bytes {
         1 => LengthBytes::One,
         2 => LengthBytes::Two,
@@ -157,16 +160,20 @@ pub(super) fn start_all(
             protocol: name_of(&listener.protocol).to_owned(),
             occupancy,
             acceptor,
+            #[cfg(feature = "quic")]
+            quic: None,
         }));
     }
     Ok(started)
 }
 
-fn name_of(protocol: &config::Protocol) -> &str {
+pub(super) fn name_of(protocol: &config::Protocol) -> &str {
     match protocol {
         config::Protocol::Framed(_) => "framed",
         config::Protocol::Relay(_) => "relay",
         config::Protocol::Quic(_) => "quic",
+        #[cfg(feature = "wireguard")]
+        config::Protocol::Wireguard(_) => "wireguard",
         config::Protocol::Custom { protocol, .. } => protocol,
     }
 }

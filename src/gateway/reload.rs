@@ -8,12 +8,16 @@
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::config::{Config, Listener, Protocol, Runtime};
 use super::upstreams::Upstreams;
-use super::{Gateway, ListenerStatus, StartError, listeners};
+use super::{Gateway, ListenerStatus, StartError, in_order, listeners, tunnels};
 use crate::actors::{Control, clock};
 use crate::transports::tcp;
+
+/// How long a reload waits for another to be done.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a reload did, by the names of listeners.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,7 +71,8 @@ impl Gateway {
     }
 
     fn apply(&self, new: Config) -> Result<Reloaded, StartError> {
-        let mut running = self.config.lock();
+        let _one_at_a_time = self.status.reloading.write_within(PATIENCE).map_err(StartError::Reloading)?;
+        let running = self.config.read();
         let mut done = Reloaded::default();
         let restart = [
             ("runtime", Runtime { drain: new.runtime.drain, ..running.runtime.clone() } != new.runtime),
@@ -76,29 +81,70 @@ impl Gateway {
         ];
         done.restart = restart.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect();
         let old = self.status.listeners();
+        let tunnels_before = self.status.tunnels();
 
         // What can be refused.
+        #[cfg(feature = "quic")]
+        let over = self.renewed_over_quic(&new)?;
         let before = self.status.upstreams();
-        let upstreams = before.renewed(&self.mesh, &new.upstreams).map_err(StartError::Spawn)?;
-        let started = self.start_new(&running, &new, &old, &before, &upstreams, &mut done);
-        let started = match started {
+        let upstreams = before.renewed(
+            &self.mesh,
+            &new.upstreams,
+            #[cfg(feature = "quic")]
+            &over.links,
+        );
+        let started = upstreams.map_err(StartError::Spawn).and_then(|upstreams| {
+            let started = self.start_new(&running, &new, &old, &before, &upstreams, &mut done);
+            #[cfg(feature = "quic")]
+            let started = started
+                .and_then(|started| self.start_quic(&running, &new, &old, &upstreams, &over, &mut done, started));
+            started.inspect_err(|_| upstreams.retire(&before)).map(|started| (upstreams, started))
+        });
+        let (upstreams, started) = match started {
             Ok(started) => started,
             Err(error) => {
+                #[cfg(feature = "quic")]
+                over.links.retire(&self.status.over_quic.lock().links);
+                return Err(error);
+            }
+        };
+        // Tunnels come last of what can fail: an error leaves what was changed of them, and says so.
+        let steps = tunnels::plan(&tunnels_before, &new, running.upstreams != new.upstreams);
+        let around = tunnels::Around {
+            mesh: &self.mesh,
+            upstreams: &upstreams,
+            budget: &self.status.budget,
+            helper: self.helper.as_ref(),
+        };
+        let tunnels = steps.and_then(|steps| tunnels::apply(around, &tunnels_before, steps, &mut done));
+        let tunnels = match tunnels {
+            Ok(tunnels) => tunnels,
+            Err(error) => {
+                started.iter().for_each(|status| status.acceptor.control(Control::Stop));
                 upstreams.retire(&before);
                 return Err(error);
             }
         };
+        *self.status.tunnels.lock() = tunnels;
         before.retire(&upstreams);
-        self.status.set_upstreams(upstreams);
+        self.status.upstreams.publish(upstreams);
+        #[cfg(feature = "quic")]
+        {
+            let retired = std::mem::replace(&mut *self.status.over_quic.lock(), over);
+            retired.links.retire(&self.status.over_quic.lock().links);
+        }
         // From here on nothing fails.
         let by = clock::later(clock::now(), running.runtime.drain);
         let mut now = started;
-        for status in old {
-            if done.kept.iter().any(|name| *name == *status.name) {
-                now.push(status);
+        for status in old.iter().cloned() {
+            let goes_on = now.iter().any(|new| Arc::ptr_eq(new, &status));
+            if goes_on || done.kept.iter().any(|name| *name == *status.name) {
+                if !goes_on {
+                    now.push(status);
+                }
                 continue;
             }
-            let socket_goes_on = now.iter().any(|new| new.address == status.address);
+            let socket_goes_on = now.iter().any(|new| new.address == status.address && new.protocol != "quic");
             if socket_goes_on {
                 status.acceptor.control(Control::Stop);
             } else {
@@ -107,18 +153,21 @@ impl Gateway {
                 if let Some(socket) = status.socket.upgrade() {
                     tcp::refuse(&*socket);
                 }
+                #[cfg(feature = "quic")]
+                if let Some(quic) = &status.quic {
+                    quic.drain(by);
+                }
             }
             if !done.changed.iter().any(|name| *name == *status.name) {
                 self.mesh.drain_children(status.acceptor.id(), by);
                 done.removed.push(status.name.to_string());
             }
         }
-        // In the order of the file, which is the order of the admin pages.
-        now.sort_by_key(|status| new.listeners.iter().position(|listener| *listener.name == *status.name));
-        self.status.set_listeners(now);
-        running.listeners = new.listeners;
-        running.upstreams = new.upstreams;
-        running.runtime.drain = new.runtime.drain;
+        in_order(&mut now, &new);
+        self.status.listeners.publish(now);
+        let Config { listeners, upstreams, certificates, .. } = new;
+        let runtime = Runtime { drain: new.runtime.drain, ..running.runtime.clone() };
+        self.config.publish(Config { listeners, upstreams, certificates, runtime, ..running.clone() });
         Ok(done)
     }
 
@@ -133,7 +182,7 @@ impl Gateway {
         done: &mut Reloaded,
     ) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
         let mut start = Vec::new();
-        for listener in &new.listeners {
+        for listener in new.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             let was = running.listeners.iter().find(|old| old.name == listener.name);
             let same_upstream = match &listener.protocol {
                 Protocol::Relay(relay) => match (before.get(&relay.upstream), upstreams.get(&relay.upstream)) {
@@ -141,6 +190,8 @@ impl Gateway {
                     (_, None) | (None, _) => false,
                 },
                 Protocol::Framed(_) | Protocol::Quic(_) | Protocol::Custom { .. } => true,
+                #[cfg(feature = "wireguard")]
+                Protocol::Wireguard(_) => true,
             };
             let alive = old.iter().any(|status| *status.name == *listener.name && status.accepting());
             if alive && same_upstream && was.is_some_and(|was| same(was, listener)) {

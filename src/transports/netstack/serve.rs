@@ -13,7 +13,7 @@ use super::stream::{NetStream, pair};
 use crate::actors::{Mail, Place, Refused, SpawnError, Spec, Turn, clock};
 use crate::transports::framed::{Connection, Service, Settings};
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer};
-use crate::transports::relay::{Dial, Network, Relay, RelaySettings};
+use crate::transports::relay::{Dial, Network, Reach, Relay, RelaySettings};
 
 /// Framed messages, answered by what `service` makes.
 #[derive(Debug)]
@@ -41,6 +41,7 @@ impl<V: Service + Send + 'static, F: Fn() -> V + 'static> Serve for Framed<F> {
 /// Each connection joined to a server of an upstream.
 #[derive(Debug)]
 pub struct Relayed {
+    reach: Reach,
     listener: Arc<str>,
     settings: Arc<RelaySettings>,
     random: RandomState,
@@ -48,10 +49,10 @@ pub struct Relayed {
 }
 
 impl Relayed {
-    /// `listener` is the scope of the counters.
+    /// `reach` opens the streams to servers; `listener` is the scope of the counters.
     #[must_use]
-    pub fn new(listener: Arc<str>, settings: Arc<RelaySettings>) -> Self {
-        Self { listener, settings, random: RandomState::new(), count: 0 }
+    pub fn new(reach: Reach, listener: Arc<str>, settings: Arc<RelaySettings>) -> Self {
+        Self { reach, listener, settings, random: RandomState::new(), count: 0 }
     }
 }
 
@@ -59,8 +60,8 @@ impl Serve for Relayed {
     fn serve(&mut self, visitor: Visitor, turn: &Turn<'_, NetMsg>) -> Result<(), SpawnError> {
         self.count += 1;
         let random = self.random.hash_one(self.count);
-        let (listener, settings) = (self.listener.clone(), self.settings.clone());
-        let make = move || Relay::new(visitor.stream, Network, listener, settings, random);
+        let (reach, listener, settings) = (self.reach.clone(), self.listener.clone(), self.settings.clone());
+        let make = move || Relay::new(visitor.stream, reach, listener, settings, random);
         turn.spawn(Place::Here, Spec::default(), make).map(drop)
     }
 }

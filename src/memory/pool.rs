@@ -1,0 +1,716 @@
+//! Buffers of one size, made once and used again and again.
+//!
+//! A pool belongs to one thread. Taking a buffer and dropping it there costs neither a lock nor an atomic operation
+//! that others could contend for; one dropped on another thread comes home over a list that the pool empties when it
+//! has nothing else. A buffer dropped after the end of its pool frees its memory.
+//!
+//! Bounded by a number of buffers and by a memory budget; a pool with nothing left says so, counts it, and allocates
+//! nothing. A buffer is a `Vec` and may grow; it is then no longer of the pool's size, its memory is freed instead of
+//! kept, and that is counted. Contents are forgotten, not wiped: see [`Secret`](super::Secret).
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::budget::{Budget, Lease};
+use super::returns::Returns;
+
+/// Pools that one thread may have; buffers of a further one come home over its list.
+const POOLS: usize = 64;
+
+thread_local! {
+    /// The pools of this thread: how a dropped buffer finds home.
+    static HERE: [Cell<Option<Rc<Inner>>>; POOLS] = const { [const { Cell::new(None) }; POOLS] };
+}
+
+/// A pool has nothing to give.
+///
+/// ```
+/// use portway::memory::{Exhausted, Pool};
+///
+/// let pool = Pool::new(1_500, 1, None);
+/// let only = pool.lease()?;
+/// assert_eq!(pool.lease().err(), Some(Exhausted::Limit));
+/// # Ok::<(), Exhausted>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exhausted {
+    /// As many buffers are out as the pool may have.
+    Limit,
+    /// The memory budget, or the allocator, gives no more.
+    Memory,
+}
+
+impl fmt::Display for Exhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Limit => "as many buffers are out as the pool may have",
+            Self::Memory => "there is no memory for another buffer",
+        })
+    }
+}
+
+impl std::error::Error for Exhausted {}
+
+/// The buffers of one thread.
+///
+/// ```
+/// use portway::memory::Pool;
+///
+/// let pool = Pool::new(1_500, 64, None);
+/// let mut packet = pool.lease()?;
+/// packet.extend_from_slice(b"hello");
+/// // On another thread, say for sending: it comes home by itself.
+/// std::thread::spawn(move || assert_eq!(&packet[..], b"hello")).join().unwrap();
+/// let next = pool.lease()?;
+/// assert!(next.is_empty());
+/// assert_eq!(pool.stats().made, 1, "it is the same memory");
+/// # Ok::<(), portway::memory::Exhausted>(())
+/// ```
+pub struct Pool {
+    inner: Rc<Inner>,
+}
+
+struct Inner {
+    /// The first of the free buffers, each of which holds the next.
+    free: Cell<Option<Box<Slot>>>,
+    home: Arc<Home>,
+    /// The most that were not free at once since the last trim.
+    most: Cell<u64>,
+    lease: RefCell<Option<Lease>>,
+}
+
+/// One buffer of a pool.
+struct Slot {
+    bytes: Vec<u8>,
+    next: Option<Box<Slot>>,
+    /// `None`: without a pool.
+    home: Option<Arc<Home>>,
+}
+
+/// What buffers know of their pool, wherever they are.
+struct Home {
+    /// Where its thread keeps it.
+    place: Option<usize>,
+    size: usize,
+    limit: usize,
+    returns: Returns<Box<Slot>>,
+    counts: Counts,
+}
+
+/// Those called `own` are written by the pool's own thread alone, with plain stores.
+#[derive(Default)]
+struct Counts {
+    own_made: AtomicU64,
+    /// Not free: out, or on the way home.
+    own_out: AtomicU64,
+    own_high: AtomicU64,
+    own_exhausted: AtomicU64,
+    /// Of those that came home, how many were found there.
+    own_found: AtomicU64,
+    came_home: AtomicU64,
+    resized: AtomicU64,
+}
+
+/// Changes a number that no other thread writes.
+#[inline]
+fn change(own: &AtomicU64, by: impl FnOnce(u64) -> u64) -> u64 {
+    let now = by(own.load(Ordering::Relaxed));
+    own.store(now, Ordering::Relaxed);
+    now
+}
+
+/// What a pool has done so far.
+///
+/// ```
+/// use portway::memory::Pool;
+///
+/// let pool = Pool::new(1_500, 64, None);
+/// let buffer = pool.lease().unwrap();
+/// let stats = pool.stats();
+/// assert_eq!((stats.size, stats.limit, stats.made, stats.out, stats.high), (1_500, 64, 1, 1, 1));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct PoolStats {
+    /// Bytes of a buffer.
+    pub size: usize,
+    /// Buffers it may have.
+    pub limit: usize,
+    /// Buffers it has, in or out.
+    pub made: u64,
+    /// Buffers that are out now.
+    pub out: u64,
+    /// The most that ever were out at once.
+    pub high: u64,
+    /// Times it had none to give.
+    pub exhausted: u64,
+    /// Buffers dropped on another thread, or after the end of the pool.
+    pub came_home: u64,
+    /// Buffers that came back with another size.
+    pub resized: u64,
+}
+
+impl Pool {
+    /// A pool of the calling thread for at most `limit` buffers of `size` bytes, of which none is made yet. Each buffer
+    /// made takes its size of `budget`, until it is trimmed.
+    ///
+    /// ```
+    /// # use portway::memory::{Budget, Exhausted, Pool};
+    /// let budget = Budget::new(10_000);
+    /// let pool = Pool::new(3_000, 64, Some(&budget));
+    /// let (a, b) = (pool.lease().unwrap(), pool.lease().unwrap());
+    /// assert_eq!(budget.used(), 6_000);
+    /// assert_eq!(pool.lease().err(), Some(Exhausted::Memory), "that would be more than 80 %");
+    /// ```
+    #[must_use]
+    pub fn new(size: usize, limit: usize, budget: Option<&Budget>) -> Self {
+        let place = HERE.try_with(|here| here.iter().position(|place| peek(place, |inner| inner.is_none()))).ok();
+        let place = place.flatten();
+        let inner = Rc::new(Inner {
+            free: Cell::new(None),
+            home: Arc::new(Home { place, size, limit, returns: Returns::new(), counts: Counts::default() }),
+            most: Cell::new(0),
+            lease: RefCell::new(budget.and_then(|budget| budget.lease(0).ok())),
+        });
+        if let Some(place) = place {
+            let _thread_ends = HERE.try_with(|here| here.get(place).map(|place| place.set(Some(inner.clone()))));
+        }
+        Self { inner }
+    }
+
+    /// An empty buffer with room for the pool's size.
+    ///
+    /// # Errors
+    /// [`Exhausted`]; nothing was allocated then.
+    ///
+    /// ```
+    /// # use portway::memory::Pool;
+    /// let pool = Pool::new(1_500, 64, None);
+    /// let buffer = pool.lease()?;
+    /// assert_eq!((buffer.len(), buffer.capacity()), (0, 1_500));
+    /// # Ok::<(), portway::memory::Exhausted>(())
+    /// ```
+    #[inline]
+    pub fn lease(&self) -> Result<Buf, Exhausted> {
+        let inner = &*self.inner;
+        let slot = match inner.pop() {
+            Some(slot) if slot.bytes.capacity() > 0 => slot,
+            other => inner.make(other)?,
+        };
+        let out = change(&inner.home.counts.own_out, |out| out + 1);
+        if out > inner.most.get() {
+            inner.most.set(out);
+        }
+        Ok(Buf(Some(slot)))
+    }
+
+    /// Frees half of the buffers that nobody has needed since the last call: memory that was taken for a peak goes
+    /// back step by step. To be called now and then.
+    ///
+    /// ```
+    /// # use portway::memory::Pool;
+    /// let pool = Pool::new(1_500, 64, None);
+    /// drop((pool.lease(), pool.lease()));
+    /// pool.trim();
+    /// pool.trim();
+    /// assert_eq!(pool.stats().made, 1);
+    /// ```
+    pub fn trim(&self) {
+        let inner = &*self.inner;
+        let counts = &inner.home.counts;
+        inner.collect();
+        let made = counts.own_made.load(Ordering::Relaxed);
+        let mut freed = 0;
+        while freed < made.saturating_sub(inner.most.get()).div_ceil(2) && inner.pop().is_some() {
+            freed += 1;
+        }
+        counts.own_made.store(made - freed, Ordering::Relaxed);
+        inner.most.set(counts.own_out.load(Ordering::Relaxed));
+        if let Some(lease) = &mut *inner.lease.borrow_mut() {
+            let bytes = usize::try_from(freed).unwrap_or(usize::MAX).saturating_mul(inner.home.size);
+            lease.force(lease.bytes().saturating_sub(bytes));
+        }
+    }
+
+    /// What it has done so far.
+    ///
+    /// ```
+    /// # use portway::memory::Pool;
+    /// assert_eq!(Pool::new(1_500, 64, None).stats().made, 0);
+    /// ```
+    #[must_use]
+    pub fn stats(&self) -> PoolStats {
+        self.inner.home.stats()
+    }
+
+    /// Reads its statistics on any thread, and after its end.
+    ///
+    /// ```
+    /// # use portway::memory::Pool;
+    /// let pool = Pool::new(1_500, 64, None);
+    /// let gauge = pool.gauge();
+    /// let kept = pool.lease().unwrap();
+    /// drop(pool);
+    /// assert_eq!(gauge.stats().out, 1, "somebody still has it");
+    /// drop(kept);
+    /// assert_eq!(gauge.stats().out, 0);
+    /// ```
+    #[must_use]
+    pub fn gauge(&self) -> PoolGauge {
+        PoolGauge(self.inner.home.clone())
+    }
+}
+
+impl Inner {
+    #[inline]
+    fn pop(&self) -> Option<Box<Slot>> {
+        let mut slot = self.free.take()?;
+        self.free.set(slot.next.take());
+        Some(slot)
+    }
+
+    #[inline]
+    fn push(&self, mut slot: Box<Slot>) {
+        slot.next = self.free.take();
+        self.free.set(Some(slot));
+        change(&self.home.counts.own_out, |out| out - 1);
+    }
+
+    /// Takes over what came home from elsewhere.
+    fn collect(&self) {
+        self.home.returns.take(|slot| {
+            self.push(slot);
+            change(&self.home.counts.own_found, |found| found + 1);
+        });
+    }
+
+    /// A buffer when none is ready: one that came home, a new one, or none.
+    #[cold]
+    fn make(&self, found: Option<Box<Slot>>) -> Result<Box<Slot>, Exhausted> {
+        let made = self.try_make(found);
+        if made.is_err() {
+            change(&self.home.counts.own_exhausted, |times| times + 1);
+        }
+        made
+    }
+
+    fn try_make(&self, found: Option<Box<Slot>>) -> Result<Box<Slot>, Exhausted> {
+        let Home { size, limit, counts, .. } = &*self.home;
+        if found.is_none() {
+            self.collect();
+        }
+        // One that had grown has lost its memory, and still counts as made.
+        if let Some(mut slot) = found.or_else(|| self.pop()) {
+            if slot.bytes.try_reserve_exact(*size).is_err() {
+                slot.next = self.free.take();
+                self.free.set(Some(slot));
+                return Err(Exhausted::Memory);
+            }
+            return Ok(slot);
+        }
+        let made = counts.own_made.load(Ordering::Relaxed);
+        if made >= *limit as u64 {
+            return Err(Exhausted::Limit);
+        }
+        let mut lease = self.lease.borrow_mut();
+        if let Some(lease) = &mut *lease {
+            lease.resize(lease.bytes().saturating_add(*size)).map_err(|_| Exhausted::Memory)?;
+        }
+        let mut bytes = Vec::new();
+        if bytes.try_reserve_exact(*size).is_err() {
+            if let Some(lease) = &mut *lease {
+                lease.force(lease.bytes().saturating_sub(*size));
+            }
+            return Err(Exhausted::Memory);
+        }
+        counts.own_made.store(made + 1, Ordering::Relaxed);
+        // One is made only when all others are out.
+        change(&counts.own_high, |high| high.max(made + 1));
+        Ok(Box::new(Slot { bytes, next: None, home: Some(self.home.clone()) }))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // One by one: a list that drops itself would go as deep as it is long.
+        while self.pop().is_some() {}
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let home = &self.inner.home;
+        if let Some(place) = home.place {
+            drop(HERE.try_with(|here| here.get(place).map(Cell::take)));
+        }
+        drop(home.returns.close());
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pool").field(&self.stats()).finish()
+    }
+}
+
+/// Looks into a cell whose value cannot be copied.
+fn peek<T: Default, R>(cell: &Cell<T>, look: impl FnOnce(&T) -> R) -> R {
+    let value = cell.take();
+    let seen = look(&value);
+    cell.set(value);
+    seen
+}
+
+impl Home {
+    fn stats(&self) -> PoolStats {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let Counts { own_made, own_out, own_high, own_exhausted, own_found, came_home, resized } = &self.counts;
+        // Read while another thread counts, these may not fit together for a moment.
+        let on_the_way = read(came_home).saturating_sub(read(own_found));
+        PoolStats {
+            size: self.size,
+            limit: self.limit,
+            made: read(own_made),
+            out: read(own_out).saturating_sub(on_the_way),
+            high: read(own_high),
+            exhausted: read(own_exhausted),
+            came_home: read(came_home),
+            resized: read(resized),
+        }
+    }
+}
+
+/// Reads the statistics of a [`Pool`] from anywhere.
+///
+/// ```
+/// # use portway::memory::Pool;
+/// let gauge = Pool::new(1_500, 64, None).gauge();
+/// assert_eq!(gauge.stats().size, 1_500);
+/// ```
+#[derive(Clone)]
+pub struct PoolGauge(Arc<Home>);
+
+impl PoolGauge {
+    /// What the pool has done so far.
+    ///
+    /// ```
+    /// # use portway::memory::Pool;
+    /// assert_eq!(Pool::new(1_500, 64, None).gauge().stats().out, 0);
+    /// ```
+    #[must_use]
+    pub fn stats(&self) -> PoolStats {
+        self.0.stats()
+    }
+}
+
+impl fmt::Debug for PoolGauge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PoolGauge").field(&self.stats()).finish()
+    }
+}
+
+/// A buffer: a `Vec` that goes home when dropped, if it has one.
+///
+/// ```
+/// use portway::memory::{Buf, Pool};
+///
+/// let pool = Pool::new(1_500, 64, None);
+/// // Who must have a buffer in any case takes one of its own when the pool is empty.
+/// let mut buffer = pool.lease().unwrap_or_default();
+/// buffer.push(1);
+/// assert_eq!(buffer.own_bytes(), 0, "the pool answers for its memory");
+/// # let _: &Buf = &buffer;
+/// ```
+#[derive(Default)]
+pub struct Buf(
+    // One pointer: larger values are written in parts and read as a whole, which stalls the processor.
+    Option<Box<Slot>>,
+);
+
+/// What an empty buffer without memory looks like.
+static NOTHING: Vec<u8> = Vec::new();
+
+impl Buf {
+    /// Bytes of memory held beyond what its pool answers for.
+    ///
+    /// ```
+    /// # use portway::memory::Buf;
+    /// assert_eq!(Buf::from(Vec::with_capacity(10)).own_bytes(), 10);
+    /// ```
+    #[must_use]
+    pub fn own_bytes(&self) -> usize {
+        let pooled = self.0.as_ref().and_then(|slot| slot.home.as_ref()).map_or(0, |home| home.size);
+        self.capacity().saturating_sub(pooled)
+    }
+}
+
+impl From<Vec<u8>> for Buf {
+    /// A buffer without a pool.
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Some(Box::new(Slot { bytes, next: None, home: None })))
+    }
+}
+
+impl Drop for Buf {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(slot) = self.0.take() {
+            go_home(slot);
+        }
+    }
+}
+
+#[inline]
+fn go_home(mut slot: Box<Slot>) {
+    let Slot { bytes, home: Some(home), .. } = &mut *slot else { return };
+    bytes.clear();
+    if bytes.capacity() != home.size {
+        home.counts.resized.fetch_add(1, Ordering::Relaxed);
+        *bytes = Vec::new();
+    }
+    let place = home.place;
+    let mut slot = Some(slot);
+    let _thread_ends = HERE.try_with(|here| {
+        let place = here.get(place?)?;
+        let inner = place.take();
+        if let Some(inner) = &inner
+            && let Some(mine) =
+                slot.take_if(|slot| slot.home.as_ref().is_some_and(|home| Arc::ptr_eq(&inner.home, home)))
+        {
+            inner.push(mine);
+        }
+        place.set(inner);
+        Some(())
+    });
+    if let Some(slot) = slot {
+        go_home_from_elsewhere(slot);
+    }
+}
+
+#[cold]
+fn go_home_from_elsewhere(slot: Box<Slot>) {
+    let Some(home) = slot.home.clone() else { return };
+    home.counts.came_home.fetch_add(1, Ordering::Relaxed);
+    // Refused when the pool has ended: then it is freed here.
+    drop(home.returns.give(slot));
+}
+
+impl Deref for Buf {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        self.0.as_ref().map_or(&NOTHING, |slot| &slot.bytes)
+    }
+}
+
+impl DerefMut for Buf {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.0.get_or_insert_with(|| Box::new(Slot { bytes: Vec::new(), next: None, home: None })).bytes
+    }
+}
+
+impl AsRef<[u8]> for Buf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Buf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buf")
+            .field("len", &self.len())
+            .field("capacity", &self.capacity())
+            .field("pooled", &self.0.as_ref().is_some_and(|slot| slot.home.is_some()))
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_last_one_back_is_the_next_one_out() {
+        let pool = Pool::new(100, 2, None);
+        let (mut a, b) = (pool.lease().unwrap(), pool.lease().unwrap());
+        a.extend_from_slice(b"left over");
+        let (at_a, at_b) = (a.as_ptr(), b.as_ptr());
+        drop(b);
+        drop(a);
+        let (c, d) = (pool.lease().unwrap(), pool.lease().unwrap());
+        assert_eq!((c.as_ptr(), d.as_ptr()), (at_a, at_b));
+        assert!(c.is_empty(), "contents are forgotten");
+        assert_eq!(pool.lease().err(), Some(Exhausted::Limit));
+        assert_eq!(pool.stats().exhausted, 1);
+    }
+
+    #[test]
+    fn buffers_come_home_from_other_threads_and_only_to_their_pool() {
+        let pool = Pool::new(100, 1, None);
+        let buffer = pool.lease().unwrap();
+        let at = buffer.as_ptr() as usize;
+        std::thread::spawn(move || {
+            // A pool of this thread with the same key.
+            let other = Pool::new(100, 1, None);
+            drop(buffer);
+            assert_eq!(other.stats(), PoolStats { size: 100, limit: 1, ..PoolStats::default() });
+        })
+        .join()
+        .unwrap();
+        assert_eq!(pool.stats().out, 0);
+        assert_eq!(pool.lease().unwrap().as_ptr() as usize, at);
+        assert_eq!(pool.stats().came_home, 1);
+    }
+
+    #[test]
+    fn a_buffer_outlives_its_pool_and_its_thread() {
+        let (buffer, gauge) = std::thread::spawn(|| {
+            let pool = Pool::new(100, 1, None);
+            (pool.lease().unwrap(), pool.gauge())
+        })
+        .join()
+        .unwrap();
+        assert_eq!(gauge.stats().out, 1);
+        drop(buffer);
+        assert_eq!(gauge.stats().out, 0);
+
+        let pool = Pool::new(100, 1, None);
+        let (buffer, gauge) = (pool.lease().unwrap(), pool.gauge());
+        drop(pool);
+        // A later pool of this thread in the same place, that nobody may take it for.
+        let later = Pool::new(100, 1, None);
+        drop(buffer);
+        assert_eq!((gauge.stats().out, later.stats().made, later.stats().came_home), (0, 0, 0));
+    }
+
+    #[test]
+    fn pools_may_end_with_their_thread_in_any_order() {
+        struct AtExit(RefCell<Option<Pool>>, RefCell<Option<Buf>>);
+        impl Drop for AtExit {
+            fn drop(&mut self) {
+                // The thread's list of pools may be gone by now.
+                let late = Pool::new(100, 1, None);
+                drop(late.lease());
+                drop(self.0.take());
+                drop(self.1.take());
+            }
+        }
+        thread_local! {
+            static EARLY: AtExit = const { AtExit(RefCell::new(None), RefCell::new(None)) };
+        }
+        for pool_first in [true, false] {
+            let gauge = std::thread::spawn(move || {
+                if !pool_first {
+                    EARLY.with(|early| assert!(early.0.borrow().is_none()));
+                }
+                let pool = Pool::new(100, 1, None);
+                let gauge = pool.gauge();
+                EARLY.with(|early| {
+                    early.1.replace(pool.lease().ok());
+                    early.0.replace(Some(pool));
+                });
+                gauge
+            })
+            .join()
+            .unwrap();
+            assert_eq!((gauge.stats().made, gauge.stats().out), (1, 0));
+        }
+    }
+
+    #[test]
+    fn one_that_has_grown_loses_its_memory_and_not_its_place() {
+        let pool = Pool::new(10, 1, None);
+        let mut buffer = pool.lease().unwrap();
+        buffer.extend_from_slice(&[0; 11]);
+        assert!(buffer.own_bytes() >= 1);
+        drop(buffer);
+        let mut buffer = pool.lease().unwrap();
+        assert_eq!((buffer.capacity(), pool.stats().resized, pool.stats().made), (10, 1, 1));
+        let taken = std::mem::take(&mut *buffer);
+        drop(buffer);
+        assert_eq!(taken.capacity(), 10);
+        assert_eq!((pool.lease().unwrap().capacity(), pool.stats().resized), (10, 2));
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused() {
+        let pool = Pool::new(usize::MAX, 1, None);
+        assert_eq!(pool.lease().err(), Some(Exhausted::Memory));
+        assert_eq!((pool.stats().made, pool.stats().out), (0, 0));
+        let nothing = Pool::new(0, 1, None);
+        drop(nothing.lease().unwrap());
+        assert_eq!((nothing.lease().unwrap().len(), nothing.stats().made), (0, 1));
+        assert_eq!(Pool::new(1, 0, None).lease().err(), Some(Exhausted::Limit));
+    }
+
+    #[test]
+    fn the_budget_is_kept_and_given_back() {
+        let budget = Budget::new(1_000);
+        let pool = Pool::new(100, 100, Some(&budget));
+        let all: Vec<_> = std::iter::from_fn(|| pool.lease().ok()).collect();
+        assert_eq!((all.len(), budget.used()), (8, 800));
+        assert_eq!(pool.lease().err(), Some(Exhausted::Memory));
+        drop(all);
+        assert_eq!(budget.used(), 800, "kept for the next");
+        for _ in 0..6 {
+            pool.trim();
+        }
+        assert_eq!((budget.used(), pool.stats().made), (0, 0));
+        let one = pool.lease().unwrap();
+        pool.trim();
+        assert_eq!(budget.used(), 100, "what is out stays");
+        drop(pool);
+        assert_eq!(budget.used(), 0);
+        drop(one);
+    }
+
+    #[test]
+    fn more_pools_than_a_thread_may_have_work_all_the_same() {
+        let pools: Vec<_> = (0..POOLS + 2).map(|_| Pool::new(10, 1, None)).collect();
+        for pool in &pools {
+            drop(pool.lease().unwrap());
+            drop(pool.lease().unwrap());
+            assert_eq!((pool.stats().made, pool.stats().out), (1, 0));
+        }
+        assert_eq!(pools.iter().map(|pool| pool.stats().came_home).sum::<u64>(), 4);
+    }
+
+    proptest! {
+        /// Never two holders of one memory, never more than the limit, and nothing is lost.
+        #[test]
+        fn every_buffer_is_in_one_place(steps in proptest::collection::vec((0..5u8, 0..6usize), 1..100)) {
+            let budget = Budget::new(10_000);
+            let pool = Pool::new(64, 4, Some(&budget));
+            let mut out: Vec<Buf> = Vec::new();
+            for (what, which) in steps {
+                match what {
+                    0 | 1 => match pool.lease() {
+                        Ok(buffer) => {
+                            prop_assert!(buffer.is_empty() && buffer.capacity() == 64);
+                            prop_assert!(out.iter().all(|other| other.as_ptr() != buffer.as_ptr()));
+                            out.push(buffer);
+                        }
+                        Err(exhausted) => prop_assert_eq!((exhausted, out.len()), (Exhausted::Limit, 4)),
+                    },
+                    2 if which < out.len() => drop(out.swap_remove(which)),
+                    3 if which < out.len() => {
+                        let buffer = out.swap_remove(which);
+                        std::thread::spawn(move || drop(buffer)).join().unwrap();
+                    }
+                    4 => pool.trim(),
+                    _ => {}
+                }
+                let stats = pool.stats();
+                prop_assert_eq!(stats.out, out.len() as u64);
+                prop_assert!(stats.made >= stats.out && stats.made <= 4 && stats.high >= stats.out);
+                prop_assert_eq!(budget.used() as u64, stats.made * 64);
+            }
+        }
+    }
+}
