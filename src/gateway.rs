@@ -15,9 +15,13 @@ mod check_quic;
 #[cfg(test)]
 mod check_tests;
 mod check_upstream;
+#[cfg(feature = "wireguard")]
+mod check_wireguard;
 pub mod cli;
 pub mod config;
 mod config_quic;
+#[cfg(feature = "wireguard")]
+mod config_wireguard;
 mod control;
 #[cfg(feature = "wireguard")]
 mod keygen;
@@ -35,6 +39,7 @@ mod raw_secrets;
 mod raw_section;
 mod raw_text;
 mod raw_upstream;
+mod raw_wireguard;
 mod raw_words;
 mod reload;
 #[cfg(feature = "quic")]
@@ -42,8 +47,23 @@ mod reload_quic;
 pub mod report;
 mod report_source;
 mod service;
+#[cfg(feature = "wireguard")]
+mod tunnels;
+#[cfg(not(feature = "wireguard"))]
+#[path = "gateway/tunnels_none.rs"]
+mod tunnels;
+#[cfg(feature = "wireguard")]
+mod tunnels_api;
+#[cfg(feature = "wireguard")]
+mod tunnels_inside;
+#[cfg(feature = "wireguard")]
+mod tunnels_kernel;
+#[cfg(feature = "wireguard")]
+mod tunnels_names;
 pub mod units;
 pub mod upstreams;
+#[cfg(feature = "wireguard")]
+mod wg_client;
 #[cfg(feature = "wireguard")]
 pub mod wg_conf;
 
@@ -51,6 +71,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -64,6 +85,7 @@ use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
 pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview, ServerRow};
 pub use reload::Reloaded;
+use tunnels::{Tunnel, Tunnels};
 use upstreams::Upstreams;
 
 /// How often the memory budget is looked at.
@@ -80,6 +102,7 @@ type Factory = Arc<dyn Fn(&Options) -> Result<Made, String> + Send + Sync>;
 #[derive(Clone, Default)]
 pub struct Builder {
     protocols: BTreeMap<String, Factory>,
+    helper: Option<PathBuf>,
 }
 
 impl fmt::Debug for Builder {
@@ -93,6 +116,15 @@ impl Builder {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Names a program that makes private networks: this one, if its `main` is [`cli::main`] or calls
+    /// `tun::serve_private_network` when its only argument is `private-network`. Without one, tunnels in mode `auto`
+    /// have a netstack inside.
+    #[must_use]
+    pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
+        self.helper = Some(program.into());
+        self
     }
 
     /// Adds a protocol on TCP: `[[listener]] protocol = "NAME"` in the configuration leads here, and its
@@ -138,6 +170,8 @@ impl Builder {
                 listeners::prepare(listener, &self.protocols, &Upstreams::default()).map(drop)
             }
             config::Protocol::Framed(_) | config::Protocol::Relay(_) | config::Protocol::Quic(_) => Ok(()),
+            #[cfg(feature = "wireguard")]
+            config::Protocol::Wireguard(_) => Ok(()),
         }
     }
 
@@ -154,40 +188,42 @@ impl Builder {
         #[cfg(feature = "quic")]
         let certificates = certificates::Certificates::load(&config.certificates, None)?;
         let mut bound = Vec::new();
-        for listener in &config.listeners {
+        for listener in config.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             self.check_options(listener)?;
-            bound.push(match &listener.protocol {
-                // Its sockets are bound where it is started, one for each arbiter.
-                config::Protocol::Quic(_) => None,
-                config::Protocol::Framed(_) | config::Protocol::Relay(_) | config::Protocol::Custom { .. } => {
-                    Some(Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?))
-                }
-            });
+            bound.push(Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?));
         }
-        let mesh = Mesh::start(MeshConfig {
-            arbiters: config.runtime.arbiters,
-            pin_cores: config.runtime.pin_cores,
-            ..MeshConfig::default()
-        })
-        .map_err(StartError::Mesh)?;
+        let tunnels = tunnels::bind(&config)?;
         let budget = Budget::new(
             config
                 .runtime
                 .memory
                 .map_or_else(limits::half_of_memory, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
         );
+        let mesh = Mesh::start(MeshConfig {
+            arbiters: config.runtime.arbiters,
+            pin_cores: config.runtime.pin_cores,
+            memory: Some(budget.clone()),
+            ..MeshConfig::default()
+        })
+        .map_err(StartError::Mesh)?;
         let parts = Parts {
             admin,
             bound,
+            tunnels,
             budget,
             #[cfg(feature = "quic")]
             certificates,
         };
         let started = self.start_on(&mesh, &config, parts);
         match started {
-            Ok((status, admin)) => {
-                Ok(Gateway { mesh, status, admin, protocols: self.protocols.clone(), config: Mutex::new(config) })
-            }
+            Ok((status, admin)) => Ok(Gateway {
+                mesh,
+                status,
+                admin,
+                protocols: self.protocols.clone(),
+                helper: self.helper.clone(),
+                config: Mutex::new(config),
+            }),
             Err(error) => {
                 let _not_on_arbiter = mesh.stop();
                 Err(error)
@@ -212,8 +248,8 @@ impl Builder {
         );
         let upstreams = upstreams.map_err(StartError::Spawn)?;
         let mut prepared = Vec::new();
-        for (listener, socket) in config.listeners.iter().zip(parts.bound) {
-            let Some(socket) = socket else { continue };
+        let tcp = config.listeners.iter().filter(|listener| tunnels::is_tcp(listener));
+        for (listener, socket) in tcp.zip(parts.bound) {
             let made = listeners::prepare(listener, &self.protocols, &upstreams)?;
             prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, occupancy: Arc::default() });
         }
@@ -230,10 +266,14 @@ impl Builder {
             }
             in_order(&mut listeners, config);
         }
+        let around =
+            tunnels::Around { mesh, upstreams: &upstreams, budget: &parts.budget, helper: self.helper.as_ref() };
+        let tunnels = tunnels::start_all(around, parts.tunnels)?;
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
             budget: parts.budget,
             listeners: Mutex::new(listeners),
+            tunnels: Mutex::new(tunnels),
             upstreams: Mutex::new(upstreams),
             started: clock::now(),
             last_reload: Mutex::default(),
@@ -252,8 +292,9 @@ impl Builder {
 /// What was prepared before there were threads.
 struct Parts {
     admin: Option<TcpListener>,
-    /// For each listener; none for those that are not on TCP.
-    bound: Vec<Option<Arc<TcpListener>>>,
+    /// For each listener on TCP.
+    bound: Vec<Arc<TcpListener>>,
+    tunnels: Vec<tunnels::Bound>,
     budget: Budget,
     #[cfg(feature = "quic")]
     certificates: certificates::Certificates,
@@ -276,6 +317,7 @@ pub(crate) struct Status {
     draining: AtomicBool,
     budget: Budget,
     listeners: Mutex<Vec<Arc<ListenerStatus>>>,
+    tunnels: Tunnels,
     upstreams: Mutex<Upstreams>,
     started: Instant,
     /// When the last reload was, whether it was applied, and what it did.
@@ -312,8 +354,12 @@ impl Status {
             return Some("draining".to_owned());
         }
         let listeners = self.listeners();
-        let down = listeners.iter().find(|listener| !listener.accepting())?;
-        Some(format!("listener {} has ended", down.name))
+        if let Some(down) = listeners.iter().find(|listener| !listener.accepting()) {
+            return Some(format!("listener {} has ended", down.name));
+        }
+        let tunnels = self.tunnels();
+        let down = tunnels.iter().find(|tunnel| !tunnel.accepting())?;
+        Some(format!("listener {} has ended", down.row().name))
     }
 
     fn last_reload(&self) -> Option<LastReload> {
@@ -341,6 +387,10 @@ impl Status {
         self.listeners.lock().clone()
     }
 
+    fn tunnels(&self) -> Vec<Arc<Tunnel>> {
+        self.tunnels.lock().clone()
+    }
+
     fn set_listeners(&self, listeners: Vec<Arc<ListenerStatus>>) {
         *self.listeners.lock() = listeners;
     }
@@ -352,6 +402,7 @@ pub struct Gateway {
     status: Arc<Status>,
     admin: Option<Mail<Never>>,
     protocols: BTreeMap<String, Factory>,
+    helper: Option<PathBuf>,
     config: Mutex<Config>,
 }
 
@@ -371,7 +422,10 @@ impl Gateway {
     /// The listeners by name and the addresses they are bound to (port 0 in the configuration is a real one here).
     #[must_use]
     pub fn listeners(&self) -> Vec<(Arc<str>, SocketAddr)> {
-        self.status.listeners().iter().map(|listener| (listener.name.clone(), listener.address)).collect()
+        let mut all: Vec<_> =
+            self.status.listeners().iter().map(|listener| (listener.name.clone(), listener.address)).collect();
+        all.extend(self.status.tunnels().iter().map(|tunnel| (tunnel.row().name.clone(), tunnel.row().address)));
+        all
     }
 
     /// The gateway at this moment.
@@ -418,6 +472,7 @@ impl Gateway {
     pub async fn drain(&self) -> DrainReport {
         self.status.draining.store(true, Ordering::Release);
         let time = self.config.lock().runtime.drain;
+        tunnels::drain(&self.status.tunnels(), time);
         let report = self.mesh.drain(time).await;
         // Last: until here connections may still have been looking for a server.
         self.status.upstreams().drain();

@@ -17,6 +17,7 @@ mod api;
 #[cfg(feature = "quic")]
 mod api_connections;
 mod metrics;
+mod metrics_memory;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -154,12 +155,13 @@ async fn answer(mesh: &Mesh, status: &Status, request: &Request<Incoming>) -> Re
             Err(why) => text(StatusCode::BAD_REQUEST, why),
         },
         "/api/status" => json(serde_json::to_string_pretty(&Overview::of(&mesh.view().await, status))),
+        "/api/wireguard" => json(super::tunnels::api(&status.tunnels()).await),
         "/api/listeners" => json(api::listeners(&mesh.view().await, status)),
         "/api/connections" => json(connections(status).await),
         "/" => text(
             StatusCode::OK,
             "portway admin (read only)\n/healthz\n/readyz\n/metrics\n/api/actors\n/api/connections\n/api/listeners\n\
-             /api/status\n",
+             /api/status\n/api/wireguard\n",
         ),
         _ => text(StatusCode::NOT_FOUND, "no such page; / lists what there is\n"),
     }

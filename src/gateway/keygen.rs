@@ -20,12 +20,7 @@ pub(super) struct Keys {
 impl Keys {
     /// From the system's random numbers; blocks only while a machine that has just started has none.
     pub(super) fn generate() -> io::Result<Self> {
-        let mut private = random()?;
-        // X25519 (RFC 7748, section 5) clears and sets these bits before it uses a key; `wg genkey` prints them so.
-        let [first, .., last] = &mut *private;
-        *first &= 248;
-        *last = *last & 127 | 64;
-        Ok(Self { private: SecretKey::new(*private), preshared: SecretKey::new(*random()?) })
+        Ok(Self { private: random_key()?, preshared: SecretKey::new(*random()?) })
     }
 
     /// The keys as lines for a configuration file.
@@ -54,6 +49,16 @@ impl Keys {
             psk.display()
         ))
     }
+}
+
+/// A private key.
+pub(super) fn random_key() -> io::Result<SecretKey> {
+    let mut private = random()?;
+    // X25519 (RFC 7748, section 5) clears and sets these bits before it uses a key; `wg genkey` prints them so.
+    let [first, .., last] = &mut *private;
+    *first &= 248;
+    *last = *last & 127 | 64;
+    Ok(SecretKey::new(*private))
 }
 
 fn random() -> io::Result<Zeroizing<[u8; 32]>> {

@@ -66,13 +66,15 @@ pub(super) fn prepare(
                 ProxyOut::V2 => Some(ProxyVersion::V2),
             };
             let name: Arc<str> = Arc::from(listener.name.as_str());
-            let reach = upstreams.reach(&relay.upstream);
+            let network = upstreams.network(&relay.upstream);
             Ok(Box::new(move || {
-                Box::new(relay::Connections::through(reach.clone(), name.clone(), settings.clone()))
+                Box::new(relay::Connections::through(network.clone(), name.clone(), settings.clone()))
                     as Box<dyn OnAccept>
             }))
         }
         config::Protocol::Quic(_) => Err(refuse("protocol `quic` is not served over TCP".to_owned())),
+        #[cfg(feature = "wireguard")]
+        config::Protocol::Wireguard(_) => Err(refuse("a tunnel is no listener of TCP".to_owned())),
         config::Protocol::Custom { protocol, options } => match protocols.get(protocol) {
             Some(factory) => factory(options).map_err(refuse),
             None => Err(refuse(format!("no protocol `{protocol}` is registered"))),
@@ -80,7 +82,7 @@ pub(super) fn prepare(
     }
 }
 
-fn settings_of(listener: &Listener, framed: &config::Framed) -> Result<Settings, String> {
+pub(super) fn settings_of(listener: &Listener, framed: &config::Framed) -> Result<Settings, String> {
     let length_bytes = match framed.length_bytes {
         1 => LengthBytes::One,
         2 => LengthBytes::Two,
@@ -170,6 +172,8 @@ pub(super) fn name_of(protocol: &config::Protocol) -> &str {
         config::Protocol::Framed(_) => "framed",
         config::Protocol::Relay(_) => "relay",
         config::Protocol::Quic(_) => "quic",
+        #[cfg(feature = "wireguard")]
+        config::Protocol::Wireguard(_) => "wireguard",
         config::Protocol::Custom { protocol, .. } => protocol,
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::config::{Config, Listener, Protocol, Runtime};
 use super::upstreams::Upstreams;
-use super::{Gateway, ListenerStatus, StartError, in_order, listeners};
+use super::{Gateway, ListenerStatus, StartError, in_order, listeners, tunnels};
 use crate::actors::{Control, clock};
 use crate::transports::tcp;
 
@@ -76,6 +76,7 @@ impl Gateway {
         ];
         done.restart = restart.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect();
         let old = self.status.listeners();
+        let tunnels_before = self.status.tunnels();
 
         // What can be refused.
         #[cfg(feature = "quic")]
@@ -92,7 +93,12 @@ impl Gateway {
             #[cfg(feature = "quic")]
             let started = started
                 .and_then(|started| self.start_quic(&running, &new, &old, &upstreams, &over, &mut done, started));
-            started.inspect_err(|_| upstreams.retire(&before)).map(|started| (upstreams, started))
+            started
+                .map_err(|error| {
+                    upstreams.retire(&before);
+                    error
+                })
+                .map(|started| (upstreams, started))
         });
         let (upstreams, started) = match started {
             Ok(started) => started,
@@ -102,6 +108,24 @@ impl Gateway {
                 return Err(error);
             }
         };
+        // Tunnels come last of what can fail: an error leaves what was changed of them, and says so.
+        let steps = tunnels::plan(&tunnels_before, &new, running.upstreams != new.upstreams);
+        let around = tunnels::Around {
+            mesh: &self.mesh,
+            upstreams: &upstreams,
+            budget: &self.status.budget,
+            helper: self.helper.as_ref(),
+        };
+        let tunnels = steps.and_then(|steps| tunnels::apply(around, &tunnels_before, steps, &mut done));
+        let tunnels = match tunnels {
+            Ok(tunnels) => tunnels,
+            Err(error) => {
+                started.iter().for_each(|status| status.acceptor.control(Control::Stop));
+                upstreams.retire(&before);
+                return Err(error);
+            }
+        };
+        *self.status.tunnels.lock() = tunnels;
         before.retire(&upstreams);
         self.status.set_upstreams(upstreams);
         #[cfg(feature = "quic")]
@@ -159,10 +183,7 @@ impl Gateway {
         done: &mut Reloaded,
     ) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
         let mut start = Vec::new();
-        for listener in &new.listeners {
-            if matches!(listener.protocol, Protocol::Quic(_)) {
-                continue;
-            }
+        for listener in new.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             let was = running.listeners.iter().find(|old| old.name == listener.name);
             let same_upstream = match &listener.protocol {
                 Protocol::Relay(relay) => match (before.get(&relay.upstream), upstreams.get(&relay.upstream)) {
@@ -170,6 +191,8 @@ impl Gateway {
                     (_, None) | (None, _) => false,
                 },
                 Protocol::Framed(_) | Protocol::Quic(_) | Protocol::Custom { .. } => true,
+                #[cfg(feature = "wireguard")]
+                Protocol::Wireguard(_) => true,
             };
             let alive = old.iter().any(|status| *status.name == *listener.name && status.accepting());
             if alive && same_upstream && was.is_some_and(|was| same(was, listener)) {

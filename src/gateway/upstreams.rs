@@ -31,7 +31,7 @@ use crate::actors::{Budget, Control, Fault, Mail, Mesh, Place, Progress, Protoco
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer, Policy, ServerId, ServerView};
 #[cfg(feature = "quic")]
 use crate::transports::relay::Links;
-use crate::transports::relay::{Reach, RelaySettings};
+use crate::transports::relay::{Network, RelaySettings};
 
 /// Servers of one upstream that are checked at the same time.
 const CHECKS: usize = 64;
@@ -105,14 +105,14 @@ impl Upstreams {
     }
 
     /// What reaches the servers of an upstream.
-    pub(super) fn reach(&self, name: &str) -> Reach {
+    pub(super) fn network(&self, name: &str) -> Network {
         #[cfg(feature = "quic")]
         if let Some(links) = self.links(name) {
-            return Reach::over(links.clone());
+            return Network::over(links.clone());
         }
         // Each upstream is reached in the same way where there is no QUIC.
         let _ = name;
-        Reach::default()
+        Network::default()
     }
 
     /// How streams are relayed to an upstream, with the defaults of what only a relay's listener has; nothing if there
@@ -313,6 +313,12 @@ async fn keep(upstream: config::Upstream, balancer: Arc<Balancer>, lookup: Looku
         }
     };
     join(join_all(names), checks).await.1
+}
+
+/// Looks a name up once, on a thread of its own.
+#[cfg(feature = "wireguard")]
+pub(super) async fn look_up(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    apart(move || Ok((host.as_str(), port).to_socket_addrs()?.collect())).await
 }
 
 /// Runs what blocks on a thread of its own, which nobody waits for: the end of a runtime waits for its blocking

@@ -59,7 +59,7 @@ fn seven_mistakes_are_seven_places_and_exit_2() {
 #[test]
 fn the_shipped_file_and_the_examples_are_fine() {
     let output = portway(&["check"], &[]);
-    assert_eq!((output.status.code(), stdout(&output)), (Some(0), "config.toml: fine, 1 listener\n"));
+    assert_eq!((output.status.code(), stdout(&output)), (Some(0), "config.toml: fine, 2 listeners\n"));
     assert_eq!(stderr(&output), "");
     for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/configs")).unwrap() {
         let path = entry.unwrap().path();
@@ -78,7 +78,8 @@ fn example_prints_a_file_that_checks() {
     assert_eq!(output.status.code(), Some(0));
     let file = Temporary::new("example", stdout(&output));
     let checked = portway(&["check", "-c", file.path()], &[]);
-    assert_eq!(stdout(&checked), format!("{}: fine, 1 listener\n", file.path()));
+    let said = stdout(&checked);
+    assert!(said.starts_with(&format!("{}: fine, ", file.path())), "{said}");
 }
 
 #[test]

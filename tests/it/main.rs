@@ -9,8 +9,13 @@ mod config;
 mod embed;
 mod framed;
 mod gateway;
+#[cfg(feature = "wireguard")]
+mod interop_wireguard;
+#[cfg(feature = "wireguard")]
+mod interop_wireguard_gateway;
 mod joined;
 mod limits;
+#[cfg(feature = "quic")]
 mod lossy;
 #[cfg(feature = "wireguard")]
 mod netns;
@@ -32,6 +37,7 @@ mod quic_strangers;
 #[cfg(feature = "quic")]
 mod quic_streams;
 mod relay;
+mod relay_splice;
 mod reload;
 mod rooms;
 mod service;
@@ -43,5 +49,9 @@ mod tun_host;
 mod upstreams;
 #[cfg(feature = "wireguard")]
 mod wireguard;
+#[cfg(feature = "wireguard")]
+mod wireguard_bad;
+#[cfg(feature = "wireguard")]
+mod wireguard_gateway;
 #[cfg(feature = "wireguard")]
 mod wireguard_uapi;

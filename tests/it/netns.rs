@@ -1,13 +1,11 @@
 //! Network namespaces for tests: made, joined and, whatever happens, removed again. Needs root.
 
-use std::io::Read;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::probe::{SOON, eventually, now};
+use crate::probe::eventually;
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -153,18 +151,4 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let error = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{program} {arguments:?} (this test needs root): {}\n{error}", out.status);
     String::from_utf8_lossy(&out.stdout).into_owned()
-}
-
-/// Waits for a program to end by itself; what it printed.
-pub(crate) fn finished(mut child: Child, within: Duration) -> String {
-    let end = now() + within.max(SOON);
-    while child.try_wait().expect("a child of ours").is_none() {
-        assert!(now() < end, "it does not end");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let mut text = String::new();
-    if let Some(mut out) = child.stdout.take() {
-        out.read_to_string(&mut text).expect("text");
-    }
-    text
 }

@@ -10,6 +10,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::pipe::Plain;
 use super::state::Failure;
 use crate::transports::kit::balance::Address;
 
@@ -26,6 +27,11 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin {
     fn is_broken(&self) -> bool {
         false
     }
+
+    /// The socket, if what is read and written is what goes over it: then the kernel may move it.
+    fn plain(&self) -> Option<Plain<'_>> {
+        None
+    }
 }
 
 impl Wire for TcpStream {
@@ -37,11 +43,19 @@ impl Wire for TcpStream {
     fn is_broken(&self) -> bool {
         !matches!(self.take_error(), Ok(None))
     }
+
+    fn plain(&self) -> Option<Plain<'_>> {
+        Some(Plain::Tcp(self))
+    }
 }
 
 impl Wire for UnixStream {
     /// Unix sockets know no resets; closed over unread bytes they do much the same.
     fn abort(&mut self) {}
+
+    fn plain(&self) -> Option<Plain<'_>> {
+        Some(Plain::Unix(self))
+    }
 }
 
 impl Wire for crate::actors::sim_link::Stream {
@@ -62,42 +76,22 @@ pub trait Dial: 'static {
     fn dial(&mut self, to: &Address) -> io::Result<Self::Stream>;
 
     /// Whether the stream is connected.
-    fn poll_connected(&mut self, stream: &Self::Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn poll_connected(&mut self, stream: &mut Self::Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
-/// Opens TCP and Unix sockets.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Network;
-
-/// Opens what [`Network`] opens, and streams of QUIC connections where it is given a way to make these.
+/// Opens TCP and Unix sockets, and streams of QUIC connections where it is given a way to make these.
 #[derive(Debug, Clone, Default)]
-pub struct Reach {
+pub struct Network {
     #[cfg(feature = "quic")]
-    links: Option<super::quic_links::Links>,
+    pub(super) links: Option<super::quic_links::Links>,
 }
 
 #[cfg(feature = "quic")]
-impl Reach {
+impl Network {
     /// One that also reaches servers over QUIC, by this way.
     #[must_use]
     pub const fn over(links: super::quic_links::Links) -> Self {
         Self { links: Some(links) }
-    }
-}
-
-impl Dial for Reach {
-    type Stream = Upstream;
-
-    fn dial(&mut self, to: &Address) -> io::Result<Upstream> {
-        #[cfg(feature = "quic")]
-        if let (Address::Quic { address, name }, Some(links)) = (to, &self.links) {
-            return Ok(Upstream::Quic(Box::new(links.open(*address, name.clone()))));
-        }
-        Network.dial(to)
-    }
-
-    fn poll_connected(&mut self, stream: &Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Network.poll_connected(stream, cx)
     }
 }
 
@@ -130,6 +124,10 @@ impl Dial for Network {
         let (domain, address) = match to {
             Address::Tcp(address) => (Domain::for_address(*address), SockAddr::from(*address)),
             Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+            #[cfg(feature = "quic")]
+            Address::Quic { address, name } if let Some(links) = &self.links => {
+                return Ok(Upstream::Quic(Box::new(links.open(*address, name.clone()))));
+            }
             Address::Quic { .. } | Address::Udp(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
@@ -148,20 +146,29 @@ impl Dial for Network {
         }
     }
 
-    fn poll_connected(&mut self, stream: &Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match stream {
-            Upstream::Tcp(tcp) => tcp.poll_write_ready(cx).map(|ready| settled(ready, tcp.take_error())),
-            Upstream::Unix(unix) => unix.poll_write_ready(cx).map(|ready| settled(ready, unix.take_error())),
+    fn poll_connected(&mut self, stream: &mut Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (writable, readable) = match stream {
+            Upstream::Tcp(tcp) => (tcp.poll_write_ready(cx), tcp.poll_read_ready(cx)),
+            Upstream::Unix(unix) => (unix.poll_write_ready(cx), unix.poll_read_ready(cx)),
             #[cfg(feature = "quic")]
-            Upstream::Quic(opening) => opening.poll_open(cx),
-        }
+            Upstream::Quic(opening) => return opening.poll_open(cx),
+        };
+        // A socket becomes writable whether its connection came about or not. One that failed is readable as well, since
+        // reading would tell; only then is its error asked for, which is a system call.
+        writable.map(|ready| {
+            ready?;
+            if readable.is_pending() {
+                return Ok(());
+            }
+            let error = match stream {
+                Upstream::Tcp(tcp) => tcp.take_error(),
+                Upstream::Unix(unix) => unix.take_error(),
+                #[cfg(feature = "quic")]
+                Upstream::Quic(_) => Ok(None),
+            };
+            error?.map_or(Ok(()), Err)
+        })
     }
-}
-
-/// A socket becomes writable whether its connection came about or not; its error tells which.
-fn settled(ready: io::Result<()>, error: io::Result<Option<io::Error>>) -> io::Result<()> {
-    ready?;
-    error?.map_or(Ok(()), Err)
 }
 
 /// What the error of a connection attempt means.
@@ -208,6 +215,15 @@ impl Wire for Upstream {
             Self::Unix(unix) => unix.is_broken(),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => quic.is_broken(),
+        }
+    }
+
+    fn plain(&self) -> Option<Plain<'_>> {
+        match self {
+            Self::Tcp(tcp) => tcp.plain(),
+            Self::Unix(unix) => unix.plain(),
+            #[cfg(feature = "quic")]
+            Self::Quic(_) => None,
         }
     }
 }
@@ -271,8 +287,9 @@ mod tests {
     }
 
     async fn connect(to: &Address) -> io::Result<Upstream> {
-        let stream = Network.dial(to)?;
-        poll_fn(|cx| Network.poll_connected(&stream, cx)).await?;
+        let mut network = Network::default();
+        let mut stream = network.dial(to)?;
+        poll_fn(|cx| network.poll_connected(&mut stream, cx)).await?;
         Ok(stream)
     }
 

@@ -24,6 +24,9 @@ const HEADER: usize = 16;
 
 const IFLA_MTU: u16 = 4;
 const IFLA_TXQLEN: u16 = 13;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IFF_UP: u32 = 1;
 
 const IFA_ADDRESS: u16 = 1;
@@ -107,6 +110,18 @@ pub(super) fn link_up(index: u32, mtu: u16, queue: u32) -> Vec<u8> {
         message = message.attribute(IFLA_TXQLEN, &queue.to_ne_bytes());
     }
     message.done()
+}
+
+/// No IPv6 address but those it is given: the kernel makes none of its own, and looks for no router by it.
+pub(super) fn no_own_addresses(index: u32) -> Vec<u8> {
+    let mode = Message(Vec::new()).attribute(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+    let family = Message(Vec::new()).attribute(u16::from(AF_INET6), &mode.0);
+    Message::new(RTM_NEWLINK, 0)
+        .raw(&[0; 4])
+        .raw(&index.to_ne_bytes())
+        .raw(&[0; 8])
+        .attribute(IFLA_AF_SPEC, &family.0)
+        .done()
 }
 
 /// Gives an interface an address, with the network it is in.
@@ -259,6 +274,7 @@ mod tests {
         for bytes in [
             link_up(7, 1420, 1000),
             link_up(1, 0, 0),
+            no_own_addresses(7),
             address(7, "10.0.0.1/24".parse().unwrap()),
             address(7, "fd00::1/64".parse().unwrap()),
             route(7, "10.1.2.3/16".parse().unwrap(), Route::Through),

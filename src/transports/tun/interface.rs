@@ -47,6 +47,13 @@ impl Interface {
         self.ask(&codec_rtnetlink::link_up(self.index, mtu, queue))
     }
 
+    /// Has the kernel make no IPv6 address of its own for it. A system without IPv6 has nothing to refrain from.
+    fn no_own_addresses(&self) {
+        if let Err(error) = self.ask(&codec_rtnetlink::no_own_addresses(self.index)) {
+            tracing::debug!(%error, "the interface gets a link-local address");
+        }
+    }
+
     /// Adds an address.
     ///
     /// # Errors
@@ -111,6 +118,7 @@ impl Interface {
 pub fn configure(name: &str, mtu: u16, addresses: &[Prefix]) -> io::Result<Interface> {
     let says = |what: String| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     let interface = Interface::of(name).map_err(says(format!("interface {name}")))?;
+    interface.no_own_addresses();
     interface.up(mtu).map_err(says(format!("MTU {mtu} of {name}")))?;
     for address in addresses {
         interface.add_address(*address).map_err(says(format!("address {address} of {name}")))?;

@@ -78,7 +78,12 @@ impl Sender {
             segment_size: Some(train.segment()),
             src_ip: train.local,
         };
-        match socket.try_send(&transmit) {
+        let mut outcome = socket.try_send(&transmit);
+        if transmit.src_ip.is_some() && outcome.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
+            // The address the peer knew us by may be gone: from any other it learns the new one.
+            outcome = socket.try_send(&Transmit { src_ip: None, ..transmit });
+        }
+        match outcome {
             Ok(sent) => {
                 self.bytes.add(sent as u64);
                 self.datagrams.add(sent.div_ceil(train.segment().max(1)) as u64);

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol as Transport, Socket, Type};
 
-use super::actor_device::{DEVICE_INBOX, Device, DeviceMsg, Inside};
-use super::actor_sender::Sender;
+use super::actor_device::{DEVICE_INBOX, Device, DeviceMsg};
+use super::actor_sender::{Sender, SenderMsg};
 use super::router::Router;
 use super::settings::{PeerSettings, Settings};
-use super::table::Published;
-use crate::actors::{Mail, Mesh, Place, SpawnError, Spec};
+use super::table::{Inside, InsideSlot, Published};
+use crate::actors::{Control, Mail, Mesh, Place, SpawnError, Spec};
 use crate::transports::kit::packets::Deliver;
 use crate::transports::udp::Options;
 
@@ -38,7 +38,9 @@ pub fn bind(address: SocketAddr) -> io::Result<StdSocket> {
 #[derive(Clone)]
 pub struct Interface {
     device: Mail<DeviceMsg>,
+    sender: Mail<SenderMsg>,
     published: Published,
+    inside: InsideSlot,
 }
 
 impl fmt::Debug for Interface {
@@ -81,6 +83,7 @@ impl Interface {
         peers: Vec<PeerSettings>,
     ) -> Result<Self, StartError> {
         let published: Published = Arc::new(ArcSwap::default());
+        let inside = InsideSlot::default();
         let sending = socket.try_clone().map_err(StartError::Socket)?;
         let (name, threading) = (settings.name.clone(), settings.threading.clone());
         let options = Options { gso: settings.gso, ..Options::default() };
@@ -89,14 +92,16 @@ impl Interface {
             .spawn(Place::On(threading.tx()), spec, move || Sender::new(name, sending, options))
             .map_err(StartError::Spawn)?;
         let spec = Spec::named(settings.name.clone()).inbox(DEVICE_INBOX.0, DEVICE_INBOX.1);
-        let (table, to_sender) = (published.clone(), sender.clone());
+        let (table, to_sender, slot) = (published.clone(), sender.clone(), inside.clone());
         let device = mesh
-            .spawn(Place::On(threading.rx()), spec, move || Device::new(settings, socket, table, to_sender, peers))
+            .spawn(Place::On(threading.rx()), spec, move || {
+                Device::new(settings, socket, table, slot, to_sender, peers)
+            })
             .map_err(|error| {
-                sender.control(crate::actors::Control::Stop);
+                sender.control(Control::Stop);
                 StartError::Spawn(error)
             })?;
-        Ok(Self { device, published })
+        Ok(Self { device, sender, published, inside })
     }
 
     /// The mailbox of its device.
@@ -105,17 +110,28 @@ impl Interface {
         &self.device
     }
 
+    /// How many peers have a session actor now.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.published.load().slots.iter().filter(|slot| slot.session.load().is_some()).count()
+    }
+
+    /// Ends it: its device, its sessions, its sending end.
+    pub fn stop(&self) {
+        self.device.control(Control::Stop);
+        self.sender.control(Control::Stop);
+    }
+
     /// A way into its tunnels, for whatever reads packets inside.
     #[must_use]
     pub fn router(&self) -> Router {
         Router::new(self.published.clone(), self.device.clone())
     }
 
-    /// From now on packets out of tunnels go to what `inside` makes, on the arbiter of each session. Call it before the
-    /// first handshake: a session that runs keeps what it had.
+    /// From now on packets out of tunnels go to what `inside` makes, on the arbiter of each session. Only the first call
+    /// counts: an interface has one inside for life.
     pub fn attach(&self, inside: impl Fn() -> Box<dyn Deliver> + Send + Sync + 'static) {
         let inside: Inside = Arc::new(inside);
-        // Its mailbox takes it: nothing else has been sent yet.
-        let _room = self.device.tell(DeviceMsg::Inside(inside));
+        let _has_one = self.inside.set(inside);
     }
 }
