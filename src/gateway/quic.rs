@@ -263,7 +263,7 @@ fn routes(listener: &Listener, quic: &config::Quic, upstreams: &Upstreams) -> Ro
 fn target(listener: &Listener, streams: Option<&String>, datagrams: Option<&String>, upstreams: &Upstreams) -> Target {
     Target {
         streams: streams.and_then(|name| upstreams.relay(name, &listener.limits)).map(Arc::new),
-        reach: streams.map(|name| upstreams.reach(name)).unwrap_or_default(),
+        network: streams.map(|name| upstreams.network(name)).unwrap_or_default(),
         datagrams: datagrams.and_then(|name| upstreams.get(name)).cloned(),
         links: datagrams.and_then(|name| upstreams.links(name)).cloned(),
     }

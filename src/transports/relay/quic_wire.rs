@@ -1,7 +1,6 @@
 //! A stream of a QUIC connection in the shape of a socket, for the relay: one that a client opened, or one that is being
 //! opened to a server.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -36,7 +35,7 @@ impl Wire for Duplex {
 type Opens = Pin<Box<dyn Future<Output = io::Result<Duplex>> + Send>>;
 
 /// A stream to a server: first awaited, then used.
-pub struct Opening(RefCell<State>);
+pub struct Opening(State);
 
 enum State {
     Awaited(Opens),
@@ -46,42 +45,40 @@ enum State {
 
 impl fmt::Debug for Opening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0.try_borrow().as_deref() {
-            Ok(State::Open(_)) => "Open",
-            Ok(State::Failed) => "Failed",
-            Ok(State::Awaited(_)) | Err(_) => "Awaited",
+        f.write_str(match &self.0 {
+            State::Awaited(_) => "Awaited",
+            State::Open(_) => "Open",
+            State::Failed => "Failed",
         })
     }
 }
 
 impl Opening {
     pub(super) fn new(opens: impl Future<Output = io::Result<Duplex>> + Send + 'static) -> Self {
-        Self(RefCell::new(State::Awaited(Box::pin(opens))))
+        Self(State::Awaited(Box::pin(opens)))
     }
 
     /// Ready once there is a stream, or why there is none.
-    pub(super) fn poll_open(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // One actor owns it and does nothing else with it meanwhile.
-        let Ok(mut state) = self.0.try_borrow_mut() else { return Poll::Pending };
-        let opened = match &mut *state {
+    pub(super) fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let opened = match &mut self.0 {
             State::Awaited(opens) => ready!(opens.as_mut().poll(cx)),
             State::Open(_) => return Poll::Ready(Ok(())),
             State::Failed => return Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         };
         Poll::Ready(match opened {
             Ok(stream) => {
-                *state = State::Open(Box::new(stream));
+                self.0 = State::Open(Box::new(stream));
                 Ok(())
             }
             Err(error) => {
-                *state = State::Failed;
+                self.0 = State::Failed;
                 Err(error)
             }
         })
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut Duplex>> {
-        match self.0.get_mut() {
+        match &mut self.0 {
             State::Open(stream) => Ok(Pin::new(stream)),
             State::Awaited(_) | State::Failed => Err(io::ErrorKind::NotConnected.into()),
         }
@@ -90,19 +87,19 @@ impl Opening {
 
 impl Wire for Opening {
     fn abort(&mut self) {
-        if let State::Open(stream) = self.0.get_mut() {
+        if let State::Open(stream) = &mut self.0 {
             Wire::abort(&mut **stream);
         }
     }
 
     fn refuse(&mut self) {
-        if let State::Open(stream) = self.0.get_mut() {
+        if let State::Open(stream) = &mut self.0 {
             Wire::refuse(&mut **stream);
         }
     }
 
     fn is_broken(&self) -> bool {
-        self.0.try_borrow().is_ok_and(|state| matches!(&*state, State::Open(stream) if stream.is_broken()))
+        matches!(&self.0, State::Open(stream) if stream.is_broken())
     }
 }
 
