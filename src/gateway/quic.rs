@@ -151,7 +151,9 @@ fn start(
                 StartError::Bind { listener, address, place, error: std::io::Error::other(error) }
             }
             transport::StartError::Spawn(error) => StartError::Spawn(error),
-            other => StartError::Options { listener, place, message: other.to_string() },
+            other @ (transport::StartError::Tls(_) | transport::StartError::Settings) => {
+                StartError::Options { listener, place, message: other.to_string() }
+            }
         }
     })?;
     let listening = QuicListener { server: server.clone(), shared };
@@ -261,7 +263,7 @@ fn routes(listener: &Listener, quic: &config::Quic, upstreams: &Upstreams) -> Ro
 fn target(listener: &Listener, streams: Option<&String>, datagrams: Option<&String>, upstreams: &Upstreams) -> Target {
     Target {
         streams: streams.and_then(|name| upstreams.relay(name, &listener.limits)).map(Arc::new),
-        network: streams.map(|name| upstreams.network(name)).unwrap_or_default(),
+        reach: streams.map(|name| upstreams.reach(name)).unwrap_or_default(),
         datagrams: datagrams.and_then(|name| upstreams.get(name)).cloned(),
         links: datagrams.and_then(|name| upstreams.links(name)).cloned(),
     }

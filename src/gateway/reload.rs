@@ -98,12 +98,7 @@ impl Gateway {
             #[cfg(feature = "quic")]
             let started = started
                 .and_then(|started| self.start_quic(&running, &new, &old, &upstreams, &over, &mut done, started));
-            started
-                .map_err(|error| {
-                    upstreams.retire(&before);
-                    error
-                })
-                .map(|started| (upstreams, started))
+            started.inspect_err(|_| upstreams.retire(&before)).map(|started| (upstreams, started))
         });
         let (upstreams, started) = match started {
             Ok(started) => started,

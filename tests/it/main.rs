@@ -29,9 +29,13 @@ mod quic_ends;
 #[cfg(feature = "quic")]
 mod quic_gateway;
 #[cfg(feature = "quic")]
+mod quic_interop;
+#[cfg(feature = "quic")]
 mod quic_moving;
 #[cfg(feature = "quic")]
 mod quic_strangers;
+#[cfg(feature = "quic")]
+mod quic_streams;
 mod relay;
 mod relay_splice;
 mod reload;

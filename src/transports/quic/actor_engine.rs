@@ -117,6 +117,10 @@ pub(super) struct Engine {
     /// Streams whose end is on its way and was not acknowledged when last looked at.
     leaving: Vec<StreamId>,
     look_at: usize,
+    /// Stops of the peer that were looked for.
+    stops: u64,
+    /// Packets have come in this turn.
+    pub(super) heard: bool,
 }
 
 impl Engine {
@@ -142,6 +146,8 @@ impl Engine {
             announced: false,
             leaving: Vec::new(),
             look_at: LEAVING,
+            stops: 0,
+            heard: false,
             settings,
         }
     }
@@ -201,11 +207,9 @@ impl Engine {
             self.events.push_back(Event::Readable(stream));
         }
         while let Some(id) = self.quic.stream_writable_next() {
-            match self.quic.stream_capacity(id) {
-                Err(quiche::Error::StreamStopped(code)) => self.stopped(StreamId(id), code),
-                Ok(_) | Err(_) => self.sending.unblock(id),
-            }
+            self.sending.unblock(id);
         }
+        self.look_for_stopped();
         while let Some(event) = self.quic.path_event_next() {
             if let quiche::PathEvent::PeerMigrated(local, peer) = event {
                 self.events.push_back(Event::PathChanged { local, peer });
@@ -222,6 +226,25 @@ impl Engine {
             }
         }
         left == 0
+    }
+
+    /// quiche says nothing of a stop for a stream that it has reported as writable and that was not written since. So
+    /// the streams are looked through whenever it has counted one.
+    fn look_for_stopped(&mut self) {
+        // Only a packet can bring one, and to ask costs a walk over the streams.
+        if !std::mem::replace(&mut self.heard, false) {
+            return;
+        }
+        let count = self.quic.stats().stopped_stream_count_remote;
+        if std::mem::replace(&mut self.stops, count) == count {
+            return;
+        }
+        let open: Vec<StreamId> = self.streams.iter().filter(|(_, s)| s.send.is_some()).map(|(id, _)| *id).collect();
+        for stream in open {
+            if let Err(quiche::Error::StreamStopped(code)) = self.quic.stream_capacity(stream.0) {
+                self.stopped(stream, code);
+            }
+        }
     }
 
     /// Streams of a kind that may be opened now.
@@ -338,7 +361,6 @@ impl Engine {
                 Err(_) => {
                     let cancelled = self.sending.cancel(piece.stream);
                     self.fail(stream, cancelled, StreamError::Unknown);
-                    self.end_send(stream, StreamError::Unknown);
                 }
             }
         }
@@ -411,7 +433,6 @@ impl Engine {
         }
         let cancelled = self.sending.cancel(stream.0);
         self.fail(stream, cancelled, StreamError::Stopped(code));
-        self.end_send(stream, StreamError::Stopped(code));
         self.events.push_back(Event::Stopped(stream, code));
     }
 
@@ -420,11 +441,12 @@ impl Engine {
         // `Done`: nothing was ever sent on it and QUIC does not know it, or it is over.
         let _known = self.quic.stream_shutdown(stream.0, quiche::Shutdown::Write, code);
         self.fail(stream, cancelled, fate);
-        self.end_send(stream, fate);
     }
 
+    /// Ends the send side; those who wait learn it after the handles can see why.
     fn fail(&mut self, stream: StreamId, cancelled: Cancelled<Done>, why: StreamError) {
         self.give_back(stream, cancelled.bytes);
+        self.end_send(stream, why);
         for done in cancelled.waiting {
             let _asked = done.send(Err(why));
         }
