@@ -67,7 +67,7 @@ fn row(of: &str, info: &Info) -> Row {
 
 pub(super) async fn connections(status: &Status) -> Result<String, serde_json::Error> {
     let mut rows = Vec::new();
-    for listener in status.listeners() {
+    for listener in status.listeners().iter() {
         if let Some(quic) = &listener.quic {
             rows.extend(quic.server.connections(MOST).await.iter().map(|info| row(&listener.name, info)));
         }
