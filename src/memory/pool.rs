@@ -86,7 +86,7 @@ struct Inner {
 /// One buffer of a pool.
 struct Slot {
     bytes: Vec<u8>,
-    next: Option<Box<Slot>>,
+    next: Option<Box<Self>>,
     /// `None`: without a pool.
     home: Option<Arc<Home>>,
 }
