@@ -603,7 +603,9 @@ impl<U: Uplink> Protocol for Stack<U> {
 
     fn deadline(&self) -> Option<Instant> {
         let sweep = (!self.flows.is_empty()).then(|| clock::later(self.swept, SWEEP));
-        [self.wakes, self.retry, sweep].into_iter().flatten().min()
+        // While the uplink has no room, smoltcp's own timers can do nothing but wait for it.
+        let wakes = self.wakes.filter(|_| !self.card.stopped);
+        [wakes, self.retry, sweep].into_iter().flatten().min()
     }
 
     fn flush(&mut self, turn: &mut Turn<'_, NetMsg>) -> Result<Progress, Fault> {

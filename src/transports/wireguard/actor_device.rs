@@ -46,6 +46,8 @@ const HANDSHAKES: usize = 4;
 const PENDING: usize = 256;
 /// Empty trains kept.
 const SPARE: usize = 32;
+/// A train of fewer bytes is copied instead of handed over with its buffer.
+const SMALL: usize = 8 << 10;
 /// Sources of handshakes that are told apart, at most.
 const SOURCES: usize = 16_384;
 /// Initiations remembered.
@@ -263,7 +265,13 @@ impl Device {
     fn sort(&mut self, train: Train, turn: &Turn<'_, DeviceMsg>) {
         if let Some(peer) = self.only_peer(&train) {
             self.counters.passed_whole.add(1);
-            self.hand_over(peer, train, turn);
+            if train.bytes().len() < SMALL {
+                // A mailbox is bounded in bytes of buffers: a few small datagrams must not fill it.
+                self.hand_over(peer, train.compact(), turn);
+                self.keep(train);
+            } else {
+                self.hand_over(peer, train, turn);
+            }
             return;
         }
         for datagram in train.iter() {

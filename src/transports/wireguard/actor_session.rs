@@ -18,7 +18,7 @@ use super::counts::Drops;
 use super::engine::{Engine, EngineError, LEAST_ROOM, Opened, Sealed, Ticked};
 use super::settings::{PeerSettings, PeerToPeer};
 use super::state_limits::PeerBuckets;
-use super::state_train::{MOST_BYTES, Train};
+use super::state_train::{MOST_BYTES, ROOM, Train};
 use super::table::{InsideSlot, View};
 use crate::actors::{Counter, Exit, Fault, Mail, Progress, Protocol, Refused, Turn, clock};
 use crate::transports::kit::packets::{BATCH_PACKETS, Deliver, Packets};
@@ -203,9 +203,12 @@ impl<E: Engine> Session<E> {
             self.counters.handshakes.add(1);
             self.release(turn);
         }
-        let mut train = train;
-        train.clear(train.address, None);
-        let _gone = self.parts.device.tell(DeviceMsg::Home(train));
+        // Only the large buffers are worth a way home.
+        if train.held() >= ROOM {
+            let mut train = train;
+            train.clear(train.address, None);
+            let _gone = self.parts.device.tell(DeviceMsg::Home(train));
+        }
     }
 
     fn take_packets(&mut self, bytes: usize) -> Packets {

@@ -55,6 +55,17 @@ impl Train {
         train
     }
 
+    /// The same datagrams in a buffer no larger than they need: what came in small must not keep a large one.
+    #[must_use]
+    pub fn compact(&self) -> Self {
+        let mut train = Self::with_capacity(self.used, self.address);
+        if let (Some(to), Some(from)) = (train.buffer.get_mut(..self.used), self.buffer.get(..self.used)) {
+            to.copy_from_slice(from);
+        }
+        train.received(self.used, self.segment, self.address, self.local);
+        train
+    }
+
     /// Whether a datagram of this length can be appended, if no train is longer than `segments`.
     #[must_use]
     pub fn takes(&self, length: usize, segments: usize) -> bool {
@@ -213,6 +224,9 @@ mod tests {
         train.room()[..250].fill(9);
         train.received(250, 100, at(), None);
         assert_eq!(train.iter().map(<[u8]>::len).collect::<Vec<_>>(), [100, 100, 50]);
+        let small = train.compact();
+        assert_eq!(small.iter().collect::<Vec<_>>(), train.iter().collect::<Vec<_>>());
+        assert!(small.held() < 1_000 && small.address == train.address);
         train.received(0, 0, at(), None);
         assert_eq!((train.iter().count(), train.is_empty()), (0, true));
     }
