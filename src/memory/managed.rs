@@ -361,7 +361,8 @@ mod tests {
         /// Three threads hand values around and edit them; each value travels with a plain copy of what it must be.
         #[test]
         fn threads_never_see_the_edits_of_others(scripts in proptest::collection::vec(steps(), 3)) {
-            let common: parking_lot::Mutex<Vec<(Managed<Vec<u8>, ThreadSafe>, Vec<u8>)>> =
+            type Travelling = (Managed<Vec<u8>, ThreadSafe>, Vec<u8>);
+            let common: parking_lot::Mutex<Vec<Travelling>> =
                 parking_lot::Mutex::new((0..5).map(|_| (Managed::default(), Vec::new())).collect());
             std::thread::scope(|scope| {
                 for script in &scripts {

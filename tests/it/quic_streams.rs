@@ -76,6 +76,23 @@ fn a_peer_that_opens_streams_and_never_reads_costs_its_credit_and_no_more() {
     pair.end();
 }
 
+#[test]
+fn discovery_finds_larger_datagrams_and_holds_nothing_up() {
+    let pair = Pair::with(
+        1,
+        "127.0.0.1:0",
+        echo(),
+        |server| (server.transport.discover_mtu, server.transport.datagram_size) = (true, 9_000),
+        |client| (client.transport.discover_mtu, client.transport.datagram_size) = (true, 9_000),
+    );
+    let connection = wait(pair.connect());
+    wait(round_trip(&connection, Bytes::from(vec![7; 4 * MIB])));
+    let info = wait(connection.info()).expect("it is there");
+    assert!(info.mtu > 1_400, "{} bytes after 4 MiB over loopback", info.mtu);
+    drop(connection);
+    pair.end();
+}
+
 async fn read_bytes(stream: &RecvStream, atleast: usize) -> usize {
     let mut read = 0;
     while read < atleast {

@@ -211,8 +211,9 @@ impl Transport {
         let mut config = quiche::Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls)?;
         let number = |number: u64| number.min(LARGEST);
         config.set_max_idle_timeout(u64::try_from(self.idle_timeout.as_millis()).map_or(LARGEST, number));
-        // Not said: then it is 65,527 (RFC 9000, section 18.2).
-        config.set_max_recv_udp_payload_size(0);
+        // Not said: then it is 65,527 (RFC 9000, section 18.2). With discovery it is said, because quiche takes the
+        // number for the upper bound of what it tries itself; this one is the largest that two bytes hold.
+        config.set_max_recv_udp_payload_size(if self.discover_mtu { DISCOVERED } else { 0 });
         config.set_max_send_udp_payload_size(self.datagram_size.clamp(1_200, 65_000));
         config.set_initial_max_data(number(self.window));
         config.set_initial_max_stream_data_bidi_local(number(self.stream_window));
@@ -238,6 +239,9 @@ impl Transport {
         Ok(config)
     }
 }
+
+/// The largest datagram that discovery finds.
+const DISCOVERED: usize = (1 << 14) - 1;
 
 /// The largest transport parameter: four bytes hold it (RFC 9000, section 16).
 const LARGEST: u64 = (1 << 30) - 1;
