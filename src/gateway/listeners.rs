@@ -12,7 +12,7 @@ use crate::actors::{Budget, Control, Mesh};
 use crate::memory;
 use crate::transports::framed::{self, ByteOrder, Echo, Format, LengthBytes, Settings, WhenSlow, rooms};
 use crate::transports::kit::admission::{Caps, Occupancy};
-use crate::transports::relay::{self, ProxyVersion, RelaySettings};
+use crate::transports::relay::{self, Frames, ProxyVersion, RelaySettings};
 use crate::transports::tcp::{self, Acceptor, AcceptorSettings, OnAccept};
 
 /// What a connection takes of the memory budget before it buffers anything: its actor, measured (benches/RESULTS.md).
@@ -45,9 +45,22 @@ pub(super) fn prepare(
             let settings = settings_of(listener, framed).map_err(refuse)?;
             let name: Arc<str> = Arc::from(listener.name.as_str());
             let service = framed.service;
+            if let Some(upstream) = &framed.upstream {
+                let mut to = relay_settings(listener, upstream, upstreams).map_err(refuse)?;
+                to.frames = Some(Frames {
+                    format: settings.format,
+                    first_message: settings.first_message,
+                    message_timeout: settings.message_timeout,
+                    slow_after: settings.slow_after,
+                });
+                return Ok(Box::new(move || Box::new(relay::Connections::new(name.clone(), to.clone()))));
+            }
             Ok(Box::new(move || -> Box<dyn OnAccept> {
                 match service {
-                    FramedService::Echo => Box::new(framed::Connections::new(name.clone(), settings.clone(), || Echo)),
+                    // Forwarding without an upstream is refused by the check.
+                    FramedService::Echo | FramedService::Forward => {
+                        Box::new(framed::Connections::new(name.clone(), settings.clone(), || Echo))
+                    }
                     FramedService::Rooms => {
                         Box::new(rooms::Rooms::new(name.clone(), settings.clone(), rooms::Limits::default()))
                     }
@@ -55,13 +68,8 @@ pub(super) fn prepare(
             }))
         }
         config::Protocol::Relay(relay) => {
-            let Some(balancer) = upstreams.get(&relay.upstream) else {
-                return Err(refuse(format!("there is no upstream `{}`", relay.upstream)));
-            };
-            let mut settings = RelaySettings::new(balancer.clone(), Arc::from(relay.upstream.as_str()));
-            settings.connect_timeout = upstreams.connect_timeout(&relay.upstream).unwrap_or(settings.connect_timeout);
+            let mut settings = relay_settings(listener, &relay.upstream, upstreams).map_err(refuse)?;
             settings.attempts = usize::try_from(relay.attempts).unwrap_or(usize::MAX);
-            settings.idle = (!listener.limits.idle.is_zero()).then_some(listener.limits.idle);
             settings.proxy_in = relay.proxy_in;
             settings.proxy_out = match relay.proxy_out {
                 ProxyOut::Off => None,
@@ -79,6 +87,15 @@ pub(super) fn prepare(
             None => Err(refuse(format!("no protocol `{protocol}` is registered"))),
         },
     }
+}
+
+/// What a stream to a server of an upstream may do.
+fn relay_settings(listener: &Listener, upstream: &str, upstreams: &Upstreams) -> Result<RelaySettings, String> {
+    let balancer = upstreams.get(upstream).ok_or_else(|| format!("there is no upstream `{upstream}`"))?;
+    let mut settings = RelaySettings::new(balancer.clone(), Arc::from(upstream));
+    settings.connect_timeout = upstreams.connect_timeout(upstream).unwrap_or(settings.connect_timeout);
+    settings.idle = (!listener.limits.idle.is_zero()).then_some(listener.limits.idle);
+    Ok(settings)
 }
 
 pub(super) fn settings_of(listener: &Listener, framed: &config::Framed) -> Result<Settings, String> {

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 
 use super::codec::Header;
 use super::dial::{Dial, Network, Wire, failure_of};
+use super::forward::Forward;
 use super::pipe::{Pipe, Plain};
 use super::state::{Blame, Input, Next, RelaySettings, Side, State};
 use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn, clock};
@@ -59,6 +60,10 @@ impl OnAccept for Connections {
         let mut hasher = self.random.build_hasher();
         hasher.write_u64(self.count);
         let random = hasher.finish();
+        if settings.frames.is_some() {
+            let make = move || Forward::new(Relay::accepted(accepted, listener, settings, random));
+            return turn.spawn(Place::LeastLoaded, Spec::default(), make).map(drop);
+        }
         let make = move || Relay::accepted(accepted, listener, settings, random);
         turn.spawn(Place::LeastLoaded, Spec::default(), make).map(drop)
     }
@@ -78,6 +83,8 @@ pub struct Relay<C: Wire, D: Dial> {
     down: Counter,
     /// Once a pipe was used.
     spliced: Option<Counter>,
+    /// Messages in and out, once there are any.
+    messages: Option<[Counter; 2]>,
     tally: Option<Tally>,
     server: Option<Address>,
     opened: Instant,
@@ -214,6 +221,7 @@ impl<C: Wire, D: Dial> Relay<C, D> {
             up: Counter::default(),
             down: Counter::default(),
             spliced: None,
+            messages: None,
             tally: None,
             server: None,
             opened,
@@ -242,9 +250,6 @@ impl<C: Wire, D: Dial> Relay<C, D> {
                     Poll::Pending => return,
                     Poll::Ready(Ok(())) => {
                         self.state.handle(Input::Connected, now);
-                        if let Some(ticket) = &mut self.ticket {
-                            ticket.complete();
-                        }
                         return;
                     }
                     Poll::Ready(Err(error)) => {
@@ -392,8 +397,18 @@ impl<C: Wire, D: Dial> Relay<C, D> {
                 turn.recycle(spare);
             }
         }
+        let (messages_in, messages_out) = self.state.take_messages();
+        if messages_in + messages_out > 0 {
+            let counters = || ["messages_in", "messages_out"].map(|name| turn.counter(name, &self.listener, ""));
+            let [came, went] = self.messages.get_or_insert_with(counters);
+            came.add(messages_in);
+            went.add(messages_out);
+        }
         let wanted = self.state.held().next_multiple_of(LEASE_STEP);
         let Some(ticket) = &mut self.ticket else { return };
+        if self.state.is_complete() {
+            ticket.complete();
+        }
         if wanted != self.leased {
             let lease = ticket.lease();
             let whole = lease.bytes() - self.leased + wanted;
