@@ -181,16 +181,23 @@ impl Builder {
     /// # Errors
     /// See [`StartError`]; everything that had been started is gone then.
     pub fn start(&self, config: Config) -> Result<Gateway, StartError> {
-        let admin = match &config.admin {
-            Some(admin) => Some(listeners::bind("admin", admin.listen, &admin.place)?),
-            None => None,
-        };
+        let mut failed = Vec::new();
+        let admin = config.admin.as_ref().map(|admin| listeners::bind("admin", admin.listen, &admin.place));
+        let admin = admin.and_then(|socket| socket.map_err(|error| failed.push(error)).ok());
         #[cfg(feature = "quic")]
         let certificates = certificates::Certificates::load(&config.certificates, None)?;
         let mut bound = Vec::new();
         for listener in config.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             self.check_options(listener)?;
-            bound.push(Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?));
+            match listeners::bind(&listener.name, listener.listen, &listener.place) {
+                Ok(socket) => bound.push(Arc::new(socket)),
+                Err(error) => failed.push(error),
+            }
+        }
+        match failed.len() {
+            0 => {}
+            1 => return Err(failed.remove(0)),
+            _ => return Err(StartError::Several(failed)),
         }
         let tunnels = tunnels::bind(&config)?;
         let budget = Budget::new(
@@ -501,6 +508,8 @@ pub enum StartError {
         /// What the system said.
         error: io::Error,
     },
+    /// Several sockets could not be bound: each of them.
+    Several(Vec<Self>),
     /// A protocol of the embedding program refused its options.
     Options {
         /// The listener.
@@ -539,6 +548,12 @@ impl fmt::Display for StartError {
         match self {
             Self::Bind { listener, address, place, error } => {
                 write!(f, "{place}: listener `{listener}` cannot listen on {address}: {error}")
+            }
+            Self::Several(errors) => {
+                for (n, error) in errors.iter().enumerate() {
+                    write!(f, "{}{error}", if n == 0 { "" } else { "\n" })?;
+                }
+                Ok(())
             }
             Self::Options { listener, place, message } => write!(f, "{place}: listener `{listener}`: {message}"),
             Self::Reloading(_) => f.write_str("another reload is being applied"),

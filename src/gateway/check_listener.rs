@@ -128,7 +128,7 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
     ];
     let words = [
         ("service", span_of(&raw.service).filter(|_| name != "framed")),
-        ("upstream", span_of(&raw.upstream).filter(|_| name != "relay")),
+        ("upstream", span_of(&raw.upstream).filter(|_| !matches!(name, "relay" | "framed"))),
         ("certificate", span_of(&raw.certificate).filter(|_| name != "quic")),
         ("[listener.tls]", raw.tls.as_ref().map(|at| at.span).filter(|_| name != "quic")),
         ("[[listener.route]]", raw.routes.first().map(|route| route.header).filter(|_| name != "quic")),
@@ -152,7 +152,17 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
                 Field::Absent | Field::Bad => None,
             };
             let framed = framed(FramedService::Echo, raw.framed.as_ref().map(|at| &at.value), mistakes);
-            Some(Protocol::Framed(Framed { service: service?, ..framed }))
+            let upstream = match service {
+                Some(FramedService::Forward) => Some(forward(raw, around, mistakes)?),
+                Some(FramedService::Echo | FramedService::Rooms) | None => None,
+            };
+            if let (Field::Is(service), Some(span)) =
+                (&raw.service, span_of(&raw.upstream).filter(|_| upstream.is_none()))
+            {
+                let message = "`upstream` belongs to service `forward` alone";
+                mistakes.add_pair(span, message, "take it out", service.span, "the service is chosen here");
+            }
+            Some(Protocol::Framed(Framed { service: service?, upstream, ..framed }))
         }
         RawProtocol::Relay => relay(raw, around, mistakes).map(Protocol::Relay),
         RawProtocol::Quic => check_quic::quic(raw, around, mistakes).map(Protocol::Quic),
@@ -189,12 +199,13 @@ fn span_of<T>(field: &Field<T>) -> Option<Span> {
     }
 }
 
-fn relay(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Relay> {
+/// The upstream of a listener that cannot do without; `what` names its protocol or service.
+fn upstream<'a>(raw: &'a RawListener, what: &str, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<&'a str> {
     let upstream = match &raw.upstream {
         Field::Is(upstream) => upstream,
         Field::Absent => {
             let hint = around.upstreams.example();
-            mistakes.add(raw.header, "a `[[listener]]` with protocol `relay` lacks `upstream`", hint);
+            mistakes.add(raw.header, format!("a `[[listener]]` with {what} lacks `upstream`"), hint);
             return None;
         }
         Field::Bad => return None,
@@ -204,7 +215,29 @@ fn relay(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> Opt
         let hint = "name an upstream whose servers take streams";
         mistakes.add(upstream.span, "a relay cannot send its streams to servers over UDP", hint);
     }
-    let default = Relay::new(upstream.value.text.as_str());
+    Some(&upstream.value.text)
+}
+
+/// The upstream that messages are forwarded to. What waits is bounded by the longest message: keys that say otherwise
+/// would be ignored.
+fn forward(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<String> {
+    if let (Some(At { value: table, .. }), Field::Is(service)) = (&raw.framed, &raw.service) {
+        for (key, span) in [("outbound", span_of(&table.outbound)), ("when_slow", span_of(&table.when_slow))] {
+            let Some(span) = span else { continue };
+            let message = format!("`{key}` does not belong to service `forward`, which makes senders wait instead");
+            mistakes.add_pair(span, message, "take it out", service.span, "the service is chosen here");
+        }
+    }
+    let name = upstream(raw, "service `forward`", around, mistakes)?;
+    if let (Some(Kind::Quic), Field::Is(at)) = (around.upstreams.kind(name), &raw.upstream) {
+        let hint = "name an upstream whose servers take TCP or are Unix sockets";
+        mistakes.add(at.span, "messages are not forwarded to servers over QUIC", hint);
+    }
+    Some(name.to_owned())
+}
+
+fn relay(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Relay> {
+    let default = Relay::new(upstream(raw, "protocol `relay`", around, mistakes)?);
     let Some(At { value: raw, .. }) = &raw.relay else { return Some(default) };
     Some(Relay {
         proxy_in: copied(&raw.proxy_in, default.proxy_in),
@@ -258,6 +291,7 @@ fn framed(service: FramedService, raw: Option<&RawFramed>, mistakes: &mut Mistak
     }
     Framed {
         service,
+        upstream: None,
         length_bytes,
         byte_order: copied(&raw.byte_order, default.byte_order),
         length_includes_header,

@@ -116,6 +116,7 @@ fn every_key_reaches_the_checked_configuration() {
     assert_eq!(listener.limits, limits);
     let framed = Framed {
         service: FramedService::Echo,
+        upstream: None,
         length_bytes: 2,
         byte_order: ByteOrder::Little,
         length_includes_header: true,

@@ -359,6 +359,8 @@ impl fmt::Debug for Protocol {
 pub struct Framed {
     /// What happens to a message. No default.
     pub service: FramedService,
+    /// The upstream that messages are forwarded to; `None` for the other services.
+    pub upstream: Option<String>,
     /// Size of the length header in bytes: 1, 2, 4 or 8. Default 4.
     pub length_bytes: u8,
     /// Byte order of the length header. Default big-endian.
@@ -382,6 +384,7 @@ impl Default for Framed {
     fn default() -> Self {
         Self {
             service: FramedService::Echo,
+            upstream: None,
             length_bytes: 4,
             byte_order: ByteOrder::Big,
             length_includes_header: false,
@@ -402,6 +405,8 @@ pub enum FramedService {
     Echo,
     /// It joins a room, or goes to everybody else in it.
     Rooms,
+    /// It goes to a server of an upstream that speaks in frames as well, and the answers come back.
+    Forward,
 }
 
 /// Byte order of a length header.

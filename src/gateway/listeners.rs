@@ -12,7 +12,7 @@ use crate::actors::{Budget, Control, Mesh};
 use crate::memory;
 use crate::transports::framed::{self, ByteOrder, Echo, Format, LengthBytes, Settings, WhenSlow, rooms};
 use crate::transports::kit::admission::{Caps, Occupancy};
-use crate::transports::relay::{self, ProxyVersion};
+use crate::transports::relay::{self, Frames, ProxyVersion, RelaySettings};
 use crate::transports::tcp::{self, Acceptor, AcceptorSettings, OnAccept};
 
 /// What a connection takes of the memory budget before it buffers anything: its actor, measured (benches/RESULTS.md).
@@ -45,9 +45,22 @@ pub(super) fn prepare(
             let settings = settings_of(listener, framed).map_err(refuse)?;
             let name: Arc<str> = Arc::from(listener.name.as_str());
             let service = framed.service;
+            if let Some(upstream) = &framed.upstream {
+                let mut to = relay_settings(listener, upstream, upstreams).map_err(refuse)?;
+                to.frames = Some(Frames {
+                    format: settings.format,
+                    first_message: settings.first_message,
+                    message_timeout: settings.message_timeout,
+                    slow_after: settings.slow_after,
+                });
+                return Ok(Box::new(move || Box::new(relay::Connections::new(name.clone(), to.clone()))));
+            }
             Ok(Box::new(move || -> Box<dyn OnAccept> {
                 match service {
-                    FramedService::Echo => Box::new(framed::Connections::new(name.clone(), settings.clone(), || Echo)),
+                    // Forwarding without an upstream is refused by the check.
+                    FramedService::Echo | FramedService::Forward => {
+                        Box::new(framed::Connections::new(name.clone(), settings.clone(), || Echo))
+                    }
                     FramedService::Rooms => {
                         Box::new(rooms::Rooms::new(name.clone(), settings.clone(), rooms::Limits::default()))
                     }
@@ -55,9 +68,7 @@ pub(super) fn prepare(
             }))
         }
         config::Protocol::Relay(relay) => {
-            let Some(mut settings) = upstreams.relay(&relay.upstream, &listener.limits) else {
-                return Err(refuse(format!("there is no upstream `{}`", relay.upstream)));
-            };
+            let mut settings = relay_settings(listener, &relay.upstream, upstreams).map_err(refuse)?;
             settings.attempts = usize::try_from(relay.attempts).unwrap_or(usize::MAX);
             settings.proxy_in = relay.proxy_in;
             settings.proxy_out = match relay.proxy_out {
@@ -80,6 +91,11 @@ pub(super) fn prepare(
             None => Err(refuse(format!("no protocol `{protocol}` is registered"))),
         },
     }
+}
+
+/// What a stream to a server of an upstream may do.
+fn relay_settings(listener: &Listener, upstream: &str, upstreams: &Upstreams) -> Result<RelaySettings, String> {
+    upstreams.relay(upstream, &listener.limits).ok_or_else(|| format!("there is no upstream `{upstream}`"))
 }
 
 pub(super) fn settings_of(listener: &Listener, framed: &config::Framed) -> Result<Settings, String> {

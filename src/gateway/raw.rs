@@ -78,9 +78,10 @@ pub(super) const TABLES: [(&str, &[&str]); 18] = [
 /// Words of later versions: known, so that nobody takes them for typing mistakes.
 const LATER_LISTENER_KEYS: [&str; 3] = ["udp", "http", "moq"];
 const LATER_PROTOCOLS: [&str; 3] = ["udp", "http", "moq"];
-const LATER_SERVICES: [&str; 5] = ["forward", "static", "demo", "respond", "moq"];
+const LATER_SERVICES: [&str; 4] = ["static", "demo", "respond", "moq"];
 
-const SERVICES: [(&str, FramedService); 2] = [("echo", FramedService::Echo), ("rooms", FramedService::Rooms)];
+const SERVICES: [(&str, FramedService); 3] =
+    [("echo", FramedService::Echo), ("rooms", FramedService::Rooms), ("forward", FramedService::Forward)];
 const LEVELS: [(&str, Level); 5] = [
     ("error", Level::Error),
     ("warn", Level::Warn),

@@ -184,15 +184,17 @@ impl Gateway {
         let mut start = Vec::new();
         for listener in new.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             let was = running.listeners.iter().find(|old| old.name == listener.name);
-            let same_upstream = match &listener.protocol {
-                Protocol::Relay(relay) => match (before.get(&relay.upstream), upstreams.get(&relay.upstream)) {
-                    (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-                    (_, None) | (None, _) => false,
-                },
-                Protocol::Framed(_) | Protocol::Quic(_) | Protocol::Custom { .. } => true,
+            let upstream = match &listener.protocol {
+                Protocol::Relay(relay) => Some(relay.upstream.as_str()),
+                Protocol::Framed(framed) => framed.upstream.as_deref(),
+                Protocol::Quic(_) | Protocol::Custom { .. } => None,
                 #[cfg(feature = "wireguard")]
-                Protocol::Wireguard(_) => true,
+                Protocol::Wireguard(_) => None,
             };
+            let same_upstream = upstream.is_none_or(|name| match (before.get(name), upstreams.get(name)) {
+                (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                (_, None) | (None, _) => false,
+            });
             let alive = old.iter().any(|status| *status.name == *listener.name && status.accepting());
             if alive && same_upstream && was.is_some_and(|was| same(was, listener)) {
                 done.kept.push(listener.name.clone());

@@ -21,6 +21,11 @@
 //! 64 KiB in a buffer or 256 KiB in a pipe, and nothing while both sides keep up. A stream on which nothing moves for the idle limit is cut, which is
 //! also what becomes of a side that stalls for good.
 //!
+//! # Messages
+//! With [`RelaySettings::frames`] only whole messages pass, in both directions (`state_gate`; the actor's kind is
+//! `forward`): a direction holds one message and one read at most. Who breaks the rules of messages ends the stream, and
+//! the reason says who that was; what came whole before that is delivered.
+//!
 //! # Drain
 //! A relay cannot know where a message ends. On a drain bytes flow on until both sides have ended; what is still open
 //! at the deadline is reset and reported as unfinished.
@@ -28,6 +33,7 @@
 mod actor;
 mod codec;
 mod dial;
+mod forward;
 mod onward;
 mod pipe;
 #[cfg(feature = "quic")]
@@ -37,11 +43,14 @@ mod quic_session;
 #[cfg(feature = "quic")]
 mod quic_wire;
 mod state;
+mod state_gate;
 mod state_way;
+mod state_words;
 
 pub use actor::{Connections, Relay};
 pub use codec::{Header, MAX_V1, MAX_V2, Malformed, ProxyVersion};
 pub use dial::{Dial, Network, Upstream, Wire};
+pub use forward::Forward;
 pub use onward::Onward;
 pub use pipe::Plain;
 #[cfg(feature = "quic")]
@@ -51,3 +60,4 @@ pub use quic_session::{QuicSession, Target, ToSession};
 #[cfg(feature = "quic")]
 pub use quic_wire::{GIVEN_UP, Opening, REFUSED};
 pub use state::{Blame, End, Failure, Input, Moved, Next, RelaySettings, Side, State};
+pub use state_gate::Frames;

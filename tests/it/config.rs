@@ -146,3 +146,24 @@ fn keys_are_made_that_wg_takes_and_only_their_owner_reads() {
     assert!(stderr(&again).contains("wg0.key"), "{}", stderr(&again));
     fs::remove_dir_all(dir).unwrap();
 }
+
+#[test]
+fn what_is_no_regular_file_is_refused_and_not_waited_for() {
+    let dir = crate::gateway::temp_dir();
+    let fifo = dir.join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    for path in [fifo.as_path(), std::path::Path::new("/dev/zero"), dir.as_path()] {
+        let mut check = Command::new(env!("CARGO_BIN_EXE_portway"))
+            .args(["check", "-c"])
+            .arg(path)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        crate::probe::eventually("it ends", || check.try_wait().unwrap().is_some());
+        let output = check.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("not a regular file"), "{said}");
+    }
+    fs::remove_dir_all(dir).unwrap();
+}

@@ -372,6 +372,20 @@ fn a_port_in_use_names_the_listener_and_leaves_nothing_open() {
 }
 
 #[test]
+fn every_port_in_use_is_named() {
+    let taken = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let listener = |name, at: &std::net::TcpListener| {
+        let at = at.local_addr().unwrap();
+        format!("[[listener]]\nname = \"{name}\"\nlisten = \"{at}\"\nprotocol = \"framed\"\nservice = \"echo\"\n")
+    };
+    let text = echo("") + &listener("one", &taken[0]) + &listener("two", &taken[1]);
+    let mut binary = Binary::start(&text);
+    binary.says("`one` cannot listen");
+    binary.says("`two` cannot listen");
+    assert_eq!(binary.ends_within(SOON).code(), Some(1));
+}
+
+#[test]
 fn interop_python_speaks_framed_tcp() {
     let running = Running::start(&echo(""));
     let script = "\

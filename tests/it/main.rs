@@ -7,6 +7,7 @@ mod actors_mesh;
 mod admin;
 mod config;
 mod embed;
+mod forward;
 mod framed;
 mod gateway;
 #[cfg(feature = "wireguard")]

@@ -18,9 +18,9 @@ use crate::probe::{SOON, eventually, mesh, stop, view, wait};
 /// A listener that relays.
 pub(crate) struct Running {
     pub(crate) mesh: Mesh,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     pub(crate) budget: Budget,
-    occupancy: Arc<Occupancy>,
+    pub(crate) occupancy: Arc<Occupancy>,
 }
 
 impl Running {
@@ -54,7 +54,7 @@ impl Running {
 
     /// A client that is reset at once, perhaps before it knows that it was connected.
     #[track_caller]
-    fn resets_a_client(&self) {
+    pub(crate) fn resets_a_client(&self) {
         match TcpStream::connect_timeout(&self.address, SOON) {
             Ok(client) => is_reset(&mut patient(client)),
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
@@ -94,11 +94,14 @@ impl Running {
 
     /// What the relays hold in buffers now.
     pub(crate) fn held(&self) -> usize {
-        view(&self.mesh).of_kind("relay").map(|actor| actor.held).sum()
+        view(&self.mesh).of_kind("relay").chain(view(&self.mesh).of_kind("forward")).map(|actor| actor.held).sum()
     }
 
     pub(crate) fn is_empty(&self) {
-        eventually("nothing is left", || view(&self.mesh).of_kind("relay").count() == 0 && self.budget.used() == 0);
+        eventually("nothing is left", || {
+            let view = view(&self.mesh);
+            view.of_kind("relay").chain(view.of_kind("forward")).count() == 0 && self.budget.used() == 0
+        });
         assert_eq!((self.occupancy.connections(), self.occupancy.half_open()), (0, 0));
     }
 }
@@ -291,14 +294,14 @@ fn a_unix_socket_is_a_server_too() {
 }
 
 /// An address at which nobody listens, for as long as the socket is kept.
-fn nobody() -> (Address, socket2::Socket) {
+pub(crate) fn nobody() -> (Address, socket2::Socket) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     (Address::Tcp(socket.local_addr().unwrap().as_socket().unwrap()), socket)
 }
 
 /// An address that neither takes nor refuses connections: its queue is full.
-fn full_queue() -> (Address, Vec<socket2::Socket>) {
+pub(crate) fn full_queue() -> (Address, Vec<socket2::Socket>) {
     let new = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     let listener = new();
     listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();

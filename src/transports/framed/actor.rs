@@ -137,6 +137,11 @@ impl<S, V: Service> Connection<S, V> {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn hold(&mut self, ticket: Ticket) {
+        self.ticket = Some(ticket);
+    }
+
     /// Whether it ends as soon as all is written, and nobody is to blame.
     pub(super) const fn is_ending(&self) -> bool {
         self.state.is_ending()
@@ -156,7 +161,7 @@ impl<S, V: Service> Connection<S, V> {
         if moved.messages_in > 0 {
             ticket.complete();
         }
-        let wanted = self.state.own_bytes().next_multiple_of(LEASE_STEP);
+        let wanted = (self.state.own_bytes() + self.service.held()).next_multiple_of(LEASE_STEP);
         if wanted != self.leased {
             let lease = ticket.lease();
             let whole = lease.bytes() - self.leased + wanted;
@@ -362,7 +367,7 @@ where
     }
 
     fn held(&self) -> usize {
-        self.state.held()
+        self.state.held() + self.service.held()
     }
 }
 

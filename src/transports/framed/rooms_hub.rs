@@ -145,6 +145,11 @@ impl Hubs {
         Ok(Arc::new(hubs))
     }
 
+    #[cfg(test)]
+    pub(super) fn fall_behind(&self, is: bool) {
+        self.behind.iter().for_each(|behind| behind.store(is, Ordering::Relaxed));
+    }
+
     /// False once a hub has ended: then all of them end.
     pub(super) fn live(&self) -> bool {
         self.mails.iter().all(|mail| !mail.is_closed())

@@ -146,7 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Protocol for Member<S> {
     }
 
     fn held(&self) -> usize {
-        self.connection.held() + self.connection.service.held()
+        self.connection.held()
     }
 }
 
@@ -177,10 +177,6 @@ impl Talk {
         // Eight bytes at most are its length field.
         Self { said: VecDeque::new(), longest: settings.outbound.saturating_sub(8) }
     }
-
-    fn held(&self) -> usize {
-        self.said.iter().map(|said| said.bytes).sum()
-    }
 }
 
 impl Service for Talk {
@@ -199,5 +195,59 @@ impl Service for Talk {
     fn reply_room(&self, _: usize) -> usize {
         // Answers come from the hub, and what does not fit then is the policy's business.
         0
+    }
+
+    fn held(&self) -> usize {
+        self.said.iter().map(|said| said.bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::outbox::WhenSlow;
+    use super::super::rooms_hub::Limits;
+    use super::super::{Format, FramedClient};
+    use super::*;
+    use crate::actors::sim_link::{Faults, stream_link};
+    use crate::actors::{Mesh, Place};
+    use crate::memory::Budget;
+    use crate::transports::kit::admission::{Admission, Caps};
+
+    /// What a client has said and its hub has no room for is held by the connection: it is leased.
+    #[test]
+    fn words_that_wait_for_the_hub_are_leased() {
+        let mut sim = Mesh::sim(1);
+        let name: Arc<str> = Arc::from("sim");
+        let hubs = Hubs::start(sim.mesh(), &name, 1 << 20, WhenSlow::Close, Limits::default()).unwrap();
+        let budget = Budget::new(1 << 30);
+        let caps = Caps { connections: 1, per_source: 1, half_open: 1, base_bytes: 0 };
+        let mut doorkeeper = Admission::new(caps, budget.clone(), Arc::default());
+        let ticket = doorkeeper.admit([127, 0, 0, 1].into()).unwrap();
+        let (ours, theirs) = stream_link(1, Faults::default(), Faults::default(), 1 << 20);
+        let behind = hubs.clone();
+        let make = move || {
+            let mut member = Member::new(ours.open(), name, Arc::new(Settings::default()), hubs);
+            member.connection.hold(ticket);
+            member
+        };
+        sim.mesh().spawn(Place::On(0), Member::<()>::spec(&Settings::default()), make).unwrap();
+        // The hubs have had their first turns, in which they say that they are not behind.
+        sim.run_for(Duration::from_millis(10));
+        behind.fall_behind(true);
+        let client = sim.block_on(Duration::from_secs(1), async move {
+            let mut client = FramedClient::over(theirs.open(), Format::default());
+            client.send_many([&b"Jroom"[..], &[b'M'; 40_000]]).await.unwrap();
+            client
+        });
+        sim.run_for(Duration::from_millis(100));
+        assert!(budget.used() >= 40_000, "{}", budget.used());
+        behind.fall_behind(false);
+        sim.run_for(Duration::from_millis(100));
+        assert!(budget.used() < 40_000, "{}", budget.used());
+        drop(client);
+        sim.run_for(Duration::from_secs(1));
+        assert_eq!(budget.used(), 0);
     }
 }

@@ -63,6 +63,11 @@ pub trait Service {
     fn reply_room(&self, body: usize) -> usize {
         body
     }
+
+    /// Bytes that messages take up which have been taken in and wait in the service.
+    fn held(&self) -> usize {
+        0
+    }
 }
 
 /// Sends each message back.

@@ -10,6 +10,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
+
 use crate::memory::{Budget, Lease};
 
 /// What one listener allows.
@@ -65,11 +67,35 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// How many are in, readable from anywhere.
+/// How many are in, and from where: readable from anywhere, and handed on from a doorkeeper to its successor.
 #[derive(Debug, Default)]
 pub struct Occupancy {
     connections: AtomicUsize,
     half_open: AtomicUsize,
+    /// One doorkeeper uses it, so nobody ever waits for the lock.
+    sources: Mutex<Sources>,
+}
+
+#[derive(Debug, Default)]
+struct Sources {
+    counts: HashMap<IpAddr, Arc<AtomicUsize>>,
+    sweep_at: usize,
+}
+
+impl Sources {
+    fn of(&mut self, from: IpAddr) -> &Arc<AtomicUsize> {
+        self.sweep();
+        self.counts.entry(from).or_default()
+    }
+
+    /// Forgets sources that have nobody in. The table never grows beyond twice the sources that have somebody in,
+    /// plus 1,024.
+    fn sweep(&mut self) {
+        if self.counts.len() >= self.sweep_at.max(1_024) {
+            self.counts.retain(|_, count| count.load(Ordering::Relaxed) > 0);
+            self.sweep_at = self.counts.len() * 2;
+        }
+    }
 }
 
 impl Occupancy {
@@ -90,15 +116,13 @@ pub struct Admission {
     caps: Caps,
     budget: Budget,
     occupancy: Arc<Occupancy>,
-    sources: HashMap<IpAddr, Arc<AtomicUsize>>,
-    sweep_at: usize,
 }
 
 impl Admission {
-    /// A doorkeeper with nobody in yet.
+    /// A doorkeeper of those who are in already by `occupancy`, each counted against its source.
     #[must_use]
-    pub fn new(caps: Caps, budget: Budget, occupancy: Arc<Occupancy>) -> Self {
-        Self { caps, budget, occupancy, sources: HashMap::new(), sweep_at: 1_024 }
+    pub const fn new(caps: Caps, budget: Budget, occupancy: Arc<Occupancy>) -> Self {
+        Self { caps, budget, occupancy }
     }
 
     /// Lets one in, or says why not.
@@ -112,26 +136,18 @@ impl Admission {
         if self.occupancy.half_open() >= self.caps.half_open {
             return Err(Refusal::HalfOpen);
         }
-        let source = self.sources.entry(source_of(from)).or_default();
+        let mut sources = self.occupancy.sources.lock();
+        let source = sources.of(source_of(from));
         if source.load(Ordering::Relaxed) >= self.caps.per_source {
             return Err(Refusal::Source);
         }
         let lease = self.budget.lease(self.caps.base_bytes).map_err(|_| Refusal::Memory)?;
         source.fetch_add(1, Ordering::Relaxed);
         let source = source.clone();
+        drop(sources);
         self.occupancy.connections.fetch_add(1, Ordering::Relaxed);
         self.occupancy.half_open.fetch_add(1, Ordering::Relaxed);
-        self.sweep();
         Ok(Ticket { occupancy: self.occupancy.clone(), source, lease, half_open: true })
-    }
-
-    /// Forgets sources that have nobody in. The table never grows beyond twice the sources that have somebody in,
-    /// plus 1,024.
-    fn sweep(&mut self) {
-        if self.sources.len() >= self.sweep_at {
-            self.sources.retain(|_, count| count.load(Ordering::Relaxed) > 0);
-            self.sweep_at = (self.sources.len() * 2).max(1_024);
-        }
     }
 }
 
@@ -230,6 +246,18 @@ mod tests {
         for n in 0..10_000 {
             drop(keeper.admit(v4(n)).unwrap());
         }
-        assert!(keeper.sources.len() <= 1_024);
+        assert!(keeper.occupancy.sources.lock().counts.len() <= 1_024);
+    }
+
+    #[test]
+    fn a_successor_counts_those_who_are_in() {
+        let (mut before, occupancy) = keeper(10, 2, 10);
+        let one = before.admit(v4(1)).unwrap();
+        let _two = before.admit(v4(1)).unwrap();
+        let caps = Caps { connections: 10, per_source: 2, half_open: 10, base_bytes: 10 };
+        let mut after = Admission::new(caps, Budget::new(1_000_000), occupancy);
+        assert_eq!(after.admit(v4(1)).err(), Some(Refusal::Source));
+        drop(one);
+        assert!(after.admit(v4(1)).is_ok());
     }
 }

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 
 use super::codec::Header;
 use super::dial::{Dial, Network, Wire, failure_of};
+use super::forward::Forward;
 use super::pipe::{Pipe, Plain};
 use super::state::{Blame, Input, Next, RelaySettings, Side, State};
 use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn, clock};
@@ -66,6 +67,10 @@ impl OnAccept for Connections {
         let mut hasher = self.random.build_hasher();
         hasher.write_u64(self.count);
         let random = hasher.finish();
+        if settings.frames.is_some() {
+            let make = move || Forward::new(Relay::accepted(accepted, network, listener, settings, random));
+            return turn.spawn(Place::LeastLoaded, Spec::default(), make).map(drop);
+        }
         let make = move || Relay::accepted(accepted, network, listener, settings, random);
         turn.spawn(Place::LeastLoaded, Spec::default(), make).map(drop)
     }
@@ -85,6 +90,8 @@ pub struct Relay<C: Wire, D: Dial> {
     down: Counter,
     /// Once a pipe was used.
     spliced: Option<Counter>,
+    /// Messages in and out, once there are any.
+    messages: Option<[Counter; 2]>,
     tally: Option<Tally>,
     server: Option<Address>,
     opened: Instant,
@@ -248,6 +255,7 @@ impl<C: Wire, D: Dial> Relay<C, D> {
             up: Counter::default(),
             down: Counter::default(),
             spliced: None,
+            messages: None,
             tally: None,
             server: None,
             opened,
@@ -276,9 +284,6 @@ impl<C: Wire, D: Dial> Relay<C, D> {
                     Poll::Pending => return,
                     Poll::Ready(Ok(())) => {
                         self.state.handle(Input::Connected, now);
-                        if let Some(ticket) = &mut self.ticket {
-                            ticket.complete();
-                        }
                         return;
                     }
                     Poll::Ready(Err(error)) => {
@@ -421,8 +426,18 @@ impl<C: Wire, D: Dial> Relay<C, D> {
             turn.counter("upstream_failures", &self.upstream_name, reason).add(1);
         }
         self.state.free_unused();
+        let (messages_in, messages_out) = self.state.take_messages();
+        if messages_in + messages_out > 0 {
+            let counters = || ["messages_in", "messages_out"].map(|name| turn.counter(name, &self.listener, ""));
+            let [came, went] = self.messages.get_or_insert_with(counters);
+            came.add(messages_in);
+            went.add(messages_out);
+        }
         let wanted = self.state.own_bytes().next_multiple_of(LEASE_STEP);
         let Some(ticket) = &mut self.ticket else { return };
+        if self.state.is_complete() {
+            ticket.complete();
+        }
         if wanted != self.leased {
             let lease = ticket.lease();
             let whole = lease.bytes() - self.leased + wanted;

@@ -9,185 +9,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::codec::{Header, ProxyVersion};
+use super::codec::Header;
+use super::state_gate::Gate;
 use super::state_way::Way;
+pub use super::state_words::{Blame, End, Failure, Input, Moved, Next, RelaySettings, Side};
 use crate::memory::Buf;
-use crate::transports::kit::balance::{Address, Balancer, Picked, ServerId};
+use crate::transports::kit::balance::{Address, Picked, ServerId};
 
 /// The end of a side that is not read goes unnoticed: it is looked for this often.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
-
-/// What a relay may do.
-#[derive(Debug, Clone)]
-pub struct RelaySettings {
-    /// Which servers there are.
-    pub upstream: Arc<Balancer>,
-    /// The name of the upstream: the scope of its counters.
-    pub upstream_name: Arc<str>,
-    /// A server that has not accepted after this long is given up and the next one is tried.
-    pub connect_timeout: Duration,
-    /// Servers tried per stream, at most.
-    pub attempts: usize,
-    /// A stream on which nothing moves for this long is closed.
-    pub idle: Option<Duration>,
-    /// Clients send a PROXY header first.
-    pub proxy_in: bool,
-    /// The PROXY header must be whole after this long.
-    pub proxy_timeout: Duration,
-    /// Servers are sent a PROXY header first.
-    pub proxy_out: Option<ProxyVersion>,
-}
-
-impl RelaySettings {
-    /// The defaults: 5 s to connect, three servers tried, no idle limit, no PROXY headers.
-    #[must_use]
-    pub fn new(upstream: Arc<Balancer>, upstream_name: Arc<str>) -> Self {
-        Self {
-            upstream,
-            upstream_name,
-            connect_timeout: Duration::from_secs(5),
-            attempts: 3,
-            idle: None,
-            proxy_in: false,
-            proxy_timeout: Duration::from_secs(5),
-            proxy_out: None,
-        }
-    }
-}
-
-/// One of the two sides of a relayed stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// Who connected to us.
-    Client,
-    /// The server we connected to.
-    Upstream,
-}
-
-impl Side {
-    /// The side that gets what this one sends.
-    #[must_use]
-    pub const fn other(self) -> Self {
-        match self {
-            Self::Client => Self::Upstream,
-            Self::Upstream => Self::Client,
-        }
-    }
-
-    const fn reset(self) -> &'static str {
-        match self {
-            Self::Client => "client_reset",
-            Self::Upstream => "upstream_reset",
-        }
-    }
-}
-
-/// Why a server could not be connected to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
-    /// It refused.
-    Refused,
-    /// It did not answer in time.
-    Timeout,
-    /// There is no way to it.
-    Unreachable,
-    /// This machine lacks something: no fault of the server's.
-    Local,
-}
-
-impl Failure {
-    /// The word that counters use.
-    #[must_use]
-    pub const fn reason(self) -> &'static str {
-        match self {
-            Self::Refused => "connect_refused",
-            Self::Timeout => "connect_timeout",
-            Self::Unreachable => "connect_unreachable",
-            Self::Local => "connect_local",
-        }
-    }
-}
-
-/// What happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Input<'a> {
-    /// Bytes came from a side; the other one took the first `taken` of them at once.
-    Bytes {
-        /// Whose.
-        from: Side,
-        /// All that came.
-        bytes: &'a [u8],
-        /// How many of them have been passed on already; only where [`State::passes`] allows any.
-        taken: usize,
-    },
-    /// So many bytes of a side wait in a pipe now; only where [`State::splices`] allows it.
-    Piped(Side, usize),
-    /// There is no pipe for the bytes of a side: they are copied.
-    NoPipe(Side),
-    /// A side took so many of the bytes that wait for it in a pipe.
-    Unpiped(Side, usize),
-    /// A side sends no more.
-    Eof(Side),
-    /// Reading a side failed: it is gone.
-    Reset(Side),
-    /// A side took so many of the bytes that `poll` gave.
-    Written(Side, usize),
-    /// Writing to a side failed. What it has sent is read nevertheless.
-    WriteFailed(Side),
-    /// The same because it had reset the stream: what it has sent is read, and the end of that is a reset.
-    WriteReset(Side),
-    /// A side has been told that no more comes.
-    FinSent(Side),
-    /// The server that was dialled is connected.
-    Connected,
-    /// It is not.
-    ConnectFailed(Failure),
-    /// The deadline may have passed.
-    Deadline,
-    /// Finish: see the front page.
-    Drain,
-}
-
-/// What to do for one side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next<'a> {
-    /// Nothing.
-    Wait,
-    /// Write these bytes to it, then say how many it took.
-    Write(&'a [u8]),
-    /// Move these many bytes to it from their pipe, then say how many it took.
-    Splice(usize),
-    /// Tell it that no more comes; go on reading.
-    Finish,
-}
-
-/// Whose doing the end of a stream is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blame {
-    /// It ended as streams do.
-    Nobody,
-    /// The client's or the server's.
-    Peer,
-}
-
-/// Why a stream ended, and how to close it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct End {
-    /// The word that counters use: `finished`, `drained`, `idle`, `client_reset`, `upstream_reset`, `no_upstream`,
-    /// `proxy_malformed`, `proxy_timeout` or one of [`Failure::reason`].
-    pub reason: &'static str,
-    /// Whose doing it is.
-    pub blame: Blame,
-}
-
-/// Bytes delivered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Moved {
-    /// To the server.
-    pub up: u64,
-    /// To the client.
-    pub down: u64,
-}
+/// A client that broke the rules of messages gets answers to those before it for so long.
+const LINGER: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -202,6 +34,14 @@ enum Phase {
     },
     Open,
     Over(End),
+}
+
+/// A side is not listened to any more; what it had sent before goes to its end first.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    from: Side,
+    reason: &'static str,
+    until: Instant,
 }
 
 /// One relayed stream.
@@ -222,6 +62,10 @@ pub struct State {
     draining: bool,
     /// Who reset the stream.
     gone: Option<Side>,
+    /// Who broke the rules of messages.
+    cut: Option<Cut>,
+    opened: Instant,
+    counted: (u64, u64),
     seen: Moved,
     probed_at: Instant,
     probe: bool,
@@ -232,7 +76,9 @@ impl State {
     /// header of the client itself replaces it. `random` decides between equal servers.
     #[must_use]
     pub fn new(settings: Arc<RelaySettings>, header: Header, random: u64, now: Instant) -> Self {
-        let phase = if settings.proxy_in {
+        let way = || settings.frames.map_or_else(Way::default, |frames| Way::gated(frames.format));
+        let (up, down) = (way(), way());
+        let phase = if settings.proxy_in && settings.frames.is_none() {
             Phase::Header { until: after(now, settings.proxy_timeout).unwrap_or(now) }
         } else {
             Phase::Dial
@@ -240,8 +86,8 @@ impl State {
         Self {
             settings,
             phase,
-            up: Way::default(),
-            down: Way::default(),
+            up,
+            down,
             moved_at: now,
             random,
             tried: Vec::new(),
@@ -252,6 +98,9 @@ impl State {
             local: header,
             draining: false,
             gone: None,
+            cut: None,
+            opened: now,
+            counted: (0, 0),
             seen: Moved::default(),
             probed_at: now,
             probe: false,
@@ -275,10 +124,10 @@ impl State {
                 self.moved_at = now;
             }
             Input::Eof(side) if self.gone == Some(side) => self.reset(side, now),
-            Input::Eof(side) => self.eof(side),
+            Input::Eof(side) => self.eof(side, now),
             Input::Reset(side) => self.reset(side, now),
             Input::Written(to, count) => {
-                self.to(to).wrote(count);
+                self.to(to).wrote(count, now);
                 self.moved_at = now;
             }
             Input::WriteFailed(side) => {
@@ -337,7 +186,8 @@ impl State {
     /// Whether bytes just read of this side may be written to the other one before they are handed in.
     #[must_use]
     pub fn passes(&self, from: Side) -> bool {
-        self.phase == Phase::Open && self.way_to(from.other()).wants_more()
+        let way = self.way_to(from.other());
+        self.phase == Phase::Open && way.gate().is_none() && way.wants_more()
     }
 
     /// Whether the next bytes of this side are worth a pipe, if both sides are sockets.
@@ -414,10 +264,10 @@ impl State {
         match self.phase {
             Phase::Header { until } => Some(until),
             Phase::Connecting { until } => until,
-            Phase::Open => match (self.idle_at(), self.probe_at()) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (at, None) | (None, at) => at,
-            },
+            Phase::Open => {
+                let frames = self.frame_timer().map(|(at, _)| at);
+                [self.idle_at(), self.probe_at(), frames].into_iter().flatten().min()
+            }
             Phase::Dial | Phase::Over(_) => None,
         }
     }
@@ -432,6 +282,21 @@ impl State {
         let moved = Moved { up: self.up.moved - self.seen.up, down: self.down.moved - self.seen.down };
         self.seen = Moved { up: self.up.moved, down: self.down.moved };
         moved
+    }
+
+    /// Whole messages that have come of the client and of the server since the last call.
+    pub fn take_messages(&mut self) -> (u64, u64) {
+        let count = |way: &Way| way.gate().map_or(0, |gate| gate.messages);
+        let now = (count(&self.up), count(&self.down));
+        let before = std::mem::replace(&mut self.counted, now);
+        (now.0 - before.0, now.1 - before.1)
+    }
+
+    /// Whether the client has shown that it is one: it has been joined to a server, and said something whole where there
+    /// are messages.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.phase == Phase::Open && self.up.gate().is_none_or(|gate| gate.messages > 0)
     }
 
     /// What has been delivered in all, PROXY headers not counted.
@@ -501,8 +366,11 @@ impl State {
         let way = self.to(from.other());
         way.came(bytes.len());
         way.moved += taken as u64;
-        way.push(bytes.get(taken..).unwrap_or_default());
+        let whole = way.push(bytes.get(taken..).unwrap_or_default(), now);
         self.moved_at = now;
+        if let Err(error) = whole {
+            self.cut(from, from.broke_frames(error), now);
+        }
         if matches!(self.phase, Phase::Header { .. }) {
             self.read_header();
         }
@@ -520,12 +388,42 @@ impl State {
         }
     }
 
-    fn eof(&mut self, from: Side) {
+    fn eof(&mut self, from: Side, now: Instant) {
         if matches!(self.phase, Phase::Header { .. }) {
             self.over("proxy_malformed", Blame::Peer);
             return;
         }
         self.to(from.other()).fin_seen = true;
+        let way = self.way_to(from.other());
+        if way.gate().is_some() && way.has_part() {
+            self.cut(from, from.ended_in_message(), now);
+        }
+    }
+
+    /// A side broke the rules of messages. The messages before that pass; a client is answered them, a server is not
+    /// believed to have ended in order.
+    fn cut(&mut self, from: Side, reason: &'static str, now: Instant) {
+        self.to(from.other()).cut_off();
+        if from == Side::Upstream {
+            self.blame_server(reason, now);
+        }
+        let until = after(now, LINGER).unwrap_or(now);
+        self.cut = self.cut.or(Some(Cut { from, reason, until }));
+        if from == Side::Client && self.up.gate().is_none_or(|gate| gate.messages == 0) {
+            // Nothing of it was worth a server's time.
+            self.over(reason, Blame::Peer);
+        }
+    }
+
+    /// A server that breaks before it has said anything is to blame like one that refuses.
+    fn blame_server(&mut self, reason: &'static str, now: Instant) {
+        self.failures.push(reason);
+        let said = self.down.gate().map_or(self.down.taken_in, |gate| gate.messages);
+        if said == 0
+            && let Some(picked) = &self.picked
+        {
+            picked.failed(now);
+        }
     }
 
     fn reset(&mut self, side: Side, now: Instant) {
@@ -534,15 +432,9 @@ impl State {
         self.over(side.reset(), Blame::Peer);
     }
 
-    /// A server that breaks counts; one that breaks before it has said anything is to blame like one that refuses.
     fn note_reset(&mut self, side: Side, now: Instant) {
         if side == Side::Upstream && !self.up.broken {
-            self.failures.push("upstream_reset");
-            if self.down.taken_in == 0
-                && let Some(picked) = &self.picked
-            {
-                picked.failed(now);
-            }
+            self.blame_server("upstream_reset", now);
         }
     }
 
@@ -591,6 +483,12 @@ impl State {
                 return;
             }
         }
+        if let Some(Cut { from, reason, .. }) = self.cut {
+            if (from == Side::Upstream && self.down.is_empty()) || (self.up.fin_sent && self.down.fin_sent) {
+                self.over(reason, Blame::Peer);
+            }
+            return;
+        }
         if self.up.fin_sent && self.down.fin_sent {
             self.over(if self.draining { "drained" } else { "finished" }, Blame::Nobody);
         }
@@ -604,12 +502,42 @@ impl State {
             Phase::Header { .. } => self.over("proxy_timeout", Blame::Peer),
             Phase::Connecting { .. } => self.connect_failed(Failure::Timeout, now),
             Phase::Open if self.idle_at().is_some_and(|at| at <= now) => self.over("idle", Blame::Nobody),
-            Phase::Open => {
-                self.probed_at = now;
-                self.probe = true;
-            }
+            Phase::Open => match self.frame_timer().filter(|(at, _)| *at <= now) {
+                Some((_, reason)) => {
+                    if reason.starts_with("upstream") {
+                        self.blame_server(reason, now);
+                    }
+                    self.over(reason, Blame::Peer);
+                }
+                None => {
+                    self.probed_at = now;
+                    self.probe = true;
+                }
+            },
             Phase::Dial | Phase::Over(_) => {}
         }
+    }
+
+    /// The first of the timers that only messages have, and the end it leads to.
+    fn frame_timer(&self) -> Option<(Instant, &'static str)> {
+        let frames = self.settings.frames?;
+        if let Some(Cut { reason, until, .. }) = self.cut {
+            return Some((until, reason));
+        }
+        let (up, down) = (self.up.gate()?, self.down.gate()?);
+        let whole = |gate: &Gate| after(gate.began?, frames.message_timeout?);
+        let slow = |gate: &Gate| after(gate.waiting?, frames.slow_after);
+        let first = frames.first_message.filter(|_| up.messages == 0).and_then(|time| after(self.opened, time));
+        [
+            (first, "first_message_timeout"),
+            (whole(up), "message_timeout"),
+            (whole(down), "upstream_message_timeout"),
+            (slow(down), "slow_reader"),
+            (slow(up), "upstream_slow"),
+        ]
+        .into_iter()
+        .filter_map(|(at, reason)| Some((at?, reason)))
+        .min_by_key(|(at, _)| *at)
     }
 
     fn idle_at(&self) -> Option<Instant> {
@@ -633,7 +561,10 @@ fn after(from: Instant, time: Duration) -> Option<Instant> {
 
 #[cfg(test)]
 mod tests {
-    use crate::transports::kit::balance::BalanceSettings;
+    use super::super::codec::ProxyVersion;
+    use super::super::state_gate::Frames;
+    use crate::transports::framed::Format;
+    use crate::transports::kit::balance::{BalanceSettings, Balancer};
     use proptest::prelude::*;
 
     use super::*;
@@ -744,6 +675,93 @@ mod tests {
         state.handle(Input::Written(Side::Upstream, 16), now);
         state.handle(Input::Written(Side::Upstream, 4), now);
         assert_eq!(state.take_moved(), Moved { up: 5, down: 0 }, "the header is not counted");
+    }
+
+    fn framed(now: Instant) -> State {
+        let frames = Frames {
+            format: Format::default(),
+            first_message: Some(Duration::from_secs(1)),
+            message_timeout: Some(Duration::from_secs(2)),
+            slow_after: Duration::from_secs(3),
+        };
+        open(RelaySettings { frames: Some(frames), ..settings() }, now)
+    }
+
+    #[test]
+    fn only_whole_messages_pass_and_none_of_it_is_passed_by() {
+        let now = start();
+        let mut state = framed(now);
+        assert!(!state.passes(Side::Client) && !state.splices(Side::Client));
+        state.handle(came(Side::Client, b"\0\0\0\x03abc\0\0\0\x02d", 0), now);
+        assert_eq!(state.poll(Side::Upstream), Next::Write(b"\0\0\0\x03abc"));
+        assert!(!state.wants_read(Side::Client), "while a message waits");
+        state.handle(Input::Written(Side::Upstream, 7), now);
+        assert_eq!(state.poll(Side::Upstream), Next::Wait);
+        assert!(state.wants_read(Side::Client));
+        state.handle(came(Side::Client, b"e", 0), now);
+        assert_eq!(state.poll(Side::Upstream), Next::Write(b"\0\0\0\x02de"));
+        assert_eq!((state.take_messages(), state.take_messages()), ((2, 0), (0, 0)));
+    }
+
+    #[test]
+    fn each_timer_of_messages_leads_to_its_end() {
+        let now = start();
+        let part = b"\0\0\0\x03a";
+        let whole = b"\0\0\0\x01a";
+        type Events<'a> = &'a [(Side, &'a [u8])];
+        let cases: [(Events<'_>, u64, &str); 5] = [
+            (&[], 1, "first_message_timeout"),
+            (&[(Side::Upstream, part), (Side::Client, whole)], 2, "upstream_message_timeout"),
+            (&[(Side::Upstream, whole)], 1, "first_message_timeout"),
+            (&[(Side::Client, whole)], 3, "upstream_slow"),
+            (&[(Side::Client, &[0, 0, 0, 1, b'a', 0]), (Side::Upstream, whole)], 3, "slow_reader"),
+        ];
+        for (events, seconds, end) in cases {
+            let mut state = framed(now);
+            for (from, bytes) in events {
+                state.handle(came(*from, bytes, 0), now);
+            }
+            let at = now + Duration::from_secs(seconds);
+            assert_eq!(state.deadline(), Some(at), "{end}");
+            state.handle(Input::Deadline, at);
+            assert_eq!(reason(&state), Some(end));
+        }
+        // What is taken in time starts the clock anew.
+        let mut state = framed(now);
+        state.handle(came(Side::Client, &[0, 0, 0, 1, b'a', 0], 0), now);
+        let later = now + Duration::from_secs(1);
+        state.handle(Input::Written(Side::Upstream, 5), later);
+        assert_eq!(state.deadline(), Some(later + Duration::from_secs(2)), "now the next message is awaited");
+    }
+
+    proptest! {
+        #[test]
+        fn any_cuts_of_any_messages_give_the_same_messages(
+            sizes in proptest::collection::vec(0usize..40, 0..20),
+            cuts in proptest::collection::vec(1usize..50, 1..50),
+        ) {
+            let now = start();
+            let mut state = framed(now);
+            let frame = |size: &usize| [&(*size as u32).to_be_bytes()[..], &vec![*size as u8; *size]].concat();
+            let sent: Vec<u8> = sizes.iter().flat_map(frame).collect();
+            let (mut at, mut got, mut cuts) = (0, Vec::new(), cuts.iter().cycle());
+            while got.len() < sent.len() {
+                if state.wants_read(Side::Client) {
+                    let end = (at + cuts.next().unwrap()).min(sent.len());
+                    state.handle(came(Side::Client, &sent[at..end], 0), now);
+                    at = end;
+                }
+                if let Next::Write(bytes) = state.poll(Side::Upstream) {
+                    let count = (*cuts.next().unwrap()).min(bytes.len());
+                    got.extend_from_slice(&bytes[..count]);
+                    state.handle(Input::Written(Side::Upstream, count), now);
+                }
+            }
+            prop_assert_eq!(&got, &sent);
+            prop_assert_eq!(state.take_messages(), (sizes.len() as u64, 0));
+            state.handle(Input::Eof(Side::Client), now);
+            prop_assert_eq!(state.poll(Side::Upstream), Next::Finish);
+        }
     }
 
     /// A direction that may use a pipe.

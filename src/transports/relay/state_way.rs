@@ -4,7 +4,11 @@
 //! kernel's where the bytes go from socket to socket without being copied (splice(2)). A pipe costs as much as two small
 //! copies, so it is worth its while only for a direction that has moved much and goes on in large pieces.
 
+use std::time::Instant;
+
+use super::state_gate::Gate;
 use crate::memory::Buf;
+use crate::transports::framed::{Format, FrameError};
 
 /// Bytes a direction has moved before it may use a pipe.
 const SPLICE_AFTER: u64 = 64 << 10;
@@ -38,12 +42,43 @@ pub(super) struct Way {
     last_piece: usize,
     /// There was no pipe when this many bytes had come.
     no_pipe_at: Option<u64>,
+    /// Where only whole messages pass.
+    gate: Option<Box<Gate>>,
 }
 
 impl Way {
+    /// A direction in which only whole messages pass.
+    pub(super) fn gated(format: Format) -> Self {
+        Self { gate: Some(Box::new(Gate::new(format))), ..Self::default() }
+    }
+
+    pub(super) fn gate(&self) -> Option<&Gate> {
+        self.gate.as_deref()
+    }
+
     /// What waits to be written.
     pub(super) fn bytes(&self) -> &[u8] {
-        self.waiting.get(self.written..).unwrap_or_default()
+        self.waiting.get(self.written..self.end()).unwrap_or_default()
+    }
+
+    /// Where what may be written ends.
+    fn end(&self) -> usize {
+        self.gate.as_ref().map_or(self.waiting.len(), |gate| gate.open)
+    }
+
+    /// Whether a message has come in part.
+    pub(super) fn has_part(&self) -> bool {
+        self.end() < self.waiting.len()
+    }
+
+    /// The source is not listened to any more; a message that has come in part is forgotten.
+    pub(super) fn cut_off(&mut self) {
+        self.fin_seen = true;
+        let end = self.end();
+        self.waiting.truncate(end);
+        if let Some(gate) = &mut self.gate {
+            gate.began = None;
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -60,6 +95,7 @@ impl Way {
         self.moved >= SPLICE_AFTER
             && self.last_piece >= SPLICE_PIECE
             && self.no_pipe_at.is_none_or(|at| self.taken_in.saturating_sub(at) >= NO_PIPE_FOR)
+            && self.gate.is_none()
             && self.wants_more()
     }
 
@@ -92,22 +128,32 @@ impl Way {
         !self.fin_seen && !self.broken && self.is_empty()
     }
 
-    pub(super) fn push(&mut self, bytes: &[u8]) {
-        if !bytes.is_empty() && !self.broken {
-            self.waiting.extend_from_slice(bytes);
+    pub(super) fn push(&mut self, bytes: &[u8], now: Instant) -> Result<(), FrameError> {
+        if bytes.is_empty() || self.broken {
+            return Ok(());
         }
+        self.waiting.extend_from_slice(bytes);
+        self.gate.as_mut().map_or(Ok(()), |gate| gate.look(&self.waiting, now))
     }
 
     /// Puts bytes of our own ahead of what waits.
     pub(super) fn push_front(&mut self, bytes: &[u8]) {
         self.own += bytes.len();
         self.waiting.splice(..self.written, bytes.iter().copied());
+        if let Some(gate) = &mut self.gate {
+            gate.open = (gate.open + bytes.len()).saturating_sub(self.written);
+        }
         self.written = 0;
     }
 
     /// The destination took so many of what waits.
-    pub(super) fn wrote(&mut self, count: usize) {
+    pub(super) fn wrote(&mut self, count: usize, now: Instant) {
         self.skip(count);
+        let rest = self.has_part();
+        let all = self.bytes().is_empty();
+        if let Some(gate) = &mut self.gate {
+            gate.taken(all, rest, now);
+        }
         let own = count.min(self.own);
         self.own -= own;
         self.moved += (count - own) as u64;
@@ -115,10 +161,14 @@ impl Way {
 
     /// Forgets so many bytes at the front.
     pub(super) fn skip(&mut self, count: usize) {
-        self.written = self.written.saturating_add(count).min(self.waiting.len());
-        if self.written == self.waiting.len() {
-            self.waiting.clear();
+        let end = self.end();
+        self.written = self.written.saturating_add(count).min(end);
+        if self.written == end {
+            self.waiting.drain(..end);
             self.written = 0;
+            if let Some(gate) = &mut self.gate {
+                gate.open = 0;
+            }
         }
     }
 
@@ -128,6 +178,9 @@ impl Way {
         self.waiting.clear();
         self.written = 0;
         self.piped = 0;
+        if let Some(gate) = &mut self.gate {
+            (gate.open, gate.began, gate.waiting) = (0, None, None);
+        }
     }
 
     /// Whether the source is to be told that nobody takes what it sends; true once.
