@@ -10,7 +10,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # One cargo at a time, and in the order written, even under -j.
 .NOTPARALLEL:
-.PHONY: help run test lint loom bench interop setup
+.PHONY: help run test lint loom miri tsan bench interop setup
 
 help: ## this list
 	@echo 'Targets (make TARGET, or ./make TARGET where make is not installed yet):'
@@ -36,8 +36,14 @@ lint: setup ## formatting, clippy and rustdoc; a warning is an error
 	cargo clippy --locked --no-default-features --lib -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 
-loom: ## the models of the mailbox lane, in all interleavings (LOOM_MAX_PREEMPTIONS, default 3)
+loom: ## the models of the mailbox lane and of buffers, in all interleavings (LOOM_MAX_PREEMPTIONS, default 3)
 	@scripts/loom
+
+miri: ## optional: the memory library under Miri, which finds undefined behaviour; needs a nightly toolchain
+	@scripts/nightly miri
+
+tsan: ## optional: the memory library under ThreadSanitizer, which finds data races; needs a nightly toolchain
+	@scripts/nightly tsan
 
 bench: ## our measurements beside our peers'; what they were elsewhere is in benches/RESULTS.md
 	@scripts/setup run
@@ -46,9 +52,10 @@ bench: ## our measurements beside our peers'; what they were elsewhere is in ben
 	benches/echo.sh 10
 	@echo 'Compare with benches/RESULTS.md, which names its machine, command and commit.'
 
-interop: setup ## the gateway against programs in other languages (today: framed TCP from Python)
+interop: setup ## the gateway against programs in other languages, also those that must be built first
 	@cargo test -q --locked --test it interop_ -- --list | grep -q ': test$$' || { echo 'no interop_ test in tests/it'; exit 1; }
-	cargo test --locked --test it interop_
+	cargo install --quiet --locked --root $(TARGET)/peers boringtun-cli@0.7.1
+	PORTWAY_BORINGTUN=$(abspath $(TARGET))/peers/bin/boringtun-cli cargo test --locked --test it interop_ -- --include-ignored
 
 setup: ## install what tests need and this machine lacks (Debian)
 	@scripts/setup test

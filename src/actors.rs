@@ -62,6 +62,8 @@ pub use host::{Deliver, Host};
 pub use introspect::{ActorView, ArbiterView, MeshView};
 pub use lane::{Depth, Refused};
 pub use mailbox::{ActorId, AskError, Control, Inbox, Mail, Permit, Reply, WATCHERS, WatchError};
+#[cfg(feature = "quic")]
+pub(crate) use mailbox::{Answer, wait_blocking};
 pub use mesh::{Mesh, MeshConfig, MeshError, OnArbiter, Place, SpawnError, Spec, WithAddr};
 pub use metrics::{COUNTERS, Counter, CounterName, Totals};
 pub use pinned::{Detached, Pinned};

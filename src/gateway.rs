@@ -13,10 +13,16 @@ mod check_quic;
 #[cfg(test)]
 mod check_tests;
 mod check_upstream;
+#[cfg(feature = "wireguard")]
+mod check_wireguard;
 pub mod cli;
 pub mod config;
 mod config_quic;
+#[cfg(feature = "wireguard")]
+mod config_wireguard;
 mod control;
+#[cfg(feature = "wireguard")]
+mod keygen;
 mod limits;
 mod listeners;
 mod log;
@@ -27,18 +33,33 @@ mod raw_secrets;
 mod raw_section;
 mod raw_text;
 mod raw_upstream;
+mod raw_wireguard;
 mod raw_words;
 mod reload;
 pub mod report;
 mod report_source;
 mod service;
+#[cfg(feature = "wireguard")]
+mod tunnels;
+#[cfg(not(feature = "wireguard"))]
+#[path = "gateway/tunnels_none.rs"]
+mod tunnels;
+#[cfg(feature = "wireguard")]
+mod tunnels_api;
+#[cfg(feature = "wireguard")]
+mod tunnels_inside;
+#[cfg(feature = "wireguard")]
+mod tunnels_names;
 pub mod units;
 pub mod upstreams;
+#[cfg(feature = "wireguard")]
+pub mod wg_conf;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -52,6 +73,7 @@ use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
 pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview, ServerRow};
 pub use reload::Reloaded;
+use tunnels::{Tunnel, Tunnels};
 use upstreams::Upstreams;
 
 /// How often the memory budget is looked at.
@@ -65,6 +87,7 @@ type Factory = Arc<dyn Fn(&Options) -> Result<Made, String> + Send + Sync>;
 #[derive(Clone, Default)]
 pub struct Builder {
     protocols: BTreeMap<String, Factory>,
+    helper: Option<PathBuf>,
 }
 
 impl fmt::Debug for Builder {
@@ -78,6 +101,15 @@ impl Builder {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Names a program that makes private networks: this one, if its `main` is [`cli::main`] or calls
+    /// `tun::serve_private_network` when its only argument is `private-network`. Without one, tunnels in mode `auto`
+    /// have a netstack inside.
+    #[must_use]
+    pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
+        self.helper = Some(program.into());
+        self
     }
 
     /// Adds a protocol on TCP: `[[listener]] protocol = "NAME"` in the configuration leads here, and its
@@ -123,6 +155,8 @@ impl Builder {
                 listeners::prepare(listener, &self.protocols, &Upstreams::default()).map(drop)
             }
             config::Protocol::Framed(_) | config::Protocol::Relay(_) | config::Protocol::Quic(_) => Ok(()),
+            #[cfg(feature = "wireguard")]
+            config::Protocol::Wireguard(_) => Ok(()),
         }
     }
 
@@ -137,10 +171,11 @@ impl Builder {
             None => None,
         };
         let mut bound = Vec::new();
-        for listener in &config.listeners {
+        for listener in config.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             self.check_options(listener)?;
             bound.push(Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?));
         }
+        let tunnels = tunnels::bind(&config)?;
         let mesh = Mesh::start(MeshConfig {
             arbiters: config.runtime.arbiters,
             pin_cores: config.runtime.pin_cores,
@@ -153,11 +188,16 @@ impl Builder {
                 .memory
                 .map_or_else(limits::half_of_memory, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
         );
-        let started = self.start_on(&mesh, &config, admin, bound, &budget);
+        let started = self.start_on(&mesh, &config, admin, (bound, tunnels), &budget);
         match started {
-            Ok((status, admin)) => {
-                Ok(Gateway { mesh, status, admin, protocols: self.protocols.clone(), config: Mutex::new(config) })
-            }
+            Ok((status, admin)) => Ok(Gateway {
+                mesh,
+                status,
+                admin,
+                protocols: self.protocols.clone(),
+                helper: self.helper.clone(),
+                config: Mutex::new(config),
+            }),
             Err(error) => {
                 let _not_on_arbiter = mesh.stop();
                 Err(error)
@@ -171,19 +211,24 @@ impl Builder {
         mesh: &Mesh,
         config: &Config,
         admin: Option<TcpListener>,
-        bound: Vec<Arc<TcpListener>>,
+        (bound, tunnels): (Vec<Arc<TcpListener>>, Vec<tunnels::Bound>),
         budget: &Budget,
     ) -> Result<(Arc<Status>, Option<Mail<Never>>), StartError> {
         let upstreams = Upstreams::start(mesh, &config.upstreams).map_err(StartError::Spawn)?;
         let mut prepared = Vec::new();
-        for (listener, socket) in config.listeners.iter().zip(bound) {
+        let tcp = config.listeners.iter().filter(|listener| tunnels::is_tcp(listener));
+        for (listener, socket) in tcp.zip(bound) {
             let made = listeners::prepare(listener, &self.protocols, &upstreams)?;
             prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, occupancy: Arc::default() });
         }
+        let listeners = listeners::start_all(mesh, prepared, budget)?;
+        let around = tunnels::Around { mesh, upstreams: &upstreams, budget, helper: self.helper.as_ref() };
+        let tunnels = tunnels::start_all(around, tunnels)?;
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
             budget: budget.clone(),
-            listeners: Mutex::new(listeners::start_all(mesh, prepared, budget)?),
+            listeners: Mutex::new(listeners),
+            tunnels: Mutex::new(tunnels),
             upstreams: Mutex::new(upstreams),
             started: clock::now(),
             last_reload: Mutex::default(),
@@ -202,6 +247,7 @@ pub(crate) struct Status {
     draining: AtomicBool,
     budget: Budget,
     listeners: Mutex<Vec<Arc<ListenerStatus>>>,
+    tunnels: Tunnels,
     upstreams: Mutex<Upstreams>,
     started: Instant,
     /// When the last reload was, whether it was applied, and what it did.
@@ -234,8 +280,12 @@ impl Status {
             return Some("draining".to_owned());
         }
         let listeners = self.listeners();
-        let down = listeners.iter().find(|listener| !listener.accepting())?;
-        Some(format!("listener {} has ended", down.name))
+        if let Some(down) = listeners.iter().find(|listener| !listener.accepting()) {
+            return Some(format!("listener {} has ended", down.name));
+        }
+        let tunnels = self.tunnels();
+        let down = tunnels.iter().find(|tunnel| !tunnel.accepting())?;
+        Some(format!("listener {} has ended", down.row().name))
     }
 
     fn last_reload(&self) -> Option<LastReload> {
@@ -263,6 +313,10 @@ impl Status {
         self.listeners.lock().clone()
     }
 
+    fn tunnels(&self) -> Vec<Arc<Tunnel>> {
+        self.tunnels.lock().clone()
+    }
+
     fn set_listeners(&self, listeners: Vec<Arc<ListenerStatus>>) {
         *self.listeners.lock() = listeners;
     }
@@ -274,6 +328,7 @@ pub struct Gateway {
     status: Arc<Status>,
     admin: Option<Mail<Never>>,
     protocols: BTreeMap<String, Factory>,
+    helper: Option<PathBuf>,
     config: Mutex<Config>,
 }
 
@@ -293,7 +348,10 @@ impl Gateway {
     /// The listeners by name and the addresses they are bound to (port 0 in the configuration is a real one here).
     #[must_use]
     pub fn listeners(&self) -> Vec<(Arc<str>, SocketAddr)> {
-        self.status.listeners().iter().map(|listener| (listener.name.clone(), listener.address)).collect()
+        let mut all: Vec<_> =
+            self.status.listeners().iter().map(|listener| (listener.name.clone(), listener.address)).collect();
+        all.extend(self.status.tunnels().iter().map(|tunnel| (tunnel.row().name.clone(), tunnel.row().address)));
+        all
     }
 
     /// The gateway at this moment.
@@ -332,6 +390,7 @@ impl Gateway {
     pub async fn drain(&self) -> DrainReport {
         self.status.draining.store(true, Ordering::Release);
         let time = self.config.lock().runtime.drain;
+        tunnels::drain(&self.status.tunnels(), time);
         let report = self.mesh.drain(time).await;
         // Last: until here connections may still have been looking for a server.
         self.status.upstreams().drain();

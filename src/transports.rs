@@ -5,6 +5,10 @@ pub mod framed;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod kit;
+#[cfg(feature = "wireguard")]
+pub mod netstack;
+#[cfg(feature = "quic")]
+pub mod quic;
 pub mod relay;
 pub mod tcp;
 #[cfg(feature = "tls")]

@@ -42,6 +42,13 @@ fn real_now() -> Instant {
     Instant::now()
 }
 
+/// The wall clock, as time since 1970: for what must be understood by another process or after a restart. It may jump.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this file is the one place that reads the clock")]
+pub fn since_1970() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
 /// A future that is ready at `at`.
 #[must_use]
 pub fn sleep_until(at: Instant) -> Sleep {

@@ -316,6 +316,17 @@ impl<M: Send + 'static> Mail<M> {
     }
 }
 
+/// Waits for a future on a plain thread, at most `within`. The future must not need an event loop.
+///
+/// # Errors
+/// [`AskError::OnArbiter`] where blocking would stop actors, [`AskError::Timeout`].
+pub(crate) fn wait_blocking<F: Future>(within: Duration, future: F) -> Result<F::Output, AskError> {
+    if local::on_event_loop() {
+        return Err(AskError::OnArbiter);
+    }
+    local::block_on_plain_thread(within, future).ok_or(AskError::Timeout)
+}
+
 /// A place in the line of those who wait for a permit, given up when the caller stops waiting.
 struct Line<'a, M> {
     shared: &'a Shared<M>,
@@ -403,6 +414,7 @@ impl<M> fmt::Debug for Permit<M> {
 pub struct Reply<R>(oneshot::Sender<R>);
 
 /// The answer to come.
+#[derive(Debug)]
 pub(crate) struct Answer<R>(pub(crate) oneshot::Receiver<R>);
 
 impl<R> Answer<R> {

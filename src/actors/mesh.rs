@@ -245,6 +245,12 @@ impl Mesh {
         self.inner.seats.len().saturating_sub(1)
     }
 
+    /// The number of the data arbiter the caller runs on, if it is one of this mesh.
+    #[must_use]
+    pub fn here(&self) -> Option<usize> {
+        local::current().filter(|here| here.mesh.is(self) && here.index < self.arbiters()).map(|here| here.index)
+    }
+
     /// How many actors live.
     #[must_use]
     pub fn live(&self) -> usize {
@@ -304,6 +310,20 @@ impl Mesh {
             }
         }));
         if sent { Ok(mail) } else { Err(SpawnError::Stopped) }
+    }
+
+    /// Starts an actor on the arbiter `here`, which the caller runs on.
+    pub(crate) fn spawn_local<P: Protocol>(
+        &self,
+        here: &std::rc::Rc<Local>,
+        (parent, depth): (ActorId, u16),
+        spec: Spec,
+        make: impl FnOnce() -> P + 'static,
+    ) -> Result<Mail<P::Msg>, SpawnError> {
+        let (unstarted, _, identity) = self.admit::<P>(Some((parent, depth)), Place::Here, spec)?;
+        let mail = unstarted.mail();
+        unstarted.start(here, identity, make);
+        Ok(mail)
     }
 
     pub(crate) fn spawn_supervised<P: Protocol>(

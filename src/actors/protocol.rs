@@ -379,6 +379,18 @@ impl<M: Send + 'static> Turn<'_, M> {
         self.local.mesh.spawn_under(Some((self.shared.id, self.depth)), place, spec, make)
     }
 
+    /// As [`spawn`](Self::spawn) on this actor's own arbiter, with a `make` that may hold what cannot leave it.
+    ///
+    /// # Errors
+    /// See [`Mesh::spawn`].
+    pub fn spawn_here<P: Protocol>(
+        &self,
+        spec: Spec,
+        make: impl FnOnce() -> P + 'static,
+    ) -> Result<Mail<P::Msg>, SpawnError> {
+        self.local.mesh.spawn_local(self.local, (self.shared.id, self.depth), spec, make)
+    }
+
     /// Starts work that waits, on this arbiter and as part of this actor: it ends with it. `then` turns the answer
     /// into a message, for which room is reserved now.
     ///

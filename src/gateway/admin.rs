@@ -152,10 +152,11 @@ async fn answer(mesh: &Mesh, status: &Status, request: &Request<Incoming>) -> Re
             Err(why) => text(StatusCode::BAD_REQUEST, why),
         },
         "/api/status" => json(serde_json::to_string_pretty(&Overview::of(&mesh.view().await, status))),
+        "/api/wireguard" => json(super::tunnels::api(&status.tunnels()).await),
         "/api/listeners" => json(api::listeners(&mesh.view().await, status)),
         "/" => text(
             StatusCode::OK,
-            "portway admin (read only)\n/healthz\n/readyz\n/metrics\n/api/actors\n/api/listeners\n/api/status\n",
+            "portway admin (read only)\n/healthz\n/readyz\n/metrics\n/api/actors\n/api/listeners\n/api/status\n/api/wireguard\n",
         ),
         _ => text(StatusCode::NOT_FOUND, "no such page; / lists what there is\n"),
     }

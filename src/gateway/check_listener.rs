@@ -39,7 +39,7 @@ pub(super) fn all(
             }
         }
         if let Field::Is(listen) = &raw.listen {
-            let udp = matches!(&raw.protocol, Field::Is(At { value: RawProtocol::Quic, .. }));
+            let udp = matches!(&raw.protocol, Field::Is(At { value: RawProtocol::Quic | RawProtocol::Wireguard, .. }));
             addresses.take(listen, udp, mistakes);
         }
         listeners.extend(listener(raw, around, source, mistakes));
@@ -116,6 +116,7 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
         RawProtocol::Framed => ("framed", "[listener.framed]"),
         RawProtocol::Relay => ("relay", "[listener.relay]"),
         RawProtocol::Quic => ("quic", "[listener.quic]"),
+        RawProtocol::Wireguard => ("wireguard", "[listener.wireguard]"),
         RawProtocol::Custom(name) => (name.as_str(), "[listener.options]"),
     };
     let tables = [
@@ -123,6 +124,7 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
         ("[listener.framed]", raw.framed.as_ref().map(|at| at.span)),
         ("[listener.relay]", raw.relay.as_ref().map(|at| at.span)),
         ("[listener.quic]", raw.quic.as_ref().map(|at| at.span)),
+        ("[listener.wireguard]", raw.wireguard.as_ref().map(|at| at.span)),
     ];
     let words = [
         ("service", span_of(&raw.service).filter(|_| name != "framed")),
@@ -154,11 +156,30 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
         }
         RawProtocol::Relay => relay(raw, around, mistakes).map(Protocol::Relay),
         RawProtocol::Quic => check_quic::quic(raw, around, mistakes).map(Protocol::Quic),
+        RawProtocol::Wireguard => wireguard(raw, around, mistakes),
         RawProtocol::Custom(name) => {
             let options = raw.options.as_ref().map(|at| at.value.clone()).unwrap_or_default();
             Some(Protocol::Custom { protocol: name.clone(), options })
         }
     }
+}
+
+#[cfg(feature = "wireguard")]
+fn wireguard(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Protocol> {
+    let Some(table) = &raw.wireguard else {
+        let hint = "add a `[listener.wireguard]` with a private key, addresses and peers";
+        mistakes.add(raw.header, "a `[[listener]]` with protocol `wireguard` lacks `[listener.wireguard]`", hint);
+        return None;
+    };
+    let interface = super::check_wireguard::wireguard(table, around, mistakes)?;
+    Some(Protocol::Wireguard(Box::new(interface)))
+}
+
+#[cfg(not(feature = "wireguard"))]
+fn wireguard(raw: &RawListener, _: &Around<'_>, mistakes: &mut Mistakes) -> Option<Protocol> {
+    let hint = "build with the feature `wireguard`, or take the listener out";
+    mistakes.add(raw.header, "protocol `wireguard` is not in this build", hint);
+    None
 }
 
 fn span_of<T>(field: &Field<T>) -> Option<Span> {

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::check::{Known, load, parse, parse_with};
 use super::config::*;
 use super::report::Report;
+use crate::transports::wireguard::PeerSettings;
 
 const SHIPPED: &str = include_str!("../../config.toml");
 
@@ -297,9 +298,17 @@ fn the_shipped_file_states_the_defaults() {
     assert_eq!((&shipped.runtime, &shipped.log), (&Runtime::default(), &Log::default()));
     assert_eq!(shipped.admin.as_ref().unwrap().listen.to_string(), "127.0.0.1:9180");
     assert_eq!(shipped.upstreams, []);
-    let [echo] = shipped.listeners.as_slice() else { panic!("one listener") };
+    let [echo, wg0] = shipped.listeners.as_slice() else { panic!("two listeners") };
     assert_eq!((echo.name.as_str(), echo.listen.to_string().as_str()), ("echo", "127.0.0.1:7001"));
     assert_eq!((&echo.limits, &echo.protocol), (&Limits::default(), &Protocol::Framed(Framed::default())));
+
+    let Protocol::Wireguard(tunnel) = &wg0.protocol else { panic!("a tunnel") };
+    let expected = Wireguard {
+        addresses: vec![("10.98.0.1".parse().unwrap(), "10.98.0.0/24".parse().unwrap())],
+        services: tunnel.services.clone(),
+        ..Wireguard::default()
+    };
+    assert_eq!((wg0.name.as_str(), &**tunnel), ("wg0", &expected));
 
     let all = parse("config.toml", &uncommented(true), &Known::default()).unwrap();
     let [app, datagrams, site] = all.upstreams.as_slice() else { panic!("three upstreams") };
@@ -307,8 +316,12 @@ fn the_shipped_file_states_the_defaults() {
     let udp = Server::Udp { host: Host::Address("127.0.0.1".parse().unwrap()), port: 9001 };
     assert_eq!(*datagrams, Upstream::new("datagrams", vec![udp]));
     assert!(site.tls.is_some());
-    let [first, relay, quic] = all.listeners.as_slice() else { panic!("three listeners") };
+    let [first, tunnel, relay, quic] = all.listeners.as_slice() else { panic!("four listeners") };
     assert_eq!(first, echo);
+    let Protocol::Wireguard(peers) = &tunnel.protocol else { panic!("a tunnel") };
+    let mut settings = PeerSettings::new(peers.peers[0].settings.public_key, vec!["10.98.0.2".parse().unwrap()]);
+    settings.name = Some("phone".into());
+    assert_eq!(peers.peers, [Peer { settings, endpoint_name: None }]);
     assert_eq!((relay.name.as_str(), &relay.protocol), ("relay", &Protocol::Relay(Relay::new("app"))));
     let Protocol::Quic(Quic { tls, routes, settings }) = &quic.protocol else { panic!("over QUIC") };
     assert_eq!((routes.len(), settings), (2, &QuicSettings::default()));
@@ -322,10 +335,16 @@ fn the_shipped_file_states_the_defaults() {
 fn the_shipped_file_has_every_key() {
     let document: toml::Table = uncommented(true).parse().unwrap();
     let has = |table: &toml::Value, inner: Option<&str>, key: &str| match inner {
-        Some(inner) => table.get(inner).is_some_and(|table| match table.as_array() {
-            Some(tables) => tables.iter().any(|table| table.get(key).is_some()),
-            None => table.get(key).is_some(),
-        }),
+        Some(inner) => {
+            // Two levels at most: a table, and lists of tables within.
+            let (first, then) = inner.split_once('.').map_or((inner, None), |(first, then)| (first, Some(then)));
+            let table = table.get(first);
+            let table = then.map_or(table, |then| table.and_then(|table| table.get(then)));
+            table.is_some_and(|table| match table.as_array() {
+                Some(tables) => tables.iter().any(|table| table.get(key).is_some()),
+                None => table.get(key).is_some(),
+            })
+        }
         None => table.get(key).is_some(),
     };
     for (name, keys) in super::raw::TABLES {
@@ -360,6 +379,11 @@ fn every_listed_key_is_read() {
                 let route = if name == "[[listener.route]]" { "" } else { route };
                 let quic = with(&format!("{route}{name}\n{body}"));
                 quic.replace("\"framed\"\nservice", "\"quic\"\ncertificate")
+            }
+            name if name.contains("listener.wireguard") => {
+                let key = "[listener.wireguard]\ngenerate_key = true\naddresses = [\"10.0.0.1/8\"]\n";
+                let key = if name == "[listener.wireguard]" { "" } else { key };
+                with(&format!("{key}{name}\n{body}")).replace("\"framed\"\nservice = \"echo\"", "\"wireguard\"")
             }
             name if name.starts_with("[listener.") => with(&format!("{name}\n{body}")),
             name if name.starts_with("[upstream.") => {

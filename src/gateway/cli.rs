@@ -41,18 +41,35 @@ enum Command {
     },
     /// Print a configuration file to start from, with every key and its default
     Example,
+    /// Make new keys
+    Keygen {
+        #[command(subcommand)]
+        kind: KeyKind,
+    },
     /// The helper of a private network, started by the gateway itself
     #[command(hide = true)]
     PrivateNetwork,
+}
+
+/// What keys are for.
+#[derive(Debug, Subcommand)]
+enum KeyKind {
+    /// A private key, its public key and a preshared key, printed or written to files
+    Wireguard {
+        /// Write NAME.key and NAME.psk, readable by their owner alone, and print only the public key
+        #[arg(long, value_name = "NAME")]
+        out: Option<PathBuf>,
+    },
 }
 
 /// Does what the command line asks for.
 #[must_use]
 pub fn main(builder: &Builder) -> ExitCode {
     let Arguments { command, config: path } = Arguments::parse();
-    match command {
+    match &command {
         Command::Example => return say(include_str!("../../config.toml")),
         Command::PrivateNetwork => return private_network(),
+        Command::Keygen { kind: KeyKind::Wireguard { out } } => return keygen(out.as_deref()),
         Command::Run | Command::Check | Command::Reload | Command::Status { .. } => {}
     }
     let config = match check::load(&path, &builder.known()) {
@@ -69,11 +86,35 @@ pub fn main(builder: &Builder) -> ExitCode {
         Command::Run => run(builder, config, &path),
         Command::Status { json } => status(&config, json),
         Command::Reload => ask_reload(&config),
-        Command::Check | Command::Example | Command::PrivateNetwork => {
+        Command::Check | Command::Example | Command::PrivateNetwork | Command::Keygen { .. } => {
+            #[cfg(feature = "wireguard")]
+            for listener in &config.listeners {
+                for warning in super::tunnels::of(listener).iter().flat_map(|tunnel| &tunnel.warnings) {
+                    let _unread =
+                        std::io::stderr().write_all(format!("warning: {}: {warning}\n", listener.name).as_bytes());
+                }
+            }
             let plural = if config.listeners.len() == 1 { "listener" } else { "listeners" };
             say(&format!("{}: fine, {} {plural}\n", path.display(), config.listeners.len()))
         }
     }
+}
+
+#[cfg(feature = "wireguard")]
+fn keygen(out: Option<&Path>) -> ExitCode {
+    let done = super::keygen::Keys::generate().and_then(|keys| match out {
+        None => Ok(keys.text()),
+        Some(name) => keys.write(name).map(Into::into),
+    });
+    match done {
+        Ok(text) => say(&text),
+        Err(error) => complain(&error, FAILED),
+    }
+}
+
+#[cfg(not(feature = "wireguard"))]
+fn keygen(_: Option<&Path>) -> ExitCode {
+    private_network()
 }
 
 #[cfg(feature = "wireguard")]
@@ -113,7 +154,9 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
         },
         None => None,
     };
-    let gateway = match builder.start(config) {
+    // This very program, with `private-network` as its argument, is the helper of private networks.
+    let helped = std::env::current_exe().map(|program| builder.clone().helper(program));
+    let gateway = match helped.as_ref().unwrap_or(builder).start(config) {
         Ok(gateway) => gateway,
         Err(error) => return complain(&error, FAILED),
     };

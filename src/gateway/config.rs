@@ -14,6 +14,9 @@ pub use super::config_quic::{
     Certificate, CertificateSource, Congestion, ListenerTls, Quic, QuicService, QuicSettings, Retry, Route, UpstreamTls,
 };
 
+#[cfg(feature = "wireguard")]
+pub use super::config_wireguard::{InsideService, Key, Mode, Peer, Speaks, ThreadingMode, Wireguard};
+
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
@@ -321,6 +324,9 @@ pub enum Protocol {
     Relay(Relay),
     /// Streams and datagrams over QUIC.
     Quic(Quic),
+    /// Tunnels, and what is inside.
+    #[cfg(feature = "wireguard")]
+    Wireguard(Box<Wireguard>),
     /// A protocol that the embedding program has registered in [`Known`](super::check::Known).
     #[non_exhaustive]
     Custom {
@@ -337,6 +343,8 @@ impl fmt::Debug for Protocol {
             Self::Framed(framed) => f.debug_tuple("Framed").field(framed).finish(),
             Self::Relay(relay) => f.debug_tuple("Relay").field(relay).finish(),
             Self::Quic(quic) => f.debug_tuple("Quic").field(quic).finish(),
+            #[cfg(feature = "wireguard")]
+            Self::Wireguard(wireguard) => f.debug_tuple("Wireguard").field(wireguard).finish(),
             Self::Custom { protocol, options } => {
                 let keys: Vec<_> = options.keys().collect();
                 f.debug_struct("Custom").field("protocol", protocol).field("options", &keys).finish()

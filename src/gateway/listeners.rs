@@ -72,6 +72,8 @@ pub(super) fn prepare(
             Ok(Box::new(move || Box::new(relay::Connections::new(name.clone(), settings.clone())) as Box<dyn OnAccept>))
         }
         config::Protocol::Quic(_) => Err(refuse("protocol `quic` cannot be started by this build yet".to_owned())),
+        #[cfg(feature = "wireguard")]
+        config::Protocol::Wireguard(_) => Err(refuse("a tunnel is no listener of TCP".to_owned())),
         config::Protocol::Custom { protocol, options } => match protocols.get(protocol) {
             Some(factory) => factory(options).map_err(refuse),
             None => Err(refuse(format!("no protocol `{protocol}` is registered"))),
@@ -79,7 +81,7 @@ pub(super) fn prepare(
     }
 }
 
-fn settings_of(listener: &Listener, framed: &config::Framed) -> Result<Settings, String> {
+pub(super) fn settings_of(listener: &Listener, framed: &config::Framed) -> Result<Settings, String> {
     let length_bytes = match framed.length_bytes {
         1 => LengthBytes::One,
         2 => LengthBytes::Two,
@@ -167,6 +169,8 @@ fn name_of(protocol: &config::Protocol) -> &str {
         config::Protocol::Framed(_) => "framed",
         config::Protocol::Relay(_) => "relay",
         config::Protocol::Quic(_) => "quic",
+        #[cfg(feature = "wireguard")]
+        config::Protocol::Wireguard(_) => "wireguard",
         config::Protocol::Custom { protocol, .. } => protocol,
     }
 }

@@ -103,7 +103,15 @@ pub struct ServerRow {
 }
 
 /// Families whose every rise means that something was not done.
-const DROPS: &[&str] = &["actor_panics", "actor_slow_turns", "connections_refused", "messages_dropped", "other"];
+const DROPS: &[&str] = &[
+    "actor_panics",
+    "actor_slow_turns",
+    "connections_refused",
+    "messages_dropped",
+    "netstack_dropped",
+    "other",
+    "wireguard_dropped",
+];
 /// Ends of connections that are as they should be.
 const FINE: &[&str] = &["eof", "finished", "drained", "stopped", "idle", ""];
 
@@ -156,6 +164,18 @@ impl Overview {
                     accepted: sum("connections_accepted", &listener.name),
                     refused: sum("connections_refused", &listener.name),
                 })
+                .chain(status.tunnels().iter().map(|tunnel| {
+                    let tunnel = tunnel.row();
+                    ListenerRow {
+                        name: tunnel.name.to_string(),
+                        address: tunnel.address.to_string(),
+                        protocol: "wireguard".to_owned(),
+                        accepting: tunnel.accepting,
+                        connections: tunnel.sessions,
+                        accepted: sum("wireguard_handshakes", tunnel.name),
+                        refused: sum("wireguard_dropped", tunnel.name),
+                    }
+                }))
                 .collect(),
             servers: servers(status),
             actors,

@@ -15,6 +15,7 @@ use super::raw_quic::{self, RawCertificate, RawQuic, RawRoute, RawTls};
 use super::raw_section::{At, Field, Reader, Section, kind};
 use super::raw_text::Text;
 use super::raw_upstream::{self, RawUpstream};
+use super::raw_wireguard::{self, RawWireguard};
 use super::raw_words::{in_code, nearest_or_list, unknown_key_hint};
 use super::report::{Span, quoted};
 
@@ -36,6 +37,7 @@ const LISTENER_KEYS: &[&str] = &[
     "framed",
     "relay",
     "quic",
+    "wireguard",
     "options",
 ];
 const LIMITS_KEYS: &[&str] = &["connections", "per_source", "half_open", "first_message", "idle"];
@@ -52,7 +54,7 @@ const FRAMED_KEYS: &[&str] = &[
 const RELAY_KEYS: &[&str] = &["proxy_in", "proxy_out", "attempts"];
 
 /// Every table and its keys, to say where a misplaced key belongs.
-pub(super) const TABLES: [(&str, &[&str]); 15] = [
+pub(super) const TABLES: [(&str, &[&str]); 18] = [
     ("[runtime]", RUNTIME_KEYS),
     ("[admin]", ADMIN_KEYS),
     ("[log]", LOG_KEYS),
@@ -64,6 +66,9 @@ pub(super) const TABLES: [(&str, &[&str]); 15] = [
     (raw_quic::TLS, raw_quic::TLS_KEYS),
     (raw_quic::ROUTE, raw_quic::ROUTE_KEYS),
     (raw_quic::QUIC, raw_quic::QUIC_KEYS),
+    (raw_wireguard::WIREGUARD, raw_wireguard::WIREGUARD_KEYS),
+    (raw_wireguard::PEER, raw_wireguard::PEER_KEYS),
+    (raw_wireguard::SERVICE, raw_wireguard::SERVICE_KEYS),
     (raw_upstream::UPSTREAM, raw_upstream::KEYS),
     (raw_upstream::LIMITS, raw_upstream::LIMITS_KEYS),
     (raw_upstream::HEALTH, raw_upstream::HEALTH_KEYS),
@@ -71,8 +76,8 @@ pub(super) const TABLES: [(&str, &[&str]); 15] = [
 ];
 
 /// Words of later versions: known, so that nobody takes them for typing mistakes.
-const LATER_LISTENER_KEYS: [&str; 4] = ["udp", "http", "moq", "wireguard"];
-const LATER_PROTOCOLS: [&str; 4] = ["udp", "http", "moq", "wireguard"];
+const LATER_LISTENER_KEYS: [&str; 3] = ["udp", "http", "moq"];
+const LATER_PROTOCOLS: [&str; 3] = ["udp", "http", "moq"];
 const LATER_SERVICES: [&str; 5] = ["forward", "static", "demo", "respond", "moq"];
 
 const SERVICES: [(&str, FramedService); 2] = [("echo", FramedService::Echo), ("rooms", FramedService::Rooms)];
@@ -148,6 +153,7 @@ pub(super) struct RawListener {
     pub(super) tls: Option<At<RawTls>>,
     pub(super) routes: Vec<RawRoute>,
     pub(super) quic: Option<At<RawQuic>>,
+    pub(super) wireguard: Option<At<RawWireguard>>,
     pub(super) options: Option<At<toml::Table>>,
 }
 
@@ -157,6 +163,7 @@ pub(super) enum RawProtocol {
     Framed,
     Relay,
     Quic,
+    Wireguard,
     Custom(String),
 }
 
@@ -314,6 +321,9 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
         tls: section.section("tls", raw_quic::TLS, raw_quic::TLS_KEYS).map(raw_quic::tls),
         routes: tables(&mut section, "route", "a route", raw_quic::ROUTE, raw_quic::ROUTE_KEYS, raw_quic::route),
         quic: section.section("quic", raw_quic::QUIC, raw_quic::QUIC_KEYS).map(raw_quic::quic),
+        wireguard: section
+            .section("wireguard", raw_wireguard::WIREGUARD, raw_wireguard::WIREGUARD_KEYS)
+            .map(raw_wireguard::wireguard),
         options: section
             .section("options", "[listener.options]", &[])
             .map(|options| At { value: options.reader.free_table(options.table), span: options.header }),
@@ -340,7 +350,12 @@ pub(super) fn name(section: &mut Section<'_, '_>, of: &str, example: &str) -> Fi
 
 /// The protocol, and whether it is one of a later version.
 fn protocol(section: &mut Section<'_, '_>, known: &Known) -> (Field<RawProtocol>, bool) {
-    let built_in = [("framed", RawProtocol::Framed), ("relay", RawProtocol::Relay), ("quic", RawProtocol::Quic)];
+    let built_in = [
+        ("framed", RawProtocol::Framed),
+        ("relay", RawProtocol::Relay),
+        ("quic", RawProtocol::Quic),
+        ("wireguard", RawProtocol::Wireguard),
+    ];
     let mut words: Vec<_> = built_in.to_vec();
     words.extend(known.protocols().map(|name| (name, RawProtocol::Custom(name.to_owned()))));
     let given = section.value("protocol").and_then(|value| value.get_ref().as_str());

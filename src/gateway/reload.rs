@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::config::{Config, Listener, Protocol, Runtime};
 use super::upstreams::Upstreams;
-use super::{Gateway, ListenerStatus, StartError, listeners};
+use super::{Gateway, ListenerStatus, StartError, listeners, tunnels};
 use crate::actors::{Control, clock};
 use crate::transports::tcp;
 
@@ -76,6 +76,7 @@ impl Gateway {
         ];
         done.restart = restart.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect();
         let old = self.status.listeners();
+        let tunnels_before = self.status.tunnels();
 
         // What can be refused.
         let before = self.status.upstreams();
@@ -88,6 +89,24 @@ impl Gateway {
                 return Err(error);
             }
         };
+        // Tunnels come last of what can fail: an error leaves what was changed of them, and says so.
+        let steps = tunnels::plan(&tunnels_before, &new, running.upstreams != new.upstreams);
+        let around = tunnels::Around {
+            mesh: &self.mesh,
+            upstreams: &upstreams,
+            budget: &self.status.budget,
+            helper: self.helper.as_ref(),
+        };
+        let tunnels = steps.and_then(|steps| tunnels::apply(around, &tunnels_before, steps, &mut done));
+        let tunnels = match tunnels {
+            Ok(tunnels) => tunnels,
+            Err(error) => {
+                started.iter().for_each(|status| status.acceptor.control(Control::Stop));
+                upstreams.retire(&before);
+                return Err(error);
+            }
+        };
+        *self.status.tunnels.lock() = tunnels;
         before.retire(&upstreams);
         self.status.set_upstreams(upstreams);
         // From here on nothing fails.
@@ -133,7 +152,7 @@ impl Gateway {
         done: &mut Reloaded,
     ) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
         let mut start = Vec::new();
-        for listener in &new.listeners {
+        for listener in new.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             let was = running.listeners.iter().find(|old| old.name == listener.name);
             let same_upstream = match &listener.protocol {
                 Protocol::Relay(relay) => match (before.get(&relay.upstream), upstreams.get(&relay.upstream)) {
@@ -141,6 +160,8 @@ impl Gateway {
                     (_, None) | (None, _) => false,
                 },
                 Protocol::Framed(_) | Protocol::Quic(_) | Protocol::Custom { .. } => true,
+                #[cfg(feature = "wireguard")]
+                Protocol::Wireguard(_) => true,
             };
             let alive = old.iter().any(|status| *status.name == *listener.name && status.accepting());
             if alive && same_upstream && was.is_some_and(|was| same(was, listener)) {

@@ -60,6 +60,11 @@ impl Mistakes {
         self.0.push(Mistake { span, message: message.into(), hint: hint.into(), also });
     }
 
+    #[cfg(feature = "wireguard")]
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

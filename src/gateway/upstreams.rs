@@ -251,6 +251,12 @@ async fn keep(upstream: config::Upstream, balancer: Arc<Balancer>, lookup: Looku
     join(join_all(names), checks).await.1
 }
 
+/// Looks a name up once, on a thread of its own.
+#[cfg(feature = "wireguard")]
+pub(super) async fn look_up(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    apart(move || Ok((host.as_str(), port).to_socket_addrs()?.collect())).await
+}
+
 /// Runs what blocks on a thread of its own, which nobody waits for: the end of a runtime waits for its blocking
 /// threads, and the resolver of the system may take half a minute. One per name at a time.
 async fn apart<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {

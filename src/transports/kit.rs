@@ -3,3 +3,4 @@
 pub mod admission;
 pub mod balance;
 pub mod packets;
+pub mod routes;

@@ -59,7 +59,7 @@ fn seven_mistakes_are_seven_places_and_exit_2() {
 #[test]
 fn the_shipped_file_and_the_examples_are_fine() {
     let output = portway(&["check"], &[]);
-    assert_eq!((output.status.code(), stdout(&output)), (Some(0), "config.toml: fine, 1 listener\n"));
+    assert_eq!((output.status.code(), stdout(&output)), (Some(0), "config.toml: fine, 2 listeners\n"));
     assert_eq!(stderr(&output), "");
     for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/configs")).unwrap() {
         let path = entry.unwrap().path();
@@ -118,4 +118,30 @@ fn bad_usage_and_unreadable_files_exit_2() {
     }
     assert_eq!(portway(&["--help"], &[]).status.code(), Some(0));
     assert_eq!(portway(&["--version"], &[]).status.code(), Some(0));
+}
+
+#[cfg(feature = "wireguard")]
+#[test]
+fn keys_are_made_that_wg_takes_and_only_their_owner_reads() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let printed = portway(&["keygen", "wireguard"], &[]);
+    assert!(printed.status.success());
+    let lines: Vec<_> = stdout(&printed).lines().map(|line| line.split(" = ").next().unwrap()).collect();
+    assert_eq!(lines, ["private_key", "public_key", "preshared_key"]);
+    let dir = crate::gateway::temp_dir();
+    let name = dir.join("wg0");
+    let made = portway(&["keygen", "wireguard", "--out", name.to_str().unwrap()], &[]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    for file in ["wg0.key", "wg0.psk"] {
+        assert_eq!(fs::metadata(dir.join(file)).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let key = fs::File::open(dir.join("wg0.key")).unwrap();
+    let public = Command::new("wg").arg("pubkey").stdin(key).output().expect("wg runs");
+    let public = String::from_utf8(public.stdout).unwrap();
+    assert!(stdout(&made).contains(public.trim()), "{public} in {}", stdout(&made));
+    let again = portway(&["keygen", "wireguard", "--out", name.to_str().unwrap()], &[]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stderr(&again).contains("wg0.key"), "{}", stderr(&again));
+    fs::remove_dir_all(dir).unwrap();
 }

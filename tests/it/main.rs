@@ -9,11 +9,24 @@ mod config;
 mod embed;
 mod framed;
 mod gateway;
+#[cfg(feature = "wireguard")]
+mod interop_wireguard;
 mod joined;
 mod limits;
+mod lossy;
+#[cfg(feature = "wireguard")]
+mod netns;
 #[cfg(feature = "wireguard")]
 mod private_network;
 mod probe;
+#[cfg(feature = "quic")]
+mod quic;
+#[cfg(feature = "quic")]
+mod quic_ends;
+#[cfg(feature = "quic")]
+mod quic_moving;
+#[cfg(feature = "quic")]
+mod quic_strangers;
 mod relay;
 mod reload;
 mod rooms;
@@ -21,4 +34,10 @@ mod service;
 mod supervise;
 #[cfg(feature = "wireguard")]
 mod tun;
+#[cfg(feature = "wireguard")]
+mod tun_host;
 mod upstreams;
+#[cfg(feature = "wireguard")]
+mod wireguard;
+#[cfg(feature = "wireguard")]
+mod wireguard_uapi;

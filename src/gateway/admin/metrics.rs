@@ -34,6 +34,11 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("messages_out", "listener", "", "Messages accepted for sending"),
     ("relay_bytes_down", "listener", "", "Bytes relayed from servers to clients"),
     ("relay_bytes_up", "listener", "", "Bytes relayed from clients to servers"),
+    ("netstack_accepted", "listener", "", "Connections inside tunnels that a netstack served"),
+    ("netstack_bytes_in", "listener", "", "Bytes that netstacks received in connections"),
+    ("netstack_bytes_out", "listener", "", "Bytes that netstacks sent in connections"),
+    ("netstack_dropped", "listener", "reason", "Packets and connections a netstack did not serve, by reason"),
+    ("netstack_opened", "listener", "", "Connections that a netstack opened"),
     ("rooms_announced", "listener", "", "Messages by which arbiters tell each other where rooms have members"),
     ("rooms_broadcasts", "listener", "", "Messages said in rooms"),
     ("rooms_cross_arbiter", "listener", "", "Messages that carried what was said to another arbiter"),
@@ -44,6 +49,28 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("upstream_checks", "upstream", "result", "Active checks of servers, by result"),
     ("upstream_failures", "upstream", "reason", "Streams that a server did not take or broke, by reason"),
     ("upstream_resolve", "upstream", "result", "Look-ups of names, by result"),
+    ("wireguard_bytes_in", "listener", "", "Bytes of packets that came out of tunnels"),
+    ("wireguard_bytes_out", "listener", "", "Bytes of packets that went into tunnels"),
+    ("wireguard_cookies", "listener", "", "Cookies sent to sources of handshakes under load"),
+    ("wireguard_datagram_bytes_in", "listener", "", "Bytes of datagrams received"),
+    ("wireguard_datagram_bytes_out", "listener", "", "Bytes of datagrams sent"),
+    ("wireguard_datagrams_in", "listener", "", "Datagrams received"),
+    ("wireguard_datagrams_out", "listener", "", "Datagrams sent"),
+    ("wireguard_deferred", "listener", "", "Packets that waited for a session"),
+    ("wireguard_dropped", "listener", "reason", "Datagrams and packets that came to nothing, by reason"),
+    ("wireguard_gso_refused", "listener", "", "Times the system refused to send a train in one call"),
+    ("wireguard_handshakes", "listener", "", "Sessions agreed"),
+    ("wireguard_initiations", "listener", "", "Initiations let in"),
+    ("wireguard_kernel_dropped", "listener", "", "Datagrams the kernel dropped unread"),
+    ("wireguard_packets_in", "listener", "", "Packets that came out of tunnels"),
+    ("wireguard_packets_out", "listener", "", "Packets that went into tunnels"),
+    ("wireguard_peer_bytes_in", "peer", "", "Bytes of packets from a peer whose configuration asks for it"),
+    ("wireguard_peer_bytes_out", "peer", "", "Bytes of packets to a peer whose configuration asks for it"),
+    ("wireguard_receive_errors", "listener", "", "Errors of the system while receiving"),
+    ("wireguard_roamed", "listener", "", "Times a peer came from another address"),
+    ("wireguard_send_errors", "listener", "", "Datagrams the system did not send"),
+    ("wireguard_sessions_started", "listener", "", "Session actors started"),
+    ("wireguard_trains_passed_whole", "listener", "", "Trains of datagrams handed to a session as they came"),
     ("other", "scope", "reason", "Counters beyond the bound on names"),
 ];
 
@@ -130,6 +157,15 @@ fn gauges(view: &MeshView, status: &Status) -> Vec<Gauge> {
             "upstream_servers_up",
             "Servers of an upstream that are neither down nor ejected",
             by_upstream(&|server| f64::from(u8::from(server.healthy && server.ejected.is_none()))),
+        ),
+        gauge(
+            "wireguard_sessions",
+            "Peers with a session now",
+            status
+                .tunnels()
+                .iter()
+                .map(|tunnel| (Some(("listener", tunnel.row().name.to_string())), tunnel.row().sessions as f64))
+                .collect(),
         ),
         gauge(
             "log_lines_dropped",

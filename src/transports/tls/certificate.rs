@@ -11,7 +11,7 @@ use boring::ec::{EcGroup, EcKey};
 use boring::hash::MessageDigest;
 use boring::nid::Nid;
 use boring::pkey::{PKey, Private};
-use boring::x509::extension::{BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName};
+use boring::x509::extension::{BasicConstraints, ExtendedKeyUsage, SubjectAlternativeName};
 use boring::x509::{X509, X509Builder, X509Name};
 use zeroize::Zeroizing;
 
@@ -100,10 +100,9 @@ impl Certificate {
         let since = Asn1Time::from_unix(seconds(&now)?.saturating_sub(EARLIER))?;
         builder.set_not_before(&since)?;
         builder.set_not_after(Asn1Time::days_from_now(GENERATED_DAYS)?.as_ref())?;
-        // An authority of its own, so that it can be given to clients as the one to trust.
-        builder.append_extension(BasicConstraints::new().critical().ca().build()?.as_ref())?;
-        let usage = KeyUsage::new().critical().digital_signature().key_cert_sign().build()?;
-        builder.append_extension(usage.as_ref())?;
+        // No authority, although clients are given it as the one to trust: some (webpki) refuse a server that is one.
+        // And without a list of usages, since others (BoringSSL) look there whether it may have signed itself.
+        builder.append_extension(BasicConstraints::new().critical().build()?.as_ref())?;
         let extended = ExtendedKeyUsage::new().server_auth().client_auth().build()?;
         builder.append_extension(extended.as_ref())?;
         let alternatives = alternatives.build(&builder.x509v3_context(None, None))?;

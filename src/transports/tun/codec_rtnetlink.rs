@@ -11,6 +11,8 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
 
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
@@ -22,6 +24,9 @@ const HEADER: usize = 16;
 
 const IFLA_MTU: u16 = 4;
 const IFLA_TXQLEN: u16 = 13;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IFF_UP: u32 = 1;
 
 const IFA_ADDRESS: u16 = 1;
@@ -39,6 +44,17 @@ const TABLE_LOCAL: u8 = 255;
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
 const SCOPE_HOST: u8 = 254;
+
+const RTA_TABLE: u16 = 15;
+/// A table whose number is in an attribute.
+const TABLE_NONE: u8 = 0;
+
+const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
+const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
+const FRA_TABLE: u16 = 15;
+const FR_ACT_TO_TBL: u8 = 1;
+const FIB_RULE_INVERT: u32 = 2;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -96,6 +112,18 @@ pub(super) fn link_up(index: u32, mtu: u16, queue: u32) -> Vec<u8> {
     message.done()
 }
 
+/// No IPv6 address but those it is given: the kernel makes none of its own, and looks for no router by it.
+pub(super) fn no_own_addresses(index: u32) -> Vec<u8> {
+    let mode = Message(Vec::new()).attribute(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+    let family = Message(Vec::new()).attribute(u16::from(AF_INET6), &mode.0);
+    Message::new(RTM_NEWLINK, 0)
+        .raw(&[0; 4])
+        .raw(&index.to_ne_bytes())
+        .raw(&[0; 8])
+        .attribute(IFLA_AF_SPEC, &family.0)
+        .done()
+}
+
 /// Gives an interface an address, with the network it is in.
 pub(super) fn address(index: u32, prefix: Prefix) -> Vec<u8> {
     let flags = if prefix.address.is_ipv6() { IFA_F_NODAD } else { 0 };
@@ -139,6 +167,59 @@ fn route_message(message: Message, index: u32, prefix: Prefix, way: Route) -> Ve
         .attribute(RTA_DST, octets(prefix.network()).as_ref())
         .attribute(RTA_OIF, &index.to_ne_bytes())
         .done()
+}
+
+/// A route to everything, of one family, by way of an interface, in a table of its own.
+pub(super) fn default_route(index: u32, v6: bool, table: u32) -> Vec<u8> {
+    let (family, scope) = if v6 { (AF_INET6, SCOPE_UNIVERSE) } else { (AF_INET, SCOPE_LINK) };
+    Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE)
+        .raw(&[family, 0, 0, 0, TABLE_NONE, RTPROT_STATIC, scope, RTN_UNICAST])
+        .raw(&0u32.to_ne_bytes())
+        .attribute(RTA_OIF, &index.to_ne_bytes())
+        .attribute(RTA_TABLE, &table.to_ne_bytes())
+        .done()
+}
+
+/// Which table a packet's route is looked up in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// The main table, but for its default routes.
+    MainWithoutDefault,
+    /// This table, for packets without this mark.
+    Unmarked {
+        /// The mark.
+        mark: u32,
+        /// The table.
+        table: u32,
+    },
+}
+
+/// Adds a rule of this priority (lower comes first), or takes it away.
+pub(super) fn rule(add: bool, v6: bool, priority: u32, rule: Rule) -> Vec<u8> {
+    let message = if add { Message::new(RTM_NEWRULE, NLM_F_CREATE) } else { Message::new(RTM_DELRULE, 0) };
+    let (table, flags) = match rule {
+        Rule::MainWithoutDefault => (u32::from(TABLE_MAIN), 0),
+        Rule::Unmarked { table, .. } => (table, FIB_RULE_INVERT),
+    };
+    let message = message
+        .raw(&[
+            if v6 { AF_INET6 } else { AF_INET },
+            0,
+            0,
+            0,
+            u8::try_from(table).unwrap_or(TABLE_NONE),
+            0,
+            0,
+            FR_ACT_TO_TBL,
+        ])
+        .raw(&flags.to_ne_bytes())
+        .attribute(FRA_PRIORITY, &priority.to_ne_bytes())
+        .attribute(FRA_TABLE, &table.to_ne_bytes());
+    match rule {
+        Rule::MainWithoutDefault => message.attribute(FRA_SUPPRESS_PREFIXLEN, &0u32.to_ne_bytes()),
+        Rule::Unmarked { mark, .. } => message.attribute(FRA_FWMARK, &mark.to_ne_bytes()),
+    }
+    .done()
 }
 
 /// What the kernel said: nothing wrong, or this errno.
@@ -193,11 +274,15 @@ mod tests {
         for bytes in [
             link_up(7, 1420, 1000),
             link_up(1, 0, 0),
+            no_own_addresses(7),
             address(7, "10.0.0.1/24".parse().unwrap()),
             address(7, "fd00::1/64".parse().unwrap()),
             route(7, "10.1.2.3/16".parse().unwrap(), Route::Through),
             route(1, "::/0".parse().unwrap(), Route::Local),
             without_route(7, "10.1.0.0/16".parse().unwrap()),
+            default_route(7, true, 51_820),
+            rule(true, false, 1, Rule::MainWithoutDefault),
+            rule(false, true, 2, Rule::Unmarked { mark: 1, table: 51_820 }),
         ] {
             assert_eq!(number(&bytes, 0) as usize, bytes.len());
             assert_eq!(bytes.len() % 4, 0);

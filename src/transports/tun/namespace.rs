@@ -10,12 +10,11 @@
 #![allow(unsafe_code, reason = "unshare(2) has no safe wrapper that is not deprecated")]
 
 use std::fs;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{DumpableBehavior, getegid, geteuid, set_dumpable_behavior};
@@ -24,7 +23,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::codec_request::{MAX_REQUEST, Prefix, Request};
 use super::device::{OffloadKnob, Tun};
-use super::interface::{Interface, configure};
+use super::interface::{Interface, configure, nft};
 
 /// Connections that may wait to be accepted on a socket inside.
 const BACKLOG: i32 = 1_024;
@@ -175,18 +174,7 @@ fn redirect(name: &str, port: u16) -> io::Result<()> {
             }}
         }}\n"
     );
-    let mut nft = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| says("nft", &error))?;
-    if let Some(mut stdin) = nft.stdin.take() {
-        stdin.write_all(rules.as_bytes())?;
-    }
-    let status = nft.wait()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("nft ended with {status}"))) }
+    nft(&rules)
 }
 
 fn answer(socket: BorrowedFd<'_>, text: &str, fd: Option<OwnedFd>) -> io::Result<()> {

@@ -1,10 +1,13 @@
-//! Models of the mailbox lane: no lost wake-up, no lost or doubled message, the bound holds, closing is clean.
+//! Models of the mailbox lane: no lost wake-up, no lost or doubled message, the bound holds, closing is clean. And of
+//! the buffers' way home: nothing is lost, doubled, or left behind when the owner goes.
 //!
 //! Run: `make loom` (or `cargo test --release` in this folder).
-#![allow(dead_code, reason = "the lane is compiled whole; the models use a part of it")]
+#![allow(dead_code, reason = "the files are compiled whole; the models use a part of them")]
 
 mod sync {
-    //! loom's mutex behind the interface of parking_lot's.
+    //! loom's mutex behind the interface of parking_lot's, and its atomics.
+
+    pub(crate) use loom::sync::atomic::{AtomicBool, Ordering};
 
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
@@ -27,6 +30,64 @@ mod clock {
 
 #[path = "../../../src/actors/lane.rs"]
 mod lane;
+
+#[path = "../../../src/memory/returns.rs"]
+mod returns;
+
+#[cfg(test)]
+mod buffers {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::returns::Returns;
+
+    fn model(f: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = builder.preemption_bound.or(Some(3));
+        builder.check(f);
+    }
+
+    #[test]
+    fn what_is_given_back_is_taken_once() {
+        model(|| {
+            let returns = Arc::new(Returns::new());
+            let threads: Vec<_> = [1, 2]
+                .map(|n| {
+                    let returns = returns.clone();
+                    thread::spawn(move || returns.give(n).unwrap())
+                })
+                .into();
+            let mut home = Vec::new();
+            returns.take(|n| home.push(n));
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            // Nothing that had come before may be overlooked for good.
+            returns.take(|n| home.push(n));
+            home.sort();
+            assert_eq!(home, [1, 2]);
+        });
+    }
+
+    #[test]
+    fn an_owner_that_goes_leaves_nothing_behind() {
+        model(|| {
+            let returns = Arc::new(Returns::new());
+            let threads: Vec<_> = [1, 2]
+                .map(|n| {
+                    let returns = returns.clone();
+                    // Who is refused has it again, and frees it.
+                    thread::spawn(move || returns.give(n).err())
+                })
+                .into();
+            let mut found = Vec::new();
+            returns.take(|n| found.push(n));
+            found.extend(returns.close());
+            found.extend(threads.into_iter().filter_map(|thread| thread.join().unwrap()));
+            found.sort();
+            assert_eq!(found, [1, 2]);
+            assert!(returns.close().is_empty());
+        });
+    }
+}
 
 #[cfg(test)]
 mod models {

@@ -1,0 +1,190 @@
+//! The shape of `[listener.wireguard]`, its peers and its services in the file.
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::raw::{DAY, name, tables, unknown_keys};
+use super::raw_quic::Texts;
+use super::raw_section::{At, Field, Section};
+use super::raw_text::Text;
+use super::report::Span;
+
+pub(super) const WIREGUARD: &str = "[listener.wireguard]";
+pub(super) const PEER: &str = "[[listener.wireguard.peer]]";
+pub(super) const SERVICE: &str = "[[listener.wireguard.service]]";
+pub(super) const WIREGUARD_KEYS: &[&str] = &[
+    "private_key_file",
+    "conf",
+    "generate_key",
+    "addresses",
+    "mtu",
+    "mode",
+    "threading",
+    "peer_to_peer",
+    "handshakes",
+    "gso",
+    "masquerade",
+    "forward",
+    "peer",
+    "service",
+];
+pub(super) const PEER_KEYS: &[&str] = &[
+    "name",
+    "public_key",
+    "preshared_key_file",
+    "allowed_ips",
+    "endpoint",
+    "keepalive",
+    "limit_in",
+    "limit_out",
+    "packets_in",
+    "packets_out",
+    "expires",
+    "metrics",
+];
+pub(super) const SERVICE_KEYS: &[&str] = &["listen", "protocol", "service", "upstream"];
+
+const MODES: [(&str, RawMode); 4] =
+    [("auto", RawMode::Auto), ("private", RawMode::Private), ("netstack", RawMode::Netstack), ("tun", RawMode::Tun)];
+const THREADING: [(&str, RawThreading); 3] =
+    [("auto", RawThreading::Auto), ("single", RawThreading::Single), ("pipeline", RawThreading::Pipeline)];
+const PEER_TO_PEER: [(&str, bool); 2] = [("deny", false), ("direct", true)];
+const SPOKEN: [(&str, RawSpoken); 2] = [("framed", RawSpoken::Framed), ("relay", RawSpoken::Relay)];
+const SERVICES: [(&str, ()); 1] = [("echo", ())];
+
+const MTU: RangeInclusive<u64> = 576..=9_000;
+const HANDSHAKES: RangeInclusive<u64> = 64..=1_000_000;
+const PACKETS: RangeInclusive<u64> = 1..=100_000_000;
+const LIMIT: RangeInclusive<u64> = 1_024..=1 << 40;
+/// WireGuard counts keepalives in seconds, in 16 bits.
+const KEEPALIVE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(65_535);
+
+/// See `config_wireguard::Mode`.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum RawMode {
+    Auto,
+    Private,
+    Netstack,
+    Tun,
+}
+
+/// See `config_wireguard::ThreadingMode`.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum RawThreading {
+    Auto,
+    Single,
+    Pipeline,
+}
+
+/// What a service speaks.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum RawSpoken {
+    Framed,
+    Relay,
+}
+
+/// `[listener.wireguard]`.
+#[derive(Debug)]
+pub(super) struct RawWireguard {
+    pub(super) private_key_file: Field<Text>,
+    pub(super) conf: Field<Text>,
+    pub(super) generate_key: Field<bool>,
+    pub(super) addresses: Texts,
+    pub(super) mtu: Field<u64>,
+    pub(super) mode: Field<RawMode>,
+    pub(super) threading: Field<RawThreading>,
+    pub(super) peer_to_peer: Field<bool>,
+    pub(super) handshakes: Field<u64>,
+    pub(super) gso: Field<bool>,
+    pub(super) masquerade: Field<bool>,
+    pub(super) forward: Texts,
+    pub(super) peers: Vec<RawPeer>,
+    pub(super) services: Vec<RawService>,
+}
+
+/// `[[listener.wireguard.peer]]`.
+#[derive(Debug)]
+pub(super) struct RawPeer {
+    pub(super) header: Span,
+    pub(super) name: Field<Text>,
+    pub(super) public_key: Field<Text>,
+    pub(super) preshared_key_file: Field<Text>,
+    pub(super) allowed_ips: Texts,
+    pub(super) endpoint: Field<Text>,
+    pub(super) keepalive: Field<Duration>,
+    pub(super) limit_in: Field<u64>,
+    pub(super) limit_out: Field<u64>,
+    pub(super) packets_in: Field<u64>,
+    pub(super) packets_out: Field<u64>,
+    pub(super) expires: Field<Text>,
+    pub(super) metrics: Field<bool>,
+}
+
+/// `[[listener.wireguard.service]]`.
+#[derive(Debug)]
+pub(super) struct RawService {
+    pub(super) header: Span,
+    pub(super) listen: Field<SocketAddr>,
+    pub(super) protocol: Field<RawSpoken>,
+    pub(super) service: Field<()>,
+    pub(super) upstream: Field<Text>,
+}
+
+pub(super) fn wireguard(mut section: Section<'_, '_>) -> At<RawWireguard> {
+    let value = RawWireguard {
+        private_key_file: section.text("private_key_file", "\"wg0.key\""),
+        conf: section.text("conf", "\"wg0.conf\""),
+        generate_key: section.boolean("generate_key"),
+        addresses: section.texts("addresses", "[\"10.98.0.1/24\"]"),
+        mtu: section.whole("mtu", MTU),
+        mode: section.choice("mode", &MODES),
+        threading: section.choice("threading", &THREADING),
+        peer_to_peer: section.choice("peer_to_peer", &PEER_TO_PEER),
+        handshakes: section.whole("handshakes", HANDSHAKES),
+        gso: section.boolean("gso"),
+        masquerade: section.boolean("masquerade"),
+        forward: section.texts("forward", "[\"192.168.0.0/16\"]"),
+        peers: tables(&mut section, "peer", "a peer", PEER, PEER_KEYS, peer),
+        services: tables(&mut section, "service", "a service", SERVICE, SERVICE_KEYS, service),
+    };
+    let span = section.header;
+    unknown_keys(section, &[], false);
+    At { value, span }
+}
+
+fn peer(mut section: Section<'_, '_>) -> RawPeer {
+    let raw = RawPeer {
+        header: section.header,
+        name: name(&mut section, "a peer", "\"phone\""),
+        public_key: section.text("public_key", "\"yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\""),
+        preshared_key_file: section.text("preshared_key_file", "\"phone.psk\""),
+        allowed_ips: section.texts("allowed_ips", "[\"10.98.0.2/32\"]"),
+        endpoint: section.text("endpoint", "\"192.0.2.1:51820\""),
+        keepalive: section.duration("keepalive", KEEPALIVE),
+        limit_in: section.size("limit_in", LIMIT),
+        limit_out: section.size("limit_out", LIMIT),
+        packets_in: section.whole("packets_in", PACKETS),
+        packets_out: section.whole("packets_out", PACKETS),
+        expires: section.text("expires", "\"2027-01-01\""),
+        metrics: section.boolean("metrics"),
+    };
+    section.need(&raw.public_key, "public_key", "\"yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\"");
+    section.need(&raw.allowed_ips, "allowed_ips", "[\"10.98.0.2/32\"]");
+    debug_assert!(*KEEPALIVE.end() <= DAY);
+    unknown_keys(section, &[], false);
+    raw
+}
+
+fn service(mut section: Section<'_, '_>) -> RawService {
+    let raw = RawService {
+        header: section.header,
+        listen: section.address("listen"),
+        protocol: section.choice("protocol", &SPOKEN),
+        service: section.choice("service", &SERVICES),
+        upstream: section.text("upstream", "\"app\""),
+    };
+    section.need(&raw.listen, "listen", "\"10.98.0.1:7001\"");
+    section.need(&raw.protocol, "protocol", "\"framed\"");
+    unknown_keys(section, &[], false);
+    raw
+}

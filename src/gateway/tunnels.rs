@@ -1,0 +1,370 @@
+//! WireGuard listeners: from their configuration to running interfaces with what is inside, and through reloads.
+//!
+//! A reload that changes peers alone changes peers alone: sessions of the others go on. Services of a netstack change
+//! without touching it. Anything else makes the interface anew, on the same socket.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::config::{Config, Listener, Protocol};
+use super::config_wireguard::{Key, ThreadingMode, Wireguard};
+pub(super) use super::tunnels_api::api;
+use super::tunnels_inside::{self, Inside, Running};
+use super::tunnels_names;
+use super::upstreams::Upstreams;
+use super::{StartError, keygen};
+use crate::actors::{Control, Mail, Mesh, clock};
+use crate::memory::Budget;
+use crate::transports::wireguard::{
+    self as wg, DeviceMsg, Interface, PeerSettings, PublicKey, SecretKey, Settings, Threading, public_key,
+};
+
+/// A running WireGuard listener.
+pub(crate) struct Tunnel {
+    pub(super) name: Arc<str>,
+    pub(super) address: SocketAddr,
+    configured: Listener,
+    socket: UdpSocket,
+    secret: SecretKey,
+    pub(super) interface: Interface,
+    pub(super) inside: Inside,
+    /// Looks up the names of endpoints.
+    names: Option<Mail<Infallible>>,
+}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnel").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// All of them, in the order of the file.
+pub(crate) type Tunnels = Mutex<Vec<Arc<Tunnel>>>;
+
+/// What tunnels need of the rest of the gateway.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'a> {
+    pub(super) mesh: &'a Mesh,
+    pub(super) upstreams: &'a Upstreams,
+    pub(super) budget: &'a Budget,
+    /// The program that makes private networks, if there is one.
+    pub(super) helper: Option<&'a PathBuf>,
+}
+
+/// A socket that is bound and not served yet.
+pub(super) type Bound = (Listener, UdpSocket);
+
+/// Binds the sockets of all tunnels.
+pub(super) fn bind(config: &Config) -> Result<Vec<Bound>, StartError> {
+    config.listeners.iter().filter(|listener| of(listener).is_some()).map(bind_one).collect()
+}
+
+fn bind_one(listener: &Listener) -> Result<Bound, StartError> {
+    let socket = wg::bind(listener.listen).map_err(|error| StartError::Bind {
+        listener: listener.name.clone(),
+        address: listener.listen,
+        place: listener.place.clone(),
+        error,
+    })?;
+    Ok((listener.clone(), socket))
+}
+
+/// The settings of a tunnel, if the listener is one.
+pub(super) fn of(listener: &Listener) -> Option<&Wireguard> {
+    match &listener.protocol {
+        Protocol::Wireguard(wireguard) => Some(wireguard),
+        Protocol::Framed(_) | Protocol::Relay(_) | Protocol::Quic(_) | Protocol::Custom { .. } => None,
+    }
+}
+
+/// Starts all tunnels.
+pub(super) fn start_all(around: Around<'_>, bound: Vec<Bound>) -> Result<Vec<Arc<Tunnel>>, StartError> {
+    let mut started: Vec<Arc<Tunnel>> = Vec::new();
+    for (number, (listener, socket)) in bound.into_iter().enumerate() {
+        match start(around, number, listener, socket, None) {
+            Ok(tunnel) => started.push(Arc::new(tunnel)),
+            Err(error) => {
+                started.iter().for_each(|tunnel| tunnel.stop());
+                return Err(error);
+            }
+        }
+    }
+    Ok(started)
+}
+
+fn start(
+    around: Around<'_>,
+    number: usize,
+    listener: Listener,
+    socket: UdpSocket,
+    generated: Option<SecretKey>,
+) -> Result<Tunnel, StartError> {
+    let refuse = |message: String| StartError::Options {
+        listener: listener.name.clone(),
+        place: listener.place.clone(),
+        message,
+    };
+    let Some(wireguard) = of(&listener) else { return Err(refuse("this is no tunnel".to_owned())) };
+    for warning in &wireguard.warnings {
+        tracing::warn!(listener = %listener.name, "{warning}");
+    }
+    let secret = match (&wireguard.key, generated) {
+        (Key::Given(secret), _) => secret.clone(),
+        (Key::Generated, Some(secret)) => secret,
+        (Key::Generated, None) => {
+            keygen::random_key().map_err(|error| refuse(format!("no random key can be made: {error}")))?
+        }
+    };
+    let name: Arc<str> = Arc::from(listener.name.as_str());
+    let settings = settings(wireguard, &listener.name, secret.clone(), threading(around.mesh, wireguard, number));
+    let first = settings.threading.clone();
+    let kept = socket.try_clone().map_err(|error| refuse(format!("the socket cannot be shared: {error}")))?;
+    let address = socket.local_addr().unwrap_or(listener.listen);
+    let interface = Interface::start(around.mesh, socket, settings, peers(wireguard)).map_err(|error| match error {
+        wg::StartError::Spawn(error) => StartError::Spawn(error),
+        error @ wg::StartError::Socket(_) => refuse(error.to_string()),
+    })?;
+    let inside = match tunnels_inside::start(around, &listener, wireguard, &interface, &first) {
+        Ok(inside) => inside,
+        Err(error) => {
+            interface.stop();
+            return Err(error);
+        }
+    };
+    tracing::info!(
+        listener = %name,
+        %address,
+        protocol = "wireguard",
+        mode = inside.mode(),
+        public_key = %public_key(&secret),
+        "listening"
+    );
+    if let Some(why) = &inside.why {
+        tracing::info!(listener = %name, mode = inside.mode(), "no private network: {why}");
+    }
+    let names = tunnels_names::start(around.mesh, &name, wireguard, &interface);
+    Ok(Tunnel { name, address, configured: listener, socket: kept, secret, interface, inside, names })
+}
+
+fn settings(wireguard: &Wireguard, name: &str, secret: SecretKey, threading: Threading) -> Settings {
+    Settings {
+        addresses: wireguard.addresses.clone(),
+        mtu: wireguard.mtu,
+        peer_to_peer: wireguard.peer_to_peer,
+        handshakes: wireguard.handshakes,
+        gso: wireguard.gso,
+        threading,
+        ..Settings::new(name, secret)
+    }
+}
+
+/// The arbiters of a tunnel. Several tunnels begin at different ones.
+fn threading(mesh: &Mesh, wireguard: &Wireguard, number: usize) -> Threading {
+    let count = mesh.arbiters().max(1);
+    let at = |n: usize| (number + n) % count;
+    let pipeline = match wireguard.threading {
+        ThreadingMode::Auto => count > 2,
+        ThreadingMode::Single => false,
+        ThreadingMode::Pipeline => true,
+    };
+    if !pipeline {
+        return Threading::Single { arbiter: at(0) };
+    }
+    // With two arbiters receiving and sending share one; with one there is no choice.
+    let crypto = match count {
+        1 => vec![0],
+        2 => vec![at(1)],
+        _ => (1..count - 1).map(at).collect(),
+    };
+    Threading::Pipeline { rx: at(0), crypto, tx: if count < 3 { at(0) } else { at(count - 1) } }
+}
+
+fn peers(wireguard: &Wireguard) -> Vec<PeerSettings> {
+    wireguard.peers.iter().map(|peer| peer.settings.clone()).collect()
+}
+
+/// What is shown of a tunnel beside the listeners of TCP.
+pub(crate) struct Row<'a> {
+    pub(super) name: &'a Arc<str>,
+    pub(super) address: SocketAddr,
+    pub(super) accepting: bool,
+    pub(super) sessions: usize,
+}
+
+impl Tunnel {
+    pub(super) fn row(&self) -> Row<'_> {
+        Row {
+            name: &self.name,
+            address: self.address,
+            accepting: self.accepting(),
+            sessions: self.interface.sessions(),
+        }
+    }
+
+    pub(super) fn accepting(&self) -> bool {
+        !self.interface.device().is_closed() && self.inside.is_alive()
+    }
+
+    pub(super) fn public_key(&self) -> PublicKey {
+        public_key(&self.secret)
+    }
+
+    pub(super) const fn device(&self) -> &Mail<DeviceMsg> {
+        self.interface.device()
+    }
+
+    pub(super) fn stop(&self) {
+        self.names.iter().for_each(|names| names.control(Control::Stop));
+        self.interface.stop();
+        self.inside.stop();
+    }
+}
+
+/// What a reload does to one listener.
+pub(super) enum Step {
+    Keep(Arc<Tunnel>),
+    /// Only peers, or services of a netstack, are other ones.
+    Adjust(Arc<Tunnel>, Listener),
+    Start(Bound),
+    /// Made anew on the socket it has.
+    Renew(Arc<Tunnel>, Listener),
+}
+
+/// What a reload is going to do; everything that can fail before something is stopped has happened.
+pub(super) fn plan(old: &[Arc<Tunnel>], new: &Config, upstreams_changed: bool) -> Result<Vec<Step>, StartError> {
+    let mut steps = Vec::new();
+    for listener in new.listeners.iter().filter(|listener| of(listener).is_some()) {
+        let running = old.iter().find(|tunnel| *tunnel.name == *listener.name && tunnel.accepting());
+        steps.push(match running {
+            None => Step::Start(bind_one(listener)?),
+            Some(tunnel) => match compare(&tunnel.configured, listener, upstreams_changed, &tunnel.inside) {
+                Difference::None => Step::Keep(tunnel.clone()),
+                Difference::PeersOrServices => Step::Adjust(tunnel.clone(), listener.clone()),
+                Difference::Address => Step::Start(bind_one(listener)?),
+                Difference::Interface => Step::Renew(tunnel.clone(), listener.clone()),
+            },
+        });
+    }
+    Ok(steps)
+}
+
+enum Difference {
+    None,
+    PeersOrServices,
+    Interface,
+    Address,
+}
+
+fn compare(old: &Listener, new: &Listener, upstreams_changed: bool, inside: &Inside) -> Difference {
+    let (Some(was), Some(is)) = (of(old), of(new)) else { return Difference::Interface };
+    if old.listen != new.listen {
+        return Difference::Address;
+    }
+    // The same but for what can be changed while it runs.
+    let alike = Wireguard {
+        peers: was.peers.clone(),
+        services: was.services.clone(),
+        warnings: was.warnings.clone(),
+        ..is.clone()
+    };
+    let relays = is.services.iter().any(|service| matches!(service.speaks, super::config_wireguard::Speaks::Relay(_)));
+    let services = was.services != is.services || (upstreams_changed && relays);
+    if alike != *was || old.limits != new.limits || (services && !matches!(inside.running, Running::Netstack(_))) {
+        return Difference::Interface;
+    }
+    if was.peers == is.peers && !services { Difference::None } else { Difference::PeersOrServices }
+}
+
+/// Carries out a plan: the tunnels that run from now on, in the order of the file.
+pub(super) fn apply(
+    around: Around<'_>,
+    old: &[Arc<Tunnel>],
+    steps: Vec<Step>,
+    done: &mut super::Reloaded,
+) -> Result<Vec<Arc<Tunnel>>, StartError> {
+    let mut running: Vec<Arc<Tunnel>> = Vec::new();
+    for (number, step) in steps.into_iter().enumerate() {
+        match step {
+            Step::Keep(tunnel) => {
+                done.kept.push(tunnel.name.to_string());
+                running.push(tunnel);
+            }
+            Step::Adjust(tunnel, listener) => {
+                done.changed.push(listener.name.clone());
+                running.push(Arc::new(adjust(around, &tunnel, listener)?));
+            }
+            Step::Start((listener, socket)) => {
+                let was = old.iter().find(|tunnel| *tunnel.name == *listener.name);
+                let names = if was.is_some() { &mut done.changed } else { &mut done.added };
+                names.push(listener.name.clone());
+                let generated = was.map(|tunnel| tunnel.secret.clone());
+                running.push(Arc::new(start(around, number, listener, socket, generated)?));
+                if let Some(tunnel) = was {
+                    tunnel.stop();
+                }
+            }
+            Step::Renew(tunnel, listener) => {
+                done.changed.push(listener.name.clone());
+                let socket = tunnel.socket.try_clone().map_err(|error| StartError::Options {
+                    listener: listener.name.clone(),
+                    place: listener.place.clone(),
+                    message: format!("the socket cannot be shared: {error}"),
+                })?;
+                // The old one ends first: two that read one socket would take each other's datagrams.
+                tunnel.stop();
+                running.push(Arc::new(start(around, number, listener, socket, Some(tunnel.secret.clone()))?));
+            }
+        }
+    }
+    for tunnel in old.iter().filter(|tunnel| !running.iter().any(|new| new.name == tunnel.name)) {
+        done.removed.push(tunnel.name.to_string());
+        tunnel.stop();
+    }
+    Ok(running)
+}
+
+fn adjust(around: Around<'_>, tunnel: &Tunnel, listener: Listener) -> Result<Tunnel, StartError> {
+    let refuse = |message: &str| StartError::Options {
+        listener: listener.name.clone(),
+        place: listener.place.clone(),
+        message: message.to_owned(),
+    };
+    let Some(wireguard) = of(&listener) else { return Err(refuse("this is no tunnel")) };
+    let socket = tunnel.socket.try_clone().map_err(|_| refuse("the socket cannot be shared"))?;
+    let inside = tunnel.inside.adjusted(around, &listener, wireguard)?;
+    if tunnel.device().tell(DeviceMsg::Replace(peers(wireguard))).is_err() {
+        return Err(refuse("the interface is too busy to take its peers"));
+    }
+    // Before another begins: this one knows the settings of before.
+    tunnel.names.iter().for_each(|names| names.control(Control::Stop));
+    let names = tunnels_names::start(around.mesh, &tunnel.name, wireguard, &tunnel.interface);
+    Ok(Tunnel {
+        names,
+        name: tunnel.name.clone(),
+        address: tunnel.address,
+        secret: tunnel.secret.clone(),
+        interface: tunnel.interface.clone(),
+        configured: listener,
+        socket,
+        inside,
+    })
+}
+
+/// Ends all tunnels gently: within `time` what is inside finishes.
+pub(super) fn drain(tunnels: &[Arc<Tunnel>], time: std::time::Duration) {
+    let by = clock::later(clock::now(), time);
+    for tunnel in tunnels {
+        tunnel.device().control(Control::Quiesce);
+        tunnel.inside.drain(by);
+    }
+}
+
+/// Whether a listener is served by an acceptor of TCP.
+pub(super) fn is_tcp(listener: &Listener) -> bool {
+    of(listener).is_none()
+}

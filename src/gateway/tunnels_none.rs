@@ -1,0 +1,81 @@
+//! A build without WireGuard: there are no tunnels. The same names as in `tunnels`, so that nobody else needs to know.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::config::{Config, Listener};
+use super::upstreams::Upstreams;
+use super::{Reloaded, StartError};
+use crate::actors::Mesh;
+use crate::memory::Budget;
+
+/// There is none.
+#[derive(Debug)]
+pub(crate) enum Tunnel {}
+
+pub(crate) type Tunnels = Mutex<Vec<Arc<Tunnel>>>;
+
+#[derive(Clone, Copy)]
+#[expect(dead_code, reason = "what the other build of this module needs")]
+pub(super) struct Around<'a> {
+    pub(super) mesh: &'a Mesh,
+    pub(super) upstreams: &'a Upstreams,
+    pub(super) budget: &'a Budget,
+    pub(super) helper: Option<&'a PathBuf>,
+}
+
+impl Tunnel {
+    pub(super) fn row(&self) -> Row<'_> {
+        match *self {}
+    }
+
+    pub(super) fn accepting(&self) -> bool {
+        match *self {}
+    }
+}
+
+/// What is shown of a tunnel beside the listeners of TCP.
+pub(crate) struct Row<'a> {
+    pub(super) name: &'a Arc<str>,
+    pub(super) address: SocketAddr,
+    pub(super) accepting: bool,
+    pub(super) sessions: usize,
+}
+
+pub(super) enum Step {}
+
+pub(super) type Bound = Step;
+
+pub(super) fn bind(_: &Config) -> Result<Vec<Step>, StartError> {
+    Ok(Vec::new())
+}
+
+pub(super) fn start_all(_: Around<'_>, _: Vec<Step>) -> Result<Vec<Arc<Tunnel>>, StartError> {
+    Ok(Vec::new())
+}
+
+pub(super) fn plan(_: &[Arc<Tunnel>], _: &Config, _: bool) -> Result<Vec<Step>, StartError> {
+    Ok(Vec::new())
+}
+
+pub(super) fn apply(
+    _: Around<'_>,
+    _: &[Arc<Tunnel>],
+    _: Vec<Step>,
+    _: &mut Reloaded,
+) -> Result<Vec<Arc<Tunnel>>, StartError> {
+    Ok(Vec::new())
+}
+
+pub(super) fn drain(_: &[Arc<Tunnel>], _: std::time::Duration) {}
+
+pub(super) fn is_tcp(_: &Listener) -> bool {
+    true
+}
+
+pub(super) async fn api(_: &[Arc<Tunnel>]) -> Result<String, serde_json::Error> {
+    Ok("[]".to_owned())
+}

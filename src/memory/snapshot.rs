@@ -1,0 +1,221 @@
+//! A value that is published rarely and read by many threads all the time.
+//!
+//! A publisher never waits for readers, and readers never for it. Each reader keeps a [`View`]: reading through it
+//! costs one look whether something newer was published. A view holds the version it saw last, so one version per idle
+//! reader may stay in memory beside the newest; whoever holds a version last drops it, which may be an arbiter.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Cache, Guard};
+
+/// The newest version of a value. Clones publish for the same readers.
+///
+/// ```
+/// use portway::memory::Snapshot;
+///
+/// let routes = Snapshot::new(vec!["/a"]);
+/// let mut view = routes.view();
+/// assert_eq!(*view.get(), ["/a"]);
+/// routes.publish(vec!["/a", "/b"]);
+/// assert_eq!(*view.get(), ["/a", "/b"]);
+/// ```
+pub struct Snapshot<T>(Arc<ArcSwap<T>>);
+
+impl<T> Snapshot<T> {
+    /// The first version.
+    ///
+    /// ```
+    /// # use portway::memory::Snapshot;
+    /// assert_eq!(*Snapshot::new(1).read(), 1);
+    /// ```
+    pub fn new(value: T) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(value)))
+    }
+
+    /// Makes `value` the newest version.
+    ///
+    /// ```
+    /// # use portway::memory::Snapshot;
+    /// let snapshot = Snapshot::new(1);
+    /// snapshot.publish(2);
+    /// assert_eq!(*snapshot.read(), 2);
+    /// ```
+    pub fn publish(&self, value: T) {
+        self.0.store(Arc::new(value));
+    }
+
+    /// Makes a new version from the newest. If another is published meanwhile, `next` is called again with that; if
+    /// it panics, nothing is published.
+    ///
+    /// ```
+    /// # use portway::memory::Snapshot;
+    /// let snapshot = Snapshot::new(vec![1]);
+    /// snapshot.update(|list| list.iter().copied().chain([2]).collect());
+    /// assert_eq!(*snapshot.read(), [1, 2]);
+    /// ```
+    pub fn update(&self, mut next: impl FnMut(&T) -> T) {
+        self.0.rcu(|value| next(value));
+    }
+
+    /// The newest version, for who reads now and then. Costs about as much as a lock that is free, never waits, and
+    /// should be dropped soon: some few at once are cheap.
+    ///
+    /// ```
+    /// # use portway::memory::Snapshot;
+    /// let snapshot = Snapshot::new(1);
+    /// let before = snapshot.read();
+    /// snapshot.publish(2);
+    /// assert_eq!((*before, *snapshot.read()), (1, 2));
+    /// ```
+    #[must_use]
+    pub fn read(&self) -> Version<T> {
+        Version(self.0.load())
+    }
+
+    /// A view of its own for a reader, such as an actor or an arbiter, who reads often.
+    ///
+    /// ```
+    /// # use portway::memory::Snapshot;
+    /// let snapshot = Snapshot::new(1);
+    /// let mut view = snapshot.view();
+    /// assert_eq!(std::thread::spawn(move || *view.get()).join().unwrap(), 1);
+    /// ```
+    #[must_use]
+    pub fn view(&self) -> View<T> {
+        View(Cache::new(self.0.clone()))
+    }
+}
+
+impl<T> Clone for Snapshot<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T: Default> Default for Snapshot<T> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Snapshot<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.read().fmt(f)
+    }
+}
+
+/// One version of a [`Snapshot`]'s value.
+///
+/// ```
+/// # use portway::memory::{Snapshot, Version};
+/// let version: Version<u8> = Snapshot::new(1).read();
+/// assert_eq!(*version, 1);
+/// ```
+pub struct Version<T>(Guard<Arc<T>>);
+
+impl<T> Deref for Version<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Version<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+/// What one reader sees of a [`Snapshot`].
+///
+/// ```
+/// # use portway::memory::{Snapshot, View};
+/// let snapshot = Snapshot::new(1);
+/// let mut view: View<u8> = snapshot.view();
+/// snapshot.publish(2);
+/// assert_eq!(*view.get(), 2);
+/// ```
+pub struct View<T>(Cache<Arc<ArcSwap<T>>, Arc<T>>);
+
+impl<T> View<T> {
+    /// The newest version.
+    ///
+    /// ```
+    /// # use portway::memory::Snapshot;
+    /// assert_eq!(*Snapshot::new(1).view().get(), 1);
+    /// ```
+    pub fn get(&mut self) -> &T {
+        self.0.load()
+    }
+}
+
+impl<T> Clone for View<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> fmt::Debug for View<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use static_assertions::assert_impl_all;
+
+    use super::*;
+
+    assert_impl_all!(Snapshot<Vec<u8>>: Send, Sync);
+    assert_impl_all!(View<Vec<u8>>: Send);
+
+    #[test]
+    fn an_update_that_panics_publishes_nothing() {
+        let snapshot = Snapshot::new(1);
+        let mut view = snapshot.view();
+        assert!(catch_unwind(AssertUnwindSafe(|| snapshot.update(|_| panic!("told to")))).is_err());
+        assert_eq!((*view.get(), *snapshot.read()), (1, 1));
+        snapshot.update(|n| n + 1);
+        assert_eq!(*view.get(), 2);
+    }
+
+    #[test]
+    fn no_update_is_lost_and_views_only_go_forward() {
+        let snapshot = Snapshot::new(0_u32);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..500).for_each(|_| snapshot.update(|n| n + 1)));
+            }
+            let mut view = snapshot.view();
+            let mut last = 0;
+            while last < 2_000 {
+                let now = *view.get();
+                assert!(now >= last);
+                last = now;
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(*snapshot.read(), 2_000);
+    }
+
+    #[test]
+    fn a_version_lives_until_nobody_sees_it() {
+        let first = Arc::new(());
+        let snapshot = Snapshot::new(first.clone());
+        let mut view = snapshot.view();
+        let late = view.clone();
+        snapshot.publish(Arc::new(()));
+        assert_eq!(Arc::strong_count(&first), 2);
+        view.get();
+        drop(late);
+        assert_eq!(Arc::strong_count(&first), 1);
+        drop(snapshot);
+        assert_eq!(Arc::strong_count(view.get()), 1, "a view outlives its snapshot");
+    }
+}

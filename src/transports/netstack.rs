@@ -1,0 +1,20 @@
+//! TCP over IP packets, without a kernel: connections out of tunnels served by the gateway's own actors, without root.
+//!
+//! `actor` runs smoltcp on the batches that come in, `phy` is what that takes for a network card, `state_flows` decides who
+//! may have a connection, `bells` tell which connections have something to do, `stream` is a connection as a byte stream.
+//!
+//! # What it is not
+//! The fallback where neither a TUN nor a private network can be had. smoltcp sends slowly over a path that loses
+//! packets: no selective acknowledgement, and a second before it sends anything again. Fragments are not put together.
+
+mod actor;
+mod bells;
+mod phy;
+mod serve;
+pub mod state_flows;
+mod stream;
+
+pub use actor::{MakeServe, NetMsg, Serve, Settings, Stack, Uplink, Visitor};
+pub use serve::{Forwarded, Framed, Relayed, Via, connect};
+pub use state_flows::{FlowLimits, Refusal};
+pub use stream::{BUFFER, Far, NetStream};

@@ -1,0 +1,62 @@
+//! QUIC on quiche: an endpoint actor on each arbiter, an actor for each connection, handles usable from any thread.
+//!
+//! # Who does what
+//! A [`QuicServer`] binds one socket for each arbiter to the same port and starts an endpoint on each. An endpoint
+//! admits clients, finds the connection each packet belongs to, and hands it over; every connection id names the
+//! arbiter of its connection, so that the kernel steers packets, and endpoints forward what it did not steer. The
+//! connection's actor owns quiche's state, pinned to its arbiter for life. A [`QuicClient`] is the same without a door.
+//!
+//! # Three ways to use a connection
+//! - an [`Application`] inside its actor: no message lies between it and the streams;
+//! - [`Connection`], [`SendStream`], [`RecvStream`]: handles for tasks, on any thread;
+//! - [`blocking`]: the same for plain threads.
+//!
+//! # What is bounded, and what happens when it is full
+//! Bytes to be sent: by credit on each stream and connection; writers wait. Bytes received and not read: by QUIC's flow
+//! control; the peer waits. Packets for a busy connection, datagrams and connections to be accepted: dropped or refused,
+//! counted by reason. See docs/quic.md.
+//!
+//! # Errors
+//! A peer's mistake ends its connection. The end of a connection is stated once ([`Event::Closed`], [`End`]).
+
+mod actor_connection;
+mod actor_endpoint;
+mod actor_engine;
+mod actor_listen;
+mod actor_remote;
+mod actor_send;
+mod actor_shared;
+pub mod blocking;
+mod client;
+pub mod codec;
+pub mod codec_token;
+mod echo;
+mod handle;
+mod handle_io;
+mod handle_stream;
+mod messages;
+mod server;
+mod session;
+mod settings;
+mod state_admission;
+mod state_credit;
+mod state_datagrams;
+mod state_events;
+mod state_pacer;
+mod state_reaper;
+mod state_streams;
+
+pub use client::QuicClient;
+pub use echo::Echo;
+pub use handle::{Closed, Connection, DatagramError, Events};
+pub use handle_io::Duplex;
+pub use handle_stream::{Flush, RecvStream, SendStream};
+pub use messages::{ConnectError, Farewell, Status};
+pub use server::{Applications, QuicServer, StartError};
+pub use session::{
+    Application, Code, End, Event, Info, OpenError, Read, Role, Session, StreamError, StreamId, StreamKind, Who,
+};
+pub use settings::{ClientSettings, Congestion, ServerSettings, Transport};
+pub use state_admission::{Limits, RetryMode};
+pub use state_datagrams::{Datagram, DatagramLimits, NotQueued, WhenFull};
+pub use state_streams::Priority;

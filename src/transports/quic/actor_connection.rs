@@ -1,0 +1,501 @@
+//! The actor of one connection: takes packets and requests from its mailbox, runs its application, sends, and keeps
+//! time. Decides nothing that `state_*` or QUIC decide.
+//!
+//! One turn is: packets into QUIC and requests to the streams as they come; then, once, what QUIC has learnt to the
+//! application, what was written into QUIC, packets out in trains, and the next deadline. Its mailbox is bounded in
+//! bytes: packets beyond that are dropped by the endpoint, counted, and sent again by the peer.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use super::actor_engine::{Engine, Phase};
+use super::actor_remote::Remote;
+use super::actor_send::{Outlet, Sent};
+use super::actor_shared::Shared;
+use super::codec::Cid;
+use super::handle::Connection as Handle;
+use super::messages::{ConnectError, Farewell, Packets, Request, SlotId, ToConnection, ToEndpoint};
+use super::server::Arrivals;
+use super::session::{Application, End, Event, Info, Session, Who};
+use super::state_reaper::Reaper;
+use crate::actors::clock::later;
+use crate::actors::{Exit, Fault, Mail, Progress, Protocol, Reply, Tally, Turn};
+
+/// Rounds between application and QUIC in one turn, at most.
+const ROUNDS: usize = 8;
+/// Events handed to the application in one turn, at most.
+const EVENTS: usize = 1_024;
+/// Ids the peer may have in reserve.
+const SPARE_IDS: usize = 3;
+/// A close that the socket does not take is tried for this long.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+/// A drained connection is closed this long before the drain's end, so that its close still leaves.
+const CLOSE_BEFORE: Duration = Duration::from_millis(500);
+/// QUIC's code for a connection that was refused (RFC 9000, section 20.1).
+const CONNECTION_REFUSED: u64 = 0x2;
+
+/// What is done with a connection once it is established.
+pub(super) enum Purpose {
+    /// A client waits for it.
+    Wanted(Reply<Result<Handle, ConnectError>>),
+    /// It came in: its server's application or its handle's users decide.
+    Arrived(Arc<Arrivals>),
+    /// It is to learn that nobody is let in any more.
+    Refused,
+}
+
+/// Who uses the connection.
+enum User {
+    /// Nobody before it is established.
+    None,
+    Application(Box<dyn Application>),
+    /// Those with handles, who are always served as well.
+    Handles,
+}
+
+/// See the top of the file.
+pub(super) struct ConnectionActor {
+    engine: Engine,
+    outlet: Outlet,
+    shared: Rc<Shared>,
+    endpoint: Mail<ToEndpoint>,
+    slot: SlotId,
+    scope: Arc<str>,
+    purpose: Option<Purpose>,
+    user: User,
+    remote: Remote,
+    joining: Vec<Reply<Farewell>>,
+    /// Where handles read why it ended.
+    ended: Arc<OnceLock<Farewell>>,
+    reaper: Reaper,
+    paced_until: Option<Instant>,
+    keep_alive_at: Option<Instant>,
+    /// The connection is closed by then.
+    close_by: Option<Instant>,
+    /// The actor ends by then, whether its close left or not.
+    end_by: Option<Instant>,
+    /// Ids were asked for and have not come.
+    asked_ids: bool,
+    /// The endpoint knows that the socket takes no more.
+    told_blocked: bool,
+    tally: Option<Tally>,
+    reported: bool,
+}
+
+/// What a connection's actor is made of.
+pub(super) struct Parts {
+    pub(super) engine: Engine,
+    pub(super) shared: Rc<Shared>,
+    pub(super) endpoint: Mail<ToEndpoint>,
+    pub(super) slot: SlotId,
+    pub(super) scope: Arc<str>,
+    pub(super) purpose: Purpose,
+}
+
+impl ConnectionActor {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { engine, shared, endpoint, slot, scope, purpose } = parts;
+        Self {
+            outlet: Outlet::new(engine.now),
+            reaper: Reaper::new(engine.settings.acknowledge_within),
+            engine,
+            shared,
+            endpoint,
+            slot,
+            scope,
+            purpose: Some(purpose),
+            user: User::None,
+            remote: Remote::default(),
+            joining: Vec::new(),
+            ended: Arc::default(),
+            paced_until: None,
+            keep_alive_at: None,
+            close_by: None,
+            end_by: None,
+            asked_ids: false,
+            told_blocked: false,
+            tally: None,
+            reported: false,
+        }
+    }
+
+    fn packets(&mut self, mut packets: Packets) {
+        let info = quiche::RecvInfo { from: packets.from, to: packets.to };
+        let length = packets.len;
+        let datagrams = packets.buffer.get_mut(..length).unwrap_or_default().chunks_mut(packets.stride.max(1));
+        let mut count = 0;
+        for datagram in datagrams {
+            count += 1;
+            // An error closes the connection with it: `notice_end` says so.
+            if let Err(error) = self.engine.quic.recv(datagram, info)
+                && error != quiche::Error::Done
+            {
+                tracing::debug!(peer = %info.from, %error, "packet refused");
+            }
+        }
+        self.shared.counters.packets_in.add(count);
+        self.shared.counters.bytes_in.add(length as u64);
+        self.shared.recycle(packets.buffer);
+        if matches!(self.purpose, Some(Purpose::Refused)) {
+            self.engine.give_up(Who::Local, CONNECTION_REFUSED, "refused");
+            self.close_by = Some(self.engine.now);
+        }
+        if self.keep_alive_at.is_some() {
+            self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
+        }
+    }
+
+    fn request(&mut self, request: Request) {
+        match request {
+            Request::Close { code, text } => self.engine.close_with(code, &text, "closed"),
+            Request::Abandoned => {
+                if !matches!(self.user, User::Application(_)) {
+                    self.engine.close_with(0, "", "abandoned");
+                }
+            }
+            Request::Join(reply) => {
+                if self.joining.len() < super::actor_remote::WAITING {
+                    self.joining.push(reply);
+                }
+            }
+            Request::Tell(m) => {
+                if let User::Application(application) = &mut self.user {
+                    application.message(m, &mut self.engine);
+                }
+            }
+            Request::OfStreams(asked) => self.remote.request(asked, &mut self.engine),
+        }
+    }
+
+    /// Hands out what happened. True if some is left.
+    fn dispatch(&mut self, turn: &Turn<'_, ToConnection>) -> bool {
+        for _ in 0..EVENTS {
+            let Some(event) = self.engine.events.pop_front() else { return false };
+            if event == Event::Connected {
+                self.connected(turn);
+            } else if let Event::Closed(end) = &event {
+                self.closed_now(end, turn);
+            } else if let Event::PathChanged { .. } = &event {
+                self.shared.counters.migrations.add(1);
+            }
+            self.remote.on(&event, &mut self.engine);
+            if let User::Application(application) = &mut self.user {
+                application.on(event, &mut self.engine);
+            }
+        }
+        !self.engine.events.is_empty()
+    }
+
+    fn connected(&mut self, turn: &Turn<'_, ToConnection>) {
+        // Never refused for want of room: the endpoint keeps some for each connection.
+        drop(self.endpoint.tell(ToEndpoint::Established(self.slot)));
+        self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
+        match self.purpose.take() {
+            Some(Purpose::Wanted(reply)) => {
+                self.user = User::Handles;
+                match self.handle(turn) {
+                    // Nobody waits any more: the handle's end closes the connection.
+                    Some(handle) => drop(reply.send(Ok(handle))),
+                    None => self.engine.give_up(Who::Local, CONNECTION_REFUSED, "mailbox_full"),
+                }
+            }
+            Some(Purpose::Arrived(arrivals)) => {
+                if let Some(application) = arrivals.application(&self.engine) {
+                    self.user = User::Application(application);
+                    return;
+                }
+                self.user = User::Handles;
+                let taken = self.handle(turn).is_some_and(|handle| arrivals.hand_over(handle));
+                if !taken {
+                    self.shared_drop(turn, "backlog_full");
+                    self.engine.give_up(Who::Local, CONNECTION_REFUSED, "backlog_full");
+                }
+            }
+            Some(Purpose::Refused) | None => {}
+        }
+    }
+
+    fn shared_drop(&self, turn: &Turn<'_, ToConnection>, reason: &'static str) {
+        turn.counter("quic_connections_refused", &self.scope, reason).add(1);
+    }
+
+    /// A handle, for which room in the mailbox is kept until it is dropped.
+    fn handle(&self, turn: &Turn<'_, ToConnection>) -> Option<Handle> {
+        Handle::new(turn.mail(), &self.engine, self.ended.clone())
+    }
+
+    /// Runs once: the end is stated once.
+    fn closed_now(&mut self, end: &End, turn: &Turn<'_, ToConnection>) {
+        let farewell = Farewell { end: end.clone(), info: self.engine.info() };
+        let _first = self.ended.set(farewell);
+        if let Some(Purpose::Wanted(reply)) = self.purpose.take() {
+            drop(reply.send(Err(ConnectError::Ended(end.clone()))));
+        }
+        self.end_by = Some(later(self.engine.now, CLOSE_PATIENCE));
+        self.reported = true;
+        turn.counter("quic_connections_closed", &self.scope, end.reason).add(1);
+        tracing::debug!(listener = %self.scope, %end, "connection closed");
+    }
+
+    /// Ids: gives the peer those in reserve, and gives back those it does not use any more.
+    fn exchange_ids(&mut self) {
+        if self.engine.phase == Phase::Ended || !self.engine.quic.is_established() {
+            return;
+        }
+        if self.engine.quic.retired_scids() > 0 {
+            let retired: Vec<Cid> =
+                std::iter::from_fn(|| self.engine.quic.retired_scid_next()).filter_map(|id| Cid::of(&id)).collect();
+            drop(self.endpoint.tell(ToEndpoint::Retired(self.slot, retired)));
+        }
+        let wanted = self.engine.quic.scids_left().min(SPARE_IDS);
+        if wanted > 0 && !self.asked_ids {
+            self.asked_ids = self.endpoint.tell(ToEndpoint::WantIds(self.slot, wanted)).is_ok();
+        }
+    }
+
+    fn ids(&mut self, ids: Vec<(Cid, u128)>) {
+        self.asked_ids = false;
+        for (id, token) in ids {
+            let known = quiche::ConnectionId::from_ref(id.bytes());
+            if self.engine.quic.new_scid(&known, token, false).is_err() {
+                drop(self.endpoint.tell(ToEndpoint::Retired(self.slot, vec![id])));
+            }
+        }
+    }
+
+    /// What time alone brings.
+    fn tick(&mut self) {
+        let now = self.engine.now;
+        if self.engine.quic.timeout_instant().is_some_and(|at| at <= now) {
+            self.engine.quic.on_timeout();
+            let probes: usize = self.engine.quic.path_stats().map(|path| path.total_pto_count).sum();
+            let acked = self.engine.quic.stats().acked_bytes;
+            if self.engine.phase != Phase::Handshaking && self.reaper.look(acked, probes, now) {
+                self.engine.give_up(Who::Nobody, 0, "no_acknowledgement");
+            }
+        }
+        if self.engine.phase == Phase::Handshaking
+            && now >= later(self.engine.born, self.engine.settings.handshake_timeout)
+        {
+            self.engine.give_up(Who::Nobody, 0, "handshake_timeout");
+        }
+        if self.reaper.deadline().is_some_and(|at| at <= now) {
+            let acked = self.engine.quic.stats().acked_bytes;
+            let probes = self.engine.quic.path_stats().map(|path| path.total_pto_count).sum();
+            if self.reaper.look(acked, probes, now) {
+                self.engine.give_up(Who::Nobody, 0, "no_acknowledgement");
+            }
+        }
+        if self.keep_alive_at.is_some_and(|at| at <= now) {
+            // Refused only while closing.
+            let _asked = self.engine.quic.send_ack_eliciting();
+            self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(now, every));
+        }
+        if self.close_by.is_some_and(|at| at <= now) {
+            self.engine.close_with(0, "", "drained");
+        }
+        if self.paced_until.is_some_and(|at| at <= now) {
+            self.paced_until = None;
+        }
+        if let User::Application(application) = &mut self.user
+            && application.deadline().is_some_and(|at| at <= now)
+        {
+            application.on_deadline(&mut self.engine);
+        }
+    }
+
+    /// Application and QUIC in turns until neither has more, or the turn is over. True if there is more.
+    fn drive(&mut self, turn: &Turn<'_, ToConnection>) -> bool {
+        let mut more = false;
+        for _ in 0..ROUNDS {
+            more = self.engine.learn();
+            self.engine.notice_end();
+            more |= self.dispatch(turn);
+            more |= self.engine.feed();
+            if self.remote.awaits_room() {
+                self.remote.serve_room(&mut self.engine);
+            }
+            self.engine.announce_room();
+            if self.engine.events.is_empty() {
+                return more;
+            }
+            more = true;
+        }
+        more
+    }
+
+    /// Whether nothing is left but to end the actor.
+    fn is_over(&self) -> bool {
+        if self.engine.phase != Phase::Ended || !self.engine.events.is_empty() {
+            return false;
+        }
+        let said = self.engine.quic.is_closed() || (self.outlet.close_left && self.close_by.is_some());
+        said && !self.outlet.is_blocked() || self.end_by.is_some_and(|at| at <= self.engine.now) && self.may_leave()
+    }
+
+    /// QUIC answers from the closing state until its timer ends it; a socket that takes nothing must not prolong that.
+    fn may_leave(&self) -> bool {
+        self.outlet.is_blocked() || !self.engine.quic.is_draining()
+    }
+
+    fn count_datagrams(&mut self) {
+        let dropped = self.engine.datagrams.take_dropped();
+        self.shared.counters.datagrams_full.add(dropped.full);
+        self.shared.counters.datagrams_expired.add(dropped.expired);
+        self.shared.counters.datagrams_too_large.add(dropped.too_large);
+    }
+
+    fn last_info(&self) -> Info {
+        self.engine.info()
+    }
+}
+
+impl Protocol for ConnectionActor {
+    type Msg = ToConnection;
+    const KIND: &'static str = "quic";
+
+    fn size(m: &ToConnection) -> usize {
+        // Bytes to be sent are bounded by their credit.
+        if let ToConnection::Packets(packets) = m { packets.len } else { 0 }
+    }
+
+    fn label(m: &ToConnection) -> &'static str {
+        match m {
+            ToConnection::Packets(_) => "packets",
+            ToConnection::Writable => "writable",
+            ToConnection::Ids(_) => "ids",
+            ToConnection::Request(_) => "request",
+        }
+    }
+
+    fn started(&mut self, turn: &mut Turn<'_, ToConnection>) -> Result<(), Fault> {
+        self.tally = Some(turn.tally());
+        Ok(())
+    }
+
+    fn on(&mut self, m: ToConnection, turn: &mut Turn<'_, ToConnection>) -> Result<(), Fault> {
+        self.engine.now = turn.now();
+        match m {
+            ToConnection::Packets(packets) => self.packets(packets),
+            ToConnection::Writable => self.told_blocked = false,
+            ToConnection::Ids(ids) => self.ids(ids),
+            ToConnection::Request(request) => self.request(request),
+        }
+        Ok(())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let engine = &self.engine;
+        let handshake =
+            (engine.phase == Phase::Handshaking).then(|| later(engine.born, engine.settings.handshake_timeout));
+        let application = match &self.user {
+            User::Application(application) if engine.phase != Phase::Ended => application.deadline(),
+            User::Application(_) | User::Handles | User::None => None,
+        };
+        let end_by = self.end_by.filter(|_| self.may_leave());
+        [
+            engine.quic.timeout_instant(),
+            self.paced_until,
+            handshake,
+            engine.expires_at(),
+            self.reaper.deadline(),
+            self.keep_alive_at,
+            self.close_by.filter(|_| engine.phase != Phase::Ended),
+            end_by,
+            application,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn on_deadline(&mut self, turn: &mut Turn<'_, ToConnection>) -> Result<(), Fault> {
+        self.engine.now = turn.now();
+        self.tick();
+        Ok(())
+    }
+
+    fn flush(&mut self, turn: &mut Turn<'_, ToConnection>) -> Result<Progress, Fault> {
+        self.engine.now = turn.now();
+        let mut more = self.drive(turn);
+        self.exchange_ids();
+        if self.paced_until.is_none() || self.engine.phase == Phase::Ended {
+            let Self { outlet, engine, shared, .. } = self;
+            let sent = turn.scratch(|_, buffer| outlet.send(engine, shared, buffer));
+            match sent {
+                Sent::All => {}
+                Sent::More => more = true,
+                Sent::Paced(at) => self.paced_until = Some(at),
+                Sent::Blocked if self.told_blocked => {}
+                Sent::Blocked => self.told_blocked = self.endpoint.tell(ToEndpoint::Blocked(self.slot)).is_ok(),
+            }
+        }
+        self.count_datagrams();
+        // To send may have brought it to an end as well.
+        self.engine.notice_end();
+        if !self.engine.events.is_empty() {
+            more = true;
+        }
+        if self.close_by.is_some() && self.engine.phase == Phase::Draining && self.engine.streams() == 0 {
+            self.engine.close_with(0, "", "drained");
+            more = true;
+        }
+        if self.is_over() {
+            turn.stop();
+            return Ok(Progress::Idle);
+        }
+        Ok(if more { Progress::More } else { Progress::Idle })
+    }
+
+    fn drain(&mut self, by: Instant, turn: &mut Turn<'_, ToConnection>) {
+        self.engine.now = turn.now();
+        let left = by.saturating_duration_since(self.engine.now);
+        let close_by = later(self.engine.now, left.saturating_sub(CLOSE_BEFORE.min(left / 2)));
+        self.close_by = Some(self.close_by.map_or(close_by, |old| old.min(close_by)));
+        match self.engine.phase {
+            Phase::Handshaking => self.engine.give_up(Who::Local, CONNECTION_REFUSED, "drained"),
+            Phase::Open => {
+                self.engine.phase = Phase::Draining;
+                if let User::Application(application) = &mut self.user {
+                    application.drain(by, &mut self.engine);
+                }
+            }
+            Phase::Draining | Phase::Ended => {}
+        }
+    }
+
+    fn closed(&mut self, why: &Exit) {
+        if self.engine.end.is_none() {
+            // Told to stop, or a drain that took too long: the peer hears it if the socket takes one more packet.
+            let reason = if *why == Exit::Normal { "stopped" } else { why.reason() };
+            self.engine.close_with(0, "", reason);
+            let mut buffer = vec![0; 2_048];
+            let _sent = self.outlet.send(&mut self.engine, &self.shared, &mut buffer);
+        }
+        let end = self.engine.end.clone();
+        if let Some(end) = end {
+            let farewell = Farewell { end: end.clone(), info: self.last_info() };
+            let _first = self.ended.set(farewell.clone());
+            if !std::mem::replace(&mut self.reported, true) {
+                if let Some(tally) = &self.tally {
+                    tally.raise("quic_connections_closed", &self.scope, end.reason);
+                }
+                self.engine.events.clear();
+                let event = Event::Closed(end);
+                self.remote.on(&event, &mut self.engine);
+                if let User::Application(application) = &mut self.user {
+                    application.on(event, &mut self.engine);
+                }
+            }
+            for reply in self.joining.drain(..) {
+                drop(reply.send(farewell.clone()));
+            }
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.engine.held()
+    }
+}

@@ -1,0 +1,580 @@
+//! The endpoint of one arbiter: owns the socket, knows which connection each id belongs to, and starts connections.
+//!
+//! It reads the socket in bounded runs, cuts what came by connection, and puts it into the mailboxes; a connection that
+//! slept is woken once per run. What belongs to another arbiter is forwarded to that one's endpoint. Ids are made here
+//! and known here before a peer learns them. Its connections are its children and end before it does; the socket closes
+//! last, together with those of its group.
+
+use std::collections::HashMap;
+use std::io::IoSliceMut;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use super::actor_connection::{ConnectionActor, Parts, Purpose};
+use super::actor_engine::{Engine, Quic};
+use super::actor_listen::Listen;
+use super::actor_shared::{Counters, Shared};
+use super::codec::{CID_LEN, Cid, MAX_CID_LEN, Peek, arbiter_of, peek};
+use super::codec_token::Secrets;
+use super::messages::{Connect, ConnectError, Packets, SlotId, Status, ToConnection, ToEndpoint};
+use super::session::Role;
+use super::settings::Transport;
+use crate::actors::clock::{self, later};
+use crate::actors::{Control, Exit, Fault, Mail, Progress, Protocol, Spec, Turn};
+use crate::transports::tls;
+use crate::transports::udp::{Group, Member, Options, RecvMeta, UdpSocket};
+
+/// Reads of the socket in one turn, at most.
+const READS: usize = 32;
+/// Time for them, at most; looked at every few reads.
+const READ_TIME: Duration = Duration::from_micros(50);
+const LOOK_EVERY: usize = 4;
+/// Messages a connection's mailbox takes beside its packets: requests, and room kept for the handles of its streams.
+const REQUESTS: usize = 16_384;
+/// TLS contexts of a client that are kept.
+const CONTEXTS: usize = 16;
+
+/// A connection id of any length, as a key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    length: u8,
+    bytes: [u8; MAX_CID_LEN],
+}
+
+impl Key {
+    pub(super) fn new(id: &[u8]) -> Option<Self> {
+        let mut bytes = [0; MAX_CID_LEN];
+        bytes.get_mut(..id.len())?.copy_from_slice(id);
+        Some(Self { length: id.len() as u8, bytes })
+    }
+}
+
+/// A connection of this endpoint.
+struct Slot {
+    serial: u64,
+    mail: Mail<ToConnection>,
+    /// Its ids, and the one that a client made up for its first packets: those may come again, late or replayed.
+    keys: Vec<Key>,
+    established: bool,
+}
+
+/// All endpoints of a server, in the order of their arbiters; known once all have started.
+pub(super) type Peers = Arc<OnceLock<Vec<Mail<ToEndpoint>>>>;
+
+/// What an endpoint is made of.
+pub(super) struct Plan {
+    pub(super) scope: Arc<str>,
+    pub(super) transport: Arc<Transport>,
+    pub(super) member: std::io::Result<Option<Member>>,
+    pub(super) arbiters: usize,
+    pub(super) connections: usize,
+    pub(super) secrets: Arc<Secrets>,
+    pub(super) generation: u8,
+    pub(super) peers: Peers,
+    pub(super) listen: Option<Listen>,
+}
+
+/// See the top of the file.
+pub(super) struct Endpoint {
+    pub(super) plan: Plan,
+    pub(super) arbiter: usize,
+    shared: Option<Rc<Shared>>,
+    /// Keeps the sockets of the group open, in their order.
+    _group: Option<Group>,
+    keys: HashMap<Key, usize>,
+    slots: Vec<Option<Slot>>,
+    free: Vec<usize>,
+    serial: u64,
+    pub(super) connections: usize,
+    pub(super) half_open: usize,
+    blocked: Vec<SlotId>,
+    contexts: Vec<(Arc<tls::ClientSettings>, quiche::Config)>,
+    pub(super) draining: Option<Instant>,
+    pub(super) quiet: bool,
+    /// Packets whose connection may become known by a message of this same turn.
+    unknown: Vec<Packets>,
+}
+
+impl Endpoint {
+    pub(super) fn new(plan: Plan) -> Self {
+        Self {
+            plan,
+            arbiter: 0,
+            shared: None,
+            _group: None,
+            keys: HashMap::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            serial: 0,
+            connections: 0,
+            half_open: 0,
+            blocked: Vec::new(),
+            contexts: Vec::new(),
+            draining: None,
+            quiet: false,
+            unknown: Vec::new(),
+        }
+    }
+
+    pub(super) fn shared(&self) -> Option<&Rc<Shared>> {
+        self.shared.as_ref()
+    }
+
+    /// Drops packets, counted.
+    pub(super) fn refuse(&self, packets: Packets, reason: &'static str, turn: &Turn<'_, ToEndpoint>) {
+        let count = packets.len.div_ceil(packets.stride.max(1)).max(1) as u64;
+        turn.counter("quic_packets_dropped", &self.plan.scope, reason).add(count);
+        if let Some(shared) = &self.shared {
+            shared.recycle(packets.buffer);
+        }
+    }
+
+    /// A new id of this arbiter.
+    pub(super) fn new_id(&self) -> Option<Cid> {
+        let mut random = [0; CID_LEN];
+        boring::rand::rand_bytes(&mut random).ok()?;
+        Some(Cid::new(random, self.arbiter, self.plan.arbiters, self.plan.generation))
+    }
+
+    /// Reads the socket for one run.
+    fn read(&mut self, turn: &Turn<'_, ToEndpoint>) -> Result<Progress, Fault> {
+        let Some(shared) = self.shared.clone() else { return Ok(Progress::Idle) };
+        let began = turn.now();
+        for count in 1..=READS {
+            let mut buffer = shared.large();
+            let mut meta = [RecvMeta::default()];
+            let received = shared.socket.poll_recv(&mut turn.cx(), &mut [IoSliceMut::new(&mut buffer)], &mut meta);
+            let [meta] = meta;
+            match received {
+                Poll::Pending => {
+                    shared.recycle(buffer);
+                    return Ok(Progress::Idle);
+                }
+                Poll::Ready(Ok(_)) => {
+                    let to = if self.plan.listen.is_some() {
+                        shared.socket.asked(&meta)
+                    } else {
+                        shared.socket.local_addr()
+                    };
+                    let packets =
+                        Packets { buffer, len: meta.len, stride: meta.stride, from: meta.addr, to, forwarded: false };
+                    self.sort(packets, &shared, turn);
+                }
+                // What ICMP brings back of a datagram sent before concerns that one alone.
+                Poll::Ready(Err(error)) => {
+                    shared.recycle(buffer);
+                    turn.counter("quic_receive_errors", &self.plan.scope, "").add(1);
+                    tracing::debug!(%error, "receive");
+                }
+            }
+            if count % LOOK_EVERY == 0 && clock::now().saturating_duration_since(began) > READ_TIME {
+                break;
+            }
+        }
+        Ok(Progress::More)
+    }
+
+    /// Cuts what one read gave into runs for one connection each.
+    fn sort(&mut self, packets: Packets, shared: &Rc<Shared>, turn: &Turn<'_, ToEndpoint>) {
+        let Packets { len, stride, from, to, forwarded, .. } = packets;
+        let all = packets.buffer.get(..len).unwrap_or_default();
+        let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
+        let mut start = 0;
+        let mut current: &[u8] = &[];
+        for (number, datagram) in all.chunks(stride.max(1)).enumerate() {
+            let id = destination(datagram);
+            if number > 0 && id != current {
+                runs.push(start..number * stride);
+                start = number * stride;
+            }
+            current = id;
+        }
+        if runs.is_empty() {
+            let packets = if len <= super::actor_shared::SMALL {
+                let small = shared.copy_of(all);
+                shared.recycle(packets.buffer);
+                Packets { buffer: small, ..Packets { buffer: Vec::new(), len, stride, from, to, forwarded } }
+            } else {
+                packets
+            };
+            self.route(packets, turn);
+            return;
+        }
+        runs.push(start..len);
+        for run in runs {
+            let bytes = all.get(run).unwrap_or_default();
+            let part = Packets { buffer: shared.copy_of(bytes), len: bytes.len(), stride, from, to, forwarded };
+            self.route(part, turn);
+        }
+        shared.recycle(packets.buffer);
+    }
+
+    /// Gives a run to its connection, or to whoever decides about it.
+    fn route(&mut self, packets: Packets, turn: &Turn<'_, ToEndpoint>) {
+        let first = packets.buffer.get(..packets.len.min(packets.stride)).unwrap_or_default();
+        match peek(first) {
+            Ok(peeked) => {
+                if let Some(mail) = self.owner(peeked.dcid()) {
+                    self.deliver(&mail, packets);
+                } else if arbiter_of(peeked.dcid(), self.plan.arbiters) != self.arbiter
+                    && !matches!(peeked, Peek::Foreign { .. })
+                    && self.plan.arbiters > 1
+                {
+                    self.forward(packets, turn);
+                } else {
+                    self.unknown.push(packets);
+                }
+            }
+            Err(error) => self.refuse(packets, error.reason(), turn),
+        }
+    }
+
+    fn owner(&self, id: &[u8]) -> Option<Mail<ToConnection>> {
+        let slot = *self.keys.get(&Key::new(id)?)?;
+        self.slots.get(slot)?.as_ref().map(|slot| slot.mail.clone())
+    }
+
+    fn deliver(&self, mail: &Mail<ToConnection>, packets: Packets) {
+        if let Err(refused) = mail.tell(ToConnection::Packets(packets))
+            && let ToConnection::Packets(packets) = refused.into_inner()
+            && let Some(shared) = &self.shared
+        {
+            shared.counters.inbox_full.add(packets.len.div_ceil(packets.stride.max(1)) as u64);
+            shared.recycle(packets.buffer);
+        }
+    }
+
+    fn forward(&self, mut packets: Packets, turn: &Turn<'_, ToEndpoint>) {
+        let first = packets.buffer.get(..packets.len.min(packets.stride)).unwrap_or_default();
+        let owner = peek(first).map_or(0, |peeked| arbiter_of(peeked.dcid(), self.plan.arbiters));
+        let peer = self.plan.peers.get().and_then(|peers| peers.get(owner));
+        let (Some(peer), false) = (peer, packets.forwarded) else {
+            self.refuse(packets, "no_owner", turn);
+            return;
+        };
+        packets.forwarded = true;
+        let count = packets.len.div_ceil(packets.stride.max(1)) as u64;
+        match peer.tell(ToEndpoint::Forwarded(packets)) {
+            Ok(()) => {
+                if let Some(shared) = &self.shared {
+                    shared.counters.forwarded.add(count);
+                }
+            }
+            Err(refused) => {
+                if let ToEndpoint::Forwarded(packets) = refused.into_inner() {
+                    self.refuse(packets, "forward_full", turn);
+                }
+            }
+        }
+    }
+
+    /// Those whose connection no message of this turn has made known.
+    fn decide(&mut self, turn: &Turn<'_, ToEndpoint>) {
+        for packets in std::mem::take(&mut self.unknown) {
+            let first = packets.buffer.get(..packets.len.min(packets.stride)).unwrap_or_default();
+            let owner = peek(first).ok().and_then(|peeked| self.owner(peeked.dcid()));
+            match owner {
+                Some(mail) => self.deliver(&mail, packets),
+                None => self.stranger(packets, turn),
+            }
+        }
+    }
+
+    /// Starts the actor of a connection and makes its ids known.
+    pub(super) fn start(
+        &mut self,
+        quic: Quic,
+        role: Role,
+        id: Cid,
+        first: Option<Key>,
+        purpose: Purpose,
+        turn: &Turn<'_, ToEndpoint>,
+    ) -> Option<Mail<ToConnection>> {
+        let shared = self.shared.clone()?;
+        let at = self.free.pop().unwrap_or(self.slots.len());
+        self.serial += 1;
+        let slot = SlotId { slot: at, serial: self.serial };
+        let engine = Engine::new(Box::new(quic), self.plan.transport.clone(), role, self.arbiter, turn.now());
+        let parts = Parts { engine, shared, endpoint: turn.mail(), slot, scope: self.plan.scope.clone(), purpose };
+        let spec = Spec::named(self.plan.scope.clone()).inbox(REQUESTS, self.plan.transport.inbox.max(64 << 10));
+        let started = turn.spawn_here(spec, move || ConnectionActor::new(parts));
+        let Ok(mail) = started else {
+            self.free.push(at);
+            return None;
+        };
+        if turn.watch(&mail, move |_| ToEndpoint::Gone(slot)).is_err() {
+            // Nobody would take its ids away: it must not begin.
+            mail.control(Control::Stop);
+            self.free.push(at);
+            return None;
+        }
+        let mut keys = Vec::with_capacity(4);
+        keys.extend(Key::new(id.bytes()));
+        keys.extend(first);
+        for key in &keys {
+            self.keys.insert(*key, at);
+        }
+        let entry = Slot { serial: slot.serial, mail: mail.clone(), keys, established: false };
+        match self.slots.get_mut(at) {
+            Some(place) => *place = Some(entry),
+            None => self.slots.push(Some(entry)),
+        }
+        self.connections += 1;
+        self.half_open += 1;
+        turn.counter("quic_connections_opened", &self.plan.scope, "").add(1);
+        Some(mail)
+    }
+
+    fn slot(&mut self, id: SlotId) -> Option<&mut Slot> {
+        self.slots.get_mut(id.slot)?.as_mut().filter(|slot| slot.serial == id.serial)
+    }
+
+    fn established(&mut self, id: SlotId) {
+        let Some(slot) = self.slot(id) else { return };
+        if !std::mem::replace(&mut slot.established, true) {
+            self.half_open = self.half_open.saturating_sub(1);
+        }
+    }
+
+    fn gone(&mut self, id: SlotId) {
+        if self.slot(id).is_none() {
+            return;
+        }
+        let Some(slot) = self.slots.get_mut(id.slot).and_then(Option::take) else { return };
+        for key in &slot.keys {
+            self.keys.remove(key);
+        }
+        self.free.push(id.slot);
+        self.connections = self.connections.saturating_sub(1);
+        if !slot.established {
+            self.half_open = self.half_open.saturating_sub(1);
+        }
+    }
+
+    fn give_ids(&mut self, id: SlotId, count: usize) {
+        let made: Vec<(Cid, u128)> = (0..count)
+            .filter_map(|_| {
+                let cid = self.new_id()?;
+                Some((cid, self.plan.secrets.reset_token(&cid).ok()?))
+            })
+            .collect();
+        let Some(slot) = self.slot(id) else { return };
+        let keys: Vec<Key> = made.iter().filter_map(|(cid, _)| Key::new(cid.bytes())).collect();
+        slot.keys.extend(&keys);
+        let mail = slot.mail.clone();
+        for key in keys {
+            self.keys.insert(key, id.slot);
+        }
+        // A connection that takes no message has ended, and its ids go with it.
+        drop(mail.tell(ToConnection::Ids(made)));
+    }
+
+    fn retire(&mut self, id: SlotId, cids: &[Cid]) {
+        let keys: Vec<Key> = cids.iter().filter_map(|cid| Key::new(cid.bytes())).collect();
+        let Some(slot) = self.slot(id) else { return };
+        slot.keys.retain(|key| !keys.contains(key));
+        for key in keys {
+            if self.keys.get(&key) == Some(&id.slot) {
+                self.keys.remove(&key);
+            }
+        }
+    }
+
+    /// Makes a connection for a client.
+    fn connect(&mut self, connect: Connect, turn: &Turn<'_, ToEndpoint>) {
+        let Connect { to, tls, session, reply } = connect;
+        let fail = |error| Err(error);
+        if self.quiet {
+            drop(reply.send(fail(ConnectError::Closed)));
+            return;
+        }
+        if self.connections >= self.plan.connections {
+            drop(reply.send(fail(ConnectError::Full)));
+            return;
+        }
+        let quic = match self.dial(to, &tls, session.as_deref()) {
+            Ok(quic) => quic,
+            Err(error) => {
+                drop(reply.send(fail(error)));
+                return;
+            }
+        };
+        let (quic, id) = quic;
+        // If it cannot be started, the reply is dropped with its purpose, and says `Closed`.
+        let _started = self.start(quic, Role::Client, id, None, Purpose::Wanted(reply), turn);
+    }
+
+    fn dial(
+        &mut self,
+        to: SocketAddr,
+        tls: &Arc<tls::ClientSettings>,
+        session: Option<&[u8]>,
+    ) -> Result<(Quic, Cid), ConnectError> {
+        let local = self.shared.as_ref().map(|shared| shared.socket.local_addr()).ok_or(ConnectError::NoSocket)?;
+        let id = self.new_id().ok_or(ConnectError::Quic("no random numbers"))?;
+        let at = match self.contexts.iter().position(|(known, _)| Arc::ptr_eq(known, tls)) {
+            Some(at) => at,
+            None => {
+                let builder = tls.builder().map_err(ConnectError::Tls)?;
+                let config =
+                    self.plan.transport.config(builder).map_err(|_| ConnectError::Quic("its configuration"))?;
+                if self.contexts.len() >= CONTEXTS {
+                    self.contexts.remove(0);
+                }
+                self.contexts.push((tls.clone(), config));
+                self.contexts.len() - 1
+            }
+        };
+        let (_, config) = self.contexts.get_mut(at).ok_or(ConnectError::Quic("its configuration"))?;
+        let scid = quiche::ConnectionId::from_ref(id.bytes());
+        let mut quic: Quic = quiche::connect_with_buffer_factory(tls.name.sni(), &scid, local, to, config)
+            .map_err(|_| ConnectError::Quic("connect"))?;
+        if let Some(session) = session {
+            // One that cannot be used means a full handshake.
+            let _resumes = quic.set_session(session);
+        }
+        Ok((quic, id))
+    }
+
+    fn wake_blocked(&mut self, turn: &Turn<'_, ToEndpoint>) {
+        let Some(shared) = self.shared.clone() else { return };
+        if self.blocked.is_empty() || shared.socket.poll_writable(&mut turn.cx()).is_pending() {
+            return;
+        }
+        for id in std::mem::take(&mut self.blocked) {
+            let mail = self.slot(id).map(|slot| slot.mail.clone());
+            if let Some(mail) = mail
+                && mail.tell(ToConnection::Writable).is_err_and(|refused| refused.is_full())
+            {
+                self.blocked.push(id);
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        let socket = self.shared.as_ref().map(|shared| &shared.socket);
+        Status {
+            arbiter: self.arbiter,
+            connections: self.connections,
+            half_open: self.half_open,
+            buffers: socket.map_or((0, 0), UdpSocket::granted),
+            kernel_dropped: socket.and_then(UdpSocket::dropped),
+            gso: socket.is_some_and(UdpSocket::gso),
+            generation: self.plan.listen.as_ref().map_or(0, Listen::generation),
+        }
+    }
+}
+
+/// The destination of a packet, as its header has it; empty if it is cut short.
+fn destination(datagram: &[u8]) -> &[u8] {
+    match datagram.first() {
+        Some(first) if first & 0x80 == 0 => datagram.get(1..=CID_LEN).unwrap_or_default(),
+        Some(_) => {
+            let length = datagram.get(5).copied().map_or(0, usize::from);
+            datagram.get(6..6 + length).unwrap_or_default()
+        }
+        None => &[],
+    }
+}
+
+impl Protocol for Endpoint {
+    type Msg = ToEndpoint;
+    const KIND: &'static str = "quic_endpoint";
+
+    fn size(m: &ToEndpoint) -> usize {
+        if let ToEndpoint::Forwarded(packets) = m { packets.len } else { 0 }
+    }
+
+    fn label(m: &ToEndpoint) -> &'static str {
+        match m {
+            ToEndpoint::Forwarded(_) => "forwarded",
+            ToEndpoint::Established(_) => "established",
+            ToEndpoint::Gone(_) => "gone",
+            ToEndpoint::WantIds(..) => "want_ids",
+            ToEndpoint::Retired(..) => "retired",
+            ToEndpoint::Blocked(_) => "blocked",
+            ToEndpoint::Connect(_) => "connect",
+            ToEndpoint::Reload(_) => "reload",
+            ToEndpoint::List(..) => "list",
+            ToEndpoint::Status(_) => "status",
+        }
+    }
+
+    fn started(&mut self, turn: &mut Turn<'_, ToEndpoint>) -> Result<(), Fault> {
+        self.arbiter = turn.arbiter();
+        let member = std::mem::replace(&mut self.plan.member, Ok(None));
+        let member = member.map_err(|error| Fault::local("socket", error.to_string()))?;
+        let (socket, group) = member.ok_or_else(|| Fault::bug("socket", "no socket for this arbiter"))?.into_parts();
+        let size = self.plan.transport.socket_buffer;
+        let options = Options { receive_buffer: size, send_buffer: size, gso: self.plan.transport.gso };
+        let socket = UdpSocket::new(socket, &options).map_err(|error| Fault::local("socket", error.to_string()))?;
+        let wildcard = self.plan.listen.is_some() && socket.local_addr().ip().is_unspecified();
+        self.shared = Some(Rc::new(Shared::new(socket, wildcard, Counters::of(turn, &self.plan.scope))));
+        self._group = Some(group);
+        self.open_listener(turn)
+    }
+
+    fn on(&mut self, m: ToEndpoint, turn: &mut Turn<'_, ToEndpoint>) -> Result<(), Fault> {
+        match m {
+            ToEndpoint::Forwarded(packets) => self.route(packets, turn),
+            ToEndpoint::Established(id) => self.established(id),
+            ToEndpoint::Gone(id) => self.gone(id),
+            ToEndpoint::WantIds(id, count) => self.give_ids(id, count),
+            ToEndpoint::Retired(id, cids) => self.retire(id, &cids),
+            ToEndpoint::Blocked(id) => self.blocked.push(id),
+            ToEndpoint::Connect(connect) => self.connect(*connect, turn),
+            ToEndpoint::Reload(told) => self.reload(told)?,
+            ToEndpoint::List(most, reply) => {
+                let mails = self.slots.iter().flatten().take(most).map(|slot| slot.mail.clone()).collect();
+                drop(reply.send(mails));
+            }
+            ToEndpoint::Status(reply) => drop(reply.send(self.status())),
+        }
+        Ok(())
+    }
+
+    fn io(&mut self, turn: &mut Turn<'_, ToEndpoint>) -> Result<Progress, Fault> {
+        self.wake_blocked(turn);
+        self.read(turn)
+    }
+
+    fn flush(&mut self, turn: &mut Turn<'_, ToEndpoint>) -> Result<Progress, Fault> {
+        self.decide(turn);
+        self.wake_blocked(turn);
+        if self.draining.is_some() && self.connections == 0 {
+            turn.stop();
+        }
+        Ok(Progress::Idle)
+    }
+
+    fn quiesce(&mut self, _: &mut Turn<'_, ToEndpoint>) {
+        self.quiet = true;
+    }
+
+    fn drain(&mut self, by: Instant, turn: &mut Turn<'_, ToEndpoint>) {
+        self.quiet = true;
+        // A little earlier, so that the last of them is gone when the socket closes.
+        let theirs = by.checked_sub(Duration::from_millis(100)).filter(|at| *at > turn.now()).unwrap_or(by);
+        for slot in self.slots.iter().flatten() {
+            slot.mail.control(Control::Drain(theirs));
+        }
+        self.draining = Some(later(by, Duration::ZERO));
+    }
+
+    fn closed(&mut self, why: &Exit) {
+        // They cannot send without this one's socket for long, and nobody would read for them.
+        if self.connections > 0 {
+            tracing::debug!(name = %self.plan.scope, %why, connections = self.connections, "endpoint ended");
+        }
+        for slot in self.slots.iter().flatten() {
+            slot.mail.control(Control::Stop);
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.connections * size_of::<Quic>()
+    }
+}

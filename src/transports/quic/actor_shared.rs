@@ -1,0 +1,94 @@
+//! What an endpoint and its connections on one arbiter share: the socket, spare buffers for packets, and counters.
+//! Never leaves the arbiter.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use crate::actors::{Counter, Turn};
+use crate::transports::udp::{TRAIN, UdpSocket};
+
+/// Datagrams of up to this many bytes are copied out of the receive buffer, so that a short one does not pin 64 KiB.
+pub(super) const SMALL: usize = 2_048;
+/// Spare buffers of each size that are kept.
+const SPARES: usize = 64;
+
+/// See the top of the file.
+pub(super) struct Shared {
+    pub(super) socket: UdpSocket,
+    /// The socket is bound to a wildcard: answers must name the address they come from.
+    pub(super) answers_from_asked: bool,
+    pub(super) counters: Counters,
+    large: RefCell<Vec<Vec<u8>>>,
+    small: RefCell<Vec<Vec<u8>>>,
+}
+
+impl Shared {
+    pub(super) fn new(socket: UdpSocket, answers_from_asked: bool, counters: Counters) -> Self {
+        Self { socket, answers_from_asked, counters, large: RefCell::default(), small: RefCell::default() }
+    }
+
+    /// A buffer of the size of a train, its contents undefined.
+    pub(super) fn large(&self) -> Vec<u8> {
+        self.large.borrow_mut().pop().unwrap_or_else(|| vec![0; TRAIN])
+    }
+
+    /// A buffer with these bytes.
+    pub(super) fn copy_of(&self, bytes: &[u8]) -> Vec<u8> {
+        if bytes.len() > SMALL {
+            let mut buffer = self.large();
+            if let Some(place) = buffer.get_mut(..bytes.len()) {
+                place.copy_from_slice(bytes);
+            }
+            return buffer;
+        }
+        let mut buffer = self.small.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(SMALL));
+        buffer.clear();
+        buffer.extend_from_slice(bytes);
+        buffer
+    }
+
+    /// Takes a buffer back. What is beyond the number of spares is freed.
+    pub(super) fn recycle(&self, buffer: Vec<u8>) {
+        let spares = if buffer.len() == TRAIN { &self.large } else { &self.small };
+        let mut spares = spares.borrow_mut();
+        if spares.len() < SPARES {
+            spares.push(buffer);
+        }
+    }
+}
+
+/// What is counted, on this arbiter, for one server or client. See docs/quic.md for the names.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) packets_in: Counter,
+    pub(super) bytes_in: Counter,
+    pub(super) packets_out: Counter,
+    pub(super) bytes_out: Counter,
+    pub(super) forwarded: Counter,
+    pub(super) send_errors: Counter,
+    pub(super) send_blocked: Counter,
+    pub(super) inbox_full: Counter,
+    pub(super) datagrams_full: Counter,
+    pub(super) datagrams_expired: Counter,
+    pub(super) datagrams_too_large: Counter,
+    pub(super) migrations: Counter,
+}
+
+impl Counters {
+    pub(super) fn of<M: Send + 'static>(turn: &Turn<'_, M>, scope: &Arc<str>) -> Self {
+        Self {
+            packets_in: turn.counter("quic_packets_in", scope, ""),
+            bytes_in: turn.counter("quic_bytes_in", scope, ""),
+            packets_out: turn.counter("quic_packets_out", scope, ""),
+            bytes_out: turn.counter("quic_bytes_out", scope, ""),
+            forwarded: turn.counter("quic_forwarded", scope, ""),
+            send_errors: turn.counter("quic_send_errors", scope, ""),
+            send_blocked: turn.counter("quic_send_blocked", scope, ""),
+            inbox_full: turn.counter("quic_packets_dropped", scope, "inbox_full"),
+            datagrams_full: turn.counter("quic_datagrams_dropped", scope, "full"),
+            datagrams_expired: turn.counter("quic_datagrams_dropped", scope, "expired"),
+            datagrams_too_large: turn.counter("quic_datagrams_dropped", scope, "too_large"),
+            migrations: turn.counter("quic_migrations", scope, ""),
+        }
+    }
+}

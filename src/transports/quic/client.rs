@@ -1,0 +1,158 @@
+//! A QUIC client: a socket on each arbiter, shared by all connections that live there.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::actor_endpoint::{Peers, Plan};
+use super::handle::Connection;
+use super::messages::{Connect, ConnectError, Status, ToEndpoint};
+use super::server::{StartError, connections, secrets, start_endpoint, status};
+use super::session::Info;
+use super::settings::ClientSettings;
+use crate::actors::{Control, Mail, Mesh, Reply};
+use crate::transports::tls;
+use crate::transports::udp::Group;
+
+/// A running client. Clones share it; dropping the last stops nothing.
+#[derive(Clone)]
+pub struct QuicClient {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    mesh: Mesh,
+    v4: Vec<Mail<ToEndpoint>>,
+    v6: Vec<Mail<ToEndpoint>>,
+    turn: AtomicUsize,
+}
+
+impl fmt::Debug for QuicClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicClient").field("arbiters", &self.inner.mesh.arbiters()).finish_non_exhaustive()
+    }
+}
+
+impl QuicClient {
+    /// Binds and starts. On a machine without IPv6, connections to IPv6 addresses answer [`ConnectError::NoSocket`].
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running then.
+    pub fn start(mesh: &Mesh, settings: ClientSettings) -> Result<Self, StartError> {
+        let mut client = Inner { mesh: mesh.clone(), v4: Vec::new(), v6: Vec::new(), turn: AtomicUsize::new(0) };
+        let started = settings.local_v4.map_or(Ok(Vec::new()), |local| endpoints(mesh, &settings, local));
+        client.v4 = started?;
+        match settings.local_v6.map_or(Ok(Vec::new()), |local| endpoints(mesh, &settings, local)) {
+            Ok(v6) => client.v6 = v6,
+            Err(StartError::Bind(error)) if !client.v4.is_empty() => tracing::debug!(%error, "no IPv6 here"),
+            Err(error) => {
+                client.v4.iter().for_each(|mail| mail.control(Control::Stop));
+                return Err(error);
+            }
+        }
+        Ok(Self { inner: Arc::new(client) })
+    }
+
+    /// Connects; `tls` says whom the server's certificate must name, whom to trust and which protocols to offer. The
+    /// connection lives on the caller's arbiter, or on any if the caller has none.
+    ///
+    /// Ends by itself: a server that does not answer is given up after the handshake's time.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect(&self, to: SocketAddr, tls: Arc<tls::ClientSettings>) -> Result<Connection, ConnectError> {
+        self.connect_with(to, tls, None).await
+    }
+
+    /// As [`connect`](Self::connect), resuming a session of before ([`Connection::session`]) if the server still knows
+    /// it.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect_with(
+        &self,
+        to: SocketAddr,
+        tls: Arc<tls::ClientSettings>,
+        session: Option<Bytes>,
+    ) -> Result<Connection, ConnectError> {
+        let endpoints = if to.is_ipv4() { &self.inner.v4 } else { &self.inner.v6 };
+        let here = self.inner.mesh.here().filter(|here| *here < endpoints.len());
+        let at = here.unwrap_or_else(|| self.inner.turn.fetch_add(1, Ordering::Relaxed) % endpoints.len().max(1));
+        let endpoint = endpoints.get(at).ok_or(ConnectError::NoSocket)?;
+        let (reply, answer) = Reply::new();
+        let connect = ToEndpoint::Connect(Box::new(Connect { to, tls, session, reply }));
+        let room = endpoint.permit(0).await.map_err(|_| ConnectError::Closed)?;
+        room.tell(connect).map_err(|_| ConnectError::Closed)?;
+        answer.0.await.unwrap_or(Err(ConnectError::Closed))
+    }
+
+    /// How each endpoint is; those that do not answer within a second are left out.
+    pub async fn status(&self) -> Vec<Status> {
+        let mut all = status(&self.inner.v4).await;
+        all.extend(status(&self.inner.v6).await);
+        all
+    }
+
+    /// Readings of its connections, at most `most` of each endpoint.
+    pub async fn connections(&self, most: usize) -> Vec<Info> {
+        let mut all = connections(&self.inner.v4, most).await;
+        all.extend(connections(&self.inner.v6, most).await);
+        all
+    }
+
+    /// Makes no more connections, lets streams finish, and closes the sockets last; by `by` at the latest.
+    pub fn drain(&self, by: Instant) {
+        self.all().for_each(|mail| mail.control(Control::Drain(by)));
+    }
+
+    /// Ends all connections now; handles that live elsewhere answer that theirs has ended.
+    pub fn stop(&self) {
+        self.all().for_each(|mail| mail.control(Control::Stop));
+    }
+
+    /// Waits until all its endpoints have ended.
+    pub async fn stopped(&self) {
+        for mail in self.all() {
+            mail.closed().await;
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Mail<ToEndpoint>> {
+        self.inner.v4.iter().chain(&self.inner.v6)
+    }
+}
+
+/// A socket of its own on each arbiter: its port steers.
+fn endpoints(mesh: &Mesh, settings: &ClientSettings, local: SocketAddr) -> Result<Vec<Mail<ToEndpoint>>, StartError> {
+    let transport = Arc::new(settings.transport.clone());
+    let secrets = Arc::new(secrets(None).ok_or(StartError::Settings)?);
+    let mut started = Vec::with_capacity(mesh.arbiters());
+    for arbiter in 0..mesh.arbiters() {
+        let endpoint = Group::bind(local, 1, false).map_err(StartError::Bind).and_then(|group| {
+            let plan = Plan {
+                scope: settings.name.clone(),
+                transport: transport.clone(),
+                member: group.member(0),
+                arbiters: 1,
+                connections: settings.connections,
+                secrets: secrets.clone(),
+                generation: 0,
+                peers: Peers::default(),
+                listen: None,
+            };
+            start_endpoint(mesh, arbiter, plan).map_err(StartError::Spawn)
+        });
+        match endpoint {
+            Ok(mail) => started.push(mail),
+            Err(error) => {
+                started.iter().for_each(|mail| mail.control(Control::Stop));
+                return Err(error);
+            }
+        }
+    }
+    Ok(started)
+}

@@ -1,0 +1,323 @@
+//! A QUIC server: binds, starts an endpoint on each arbiter, and hands out what comes in.
+//!
+//! What a connection is used for is decided when its handshake is done: by an [`Application`] that runs inside its
+//! actor, or by whoever calls [`QuicServer::accept`]. Connections that nobody accepts wait in a bounded line; beyond it
+//! they are closed with CONNECTION_REFUSED and counted.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::actor_endpoint::{Endpoint, Peers, Plan};
+use super::actor_engine::Engine;
+use super::actor_listen::Listen;
+use super::codec_token::Secrets;
+use super::handle::{Closed, Connection};
+use super::messages::{Asked, Request, Status, ToConnection, ToEndpoint};
+use super::session::{Application, Info, Session};
+use super::settings::ServerSettings;
+use crate::actors::{AskError, Control, Exit, Fault, Mail, Mesh, Place, Protocol, Reply, SpawnError, Spec, Turn};
+use crate::transports::tls;
+use crate::transports::udp::{Group, GroupError};
+
+/// How long one endpoint or connection has to answer a question about itself.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Messages an endpoint's mailbox takes beside those of its connections, and bytes forwarded by other arbiters.
+const INBOX: usize = 4_096;
+const INBOX_BYTES: usize = 8 << 20;
+/// Messages each connection may have on the way to its endpoint at once.
+const EACH: usize = 4;
+/// Those who may wait for a connection at once.
+const ACCEPTING: usize = 1_024;
+
+/// Decides what a connection is used for: an application inside it, or nothing, which leaves it to `accept`.
+pub type Applications = Arc<dyn Fn(&Info) -> Option<Box<dyn Application>> + Send + Sync>;
+
+/// Why no server was started.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Its port.
+    Bind(GroupError),
+    /// Its certificates, or what else TLS is told.
+    Tls(tls::TlsError),
+    /// QUIC refuses the settings.
+    Settings,
+    /// The mesh takes no new actors.
+    Spawn(SpawnError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind(error) => error.fmt(f),
+            Self::Tls(error) => error.fmt(f),
+            Self::Settings => f.write_str("QUIC refuses the settings"),
+            Self::Spawn(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// Where connections go that have come in.
+pub(super) struct Arrivals {
+    applications: Option<Applications>,
+    backlog: Mail<ToBacklog>,
+}
+
+impl Arrivals {
+    pub(super) fn application(&self, engine: &Engine) -> Option<Box<dyn Application>> {
+        self.applications.as_ref().and_then(|applications| applications(&engine.info()))
+    }
+
+    /// False if too many wait already.
+    pub(super) fn hand_over(&self, connection: Connection) -> bool {
+        self.backlog.tell(ToBacklog::Arrived(connection)).is_ok()
+    }
+}
+
+/// A running server. Clones share it; dropping the last stops nothing.
+#[derive(Clone)]
+pub struct QuicServer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    endpoints: Vec<Mail<ToEndpoint>>,
+    backlog: Mail<ToBacklog>,
+    local: SocketAddr,
+    steered: bool,
+    generation: AtomicU64,
+}
+
+impl fmt::Debug for QuicServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicServer").field("local", &self.inner.local).finish_non_exhaustive()
+    }
+}
+
+impl QuicServer {
+    /// Binds and starts. Without `applications`, all connections are for [`accept`](Self::accept).
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running then.
+    pub fn start(
+        mesh: &Mesh,
+        settings: ServerSettings,
+        applications: Option<Applications>,
+    ) -> Result<Self, StartError> {
+        // Once here, so that what cannot work fails before anything is bound.
+        let builder = settings.tls.builder().map_err(StartError::Tls)?;
+        settings.transport.config(builder).map_err(|_| StartError::Settings)?;
+        let secrets = Arc::new(secrets(settings.secret.as_deref()).ok_or(StartError::Settings)?);
+        let arbiters = mesh.arbiters();
+        let group = Group::bind(settings.listen, arbiters, settings.steer).map_err(StartError::Bind)?;
+        let backlog = settings.backlog;
+        let spec = Spec::named(settings.name.clone()).inbox(backlog.max(1) + ACCEPTING, usize::MAX);
+        let scope = settings.name.clone();
+        let backlog = mesh
+            .spawn(Place::LeastLoaded, spec, move || Backlog {
+                scope,
+                most: backlog,
+                arrived: VecDeque::new(),
+                waiting: VecDeque::new(),
+            })
+            .map_err(StartError::Spawn)?;
+        let arrivals = Arc::new(Arrivals { applications, backlog: backlog.clone() });
+        let peers = Peers::default();
+        let transport = Arc::new(settings.transport);
+        let mut endpoints = Vec::with_capacity(arbiters);
+        for arbiter in 0..arbiters {
+            let plan = Plan {
+                scope: settings.name.clone(),
+                transport: transport.clone(),
+                member: group.member(arbiter),
+                arbiters,
+                connections: settings.limits.connections,
+                secrets: secrets.clone(),
+                generation: 0,
+                peers: peers.clone(),
+                listen: Some(Listen {
+                    tls: settings.tls.clone(),
+                    limits: settings.limits,
+                    retry_life: settings.retry_life,
+                    arrivals: arrivals.clone(),
+                    open: None,
+                }),
+            };
+            match start_endpoint(mesh, arbiter, plan) {
+                Ok(mail) => endpoints.push(mail),
+                Err(error) => {
+                    endpoints.iter().for_each(|mail| mail.control(Control::Stop));
+                    backlog.control(Control::Stop);
+                    return Err(StartError::Spawn(error));
+                }
+            }
+        }
+        let _first = peers.set(endpoints.clone());
+        let inner = Inner {
+            endpoints,
+            backlog,
+            local: group.local_addr(),
+            steered: group.steered(),
+            generation: AtomicU64::new(1),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The address it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.inner.local
+    }
+
+    /// Whether the kernel hands each datagram to its arbiter; if not, they are forwarded.
+    #[must_use]
+    pub fn steered(&self) -> bool {
+        self.inner.steered
+    }
+
+    /// Takes a connection that no application took; waits for one.
+    ///
+    /// # Errors
+    /// [`Closed`] when the server has been stopped.
+    pub async fn accept(&self) -> Result<Connection, Closed> {
+        let (reply, answer) = Reply::new();
+        let room = self.inner.backlog.permit(0).await.map_err(|_| Closed)?;
+        room.tell(ToBacklog::Next(reply)).map_err(|_| Closed)?;
+        answer.0.await.map_err(|_| Closed)
+    }
+
+    /// Uses other certificates for new connections, on all arbiters or on none; answers which generation they are.
+    ///
+    /// # Errors
+    /// See [`tls::ReloadError`]: the old ones are in use everywhere then.
+    pub async fn reload(&self, settings: Arc<tls::ServerSettings>) -> Result<u64, tls::ReloadError> {
+        let generation = self.inner.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        tls::reload(&self.inner.endpoints, generation, &settings, PATIENCE * 5, ToEndpoint::Reload, || ()).await?;
+        Ok(generation)
+    }
+
+    /// How each endpoint is; those that do not answer within a second are left out.
+    pub async fn status(&self) -> Vec<Status> {
+        status(&self.inner.endpoints).await
+    }
+
+    /// Readings of its connections, at most `most` of each arbiter; those that do not answer are left out.
+    pub async fn connections(&self, most: usize) -> Vec<Info> {
+        connections(&self.inner.endpoints, most).await
+    }
+
+    /// Lets nobody in any more, lets streams finish, and closes the sockets last; by `by` at the latest.
+    pub fn drain(&self, by: Instant) {
+        self.inner.endpoints.iter().for_each(|mail| mail.control(Control::Drain(by)));
+        self.inner.backlog.control(Control::Stop);
+    }
+
+    /// Ends all connections now; each peer is told as far as its socket takes it. Safe while handles live elsewhere:
+    /// they answer that the connection has ended.
+    pub fn stop(&self) {
+        self.inner.backlog.control(Control::Stop);
+        self.inner.endpoints.iter().for_each(|mail| mail.control(Control::Stop));
+    }
+
+    /// Waits until all its endpoints have ended.
+    pub async fn stopped(&self) {
+        for mail in &self.inner.endpoints {
+            mail.closed().await;
+        }
+    }
+}
+
+pub(super) fn start_endpoint(mesh: &Mesh, arbiter: usize, plan: Plan) -> Result<Mail<ToEndpoint>, SpawnError> {
+    let messages = plan.connections.saturating_mul(EACH).saturating_add(INBOX);
+    let spec = Spec::named(plan.scope.clone()).inbox(messages, INBOX_BYTES);
+    mesh.spawn(Place::On(arbiter), spec, move || Endpoint::new(plan))
+}
+
+pub(super) fn secrets(secret: Option<&[u8]>) -> Option<Secrets> {
+    let mut random = zeroize::Zeroizing::new([0; 32]);
+    let secret = match secret {
+        Some(secret) => secret,
+        None => {
+            boring::rand::rand_bytes(&mut *random).ok()?;
+            &*random
+        }
+    };
+    Secrets::new(secret).ok()
+}
+
+pub(super) async fn status(endpoints: &[Mail<ToEndpoint>]) -> Vec<Status> {
+    let mut all = Vec::with_capacity(endpoints.len());
+    for mail in endpoints {
+        all.extend(mail.ask(ToEndpoint::Status, PATIENCE).await.ok());
+    }
+    all
+}
+
+pub(super) async fn connections(endpoints: &[Mail<ToEndpoint>], most: usize) -> Vec<Info> {
+    let mut all = Vec::new();
+    for mail in endpoints {
+        let Ok(mails) = mail.ask(|reply| ToEndpoint::List(most, reply), PATIENCE).await else { continue };
+        let asked: Vec<Result<Info, AskError>> = futures_util::future::join_all(
+            mails
+                .iter()
+                .map(|mail| mail.ask(|reply| ToConnection::Request(Request::OfStreams(Asked::Info(reply))), PATIENCE)),
+        )
+        .await;
+        all.extend(asked.into_iter().flatten());
+    }
+    all
+}
+
+/// What the line of connections is told.
+enum ToBacklog {
+    Arrived(Connection),
+    Next(Reply<Connection>),
+}
+
+/// The line of connections that wait to be accepted.
+struct Backlog {
+    scope: Arc<str>,
+    most: usize,
+    arrived: VecDeque<Connection>,
+    waiting: VecDeque<Reply<Connection>>,
+}
+
+impl Protocol for Backlog {
+    type Msg = ToBacklog;
+    const KIND: &'static str = "quic_backlog";
+
+    fn on(&mut self, m: ToBacklog, turn: &mut Turn<'_, ToBacklog>) -> Result<(), Fault> {
+        match m {
+            ToBacklog::Arrived(connection) => self.arrived.push_back(connection),
+            ToBacklog::Next(reply) if self.waiting.len() < ACCEPTING => self.waiting.push_back(reply),
+            // Dropped: whoever asked learns `Closed`.
+            ToBacklog::Next(_) => {}
+        }
+        while !self.arrived.is_empty()
+            && let Some(reply) = self.waiting.pop_front()
+        {
+            if let Some(connection) = self.arrived.pop_front()
+                && let Err(connection) = reply.send(connection)
+            {
+                self.arrived.push_front(connection);
+            }
+        }
+        while self.arrived.len() > self.most {
+            if let Some(connection) = self.arrived.pop_back() {
+                connection.close(0, "backlog_full");
+                turn.counter("quic_connections_refused", &self.scope, "backlog_full").add(1);
+            }
+        }
+        Ok(())
+    }
+
+    fn closed(&mut self, _: &Exit) {
+        self.arrived.clear();
+    }
+}

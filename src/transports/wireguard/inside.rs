@@ -1,0 +1,42 @@
+//! What is inside an interface: the netstack started beside it and the two joined.
+
+use super::interface::Interface;
+use crate::actors::{Mail, Mesh, Place, Refused, SpawnError, Spec};
+use crate::transports::kit::packets::{BATCH_PACKETS, Deliver, Packets};
+use crate::transports::netstack::{self, NetMsg, Stack};
+
+/// Messages and bytes that wait for a netstack, at most.
+const INBOX: (usize, usize) = (4_096, 16 << 20);
+
+/// Batches into the mailbox of a netstack.
+#[derive(Debug, Clone)]
+pub struct IntoStack(Mail<NetMsg>);
+
+impl Deliver for IntoStack {
+    fn deliver(&mut self, packets: Packets) -> Result<Packets, Packets> {
+        let bytes = packets.held();
+        match self.0.tell(NetMsg::Write(packets)).map_err(Refused::into_inner) {
+            Ok(()) => Ok(Packets::with_capacity(bytes, BATCH_PACKETS)),
+            Err(NetMsg::Write(packets)) => Err(packets),
+            Err(_) => Ok(Packets::with_capacity(bytes, BATCH_PACKETS)),
+        }
+    }
+}
+
+/// Starts a netstack for an interface on `place` and joins the two.
+///
+/// # Errors
+/// See [`Mesh::spawn`].
+pub fn start_netstack(
+    mesh: &Mesh,
+    place: Place,
+    interface: &Interface,
+    settings: netstack::Settings,
+) -> Result<Mail<NetMsg>, SpawnError> {
+    let router = interface.router();
+    let spec = Spec::named(settings.name.clone()).inbox(INBOX.0, INBOX.1);
+    let stack = mesh.spawn(place, spec, move || Stack::new(settings, router))?;
+    let into = IntoStack(stack.clone());
+    interface.attach(move || Box::new(into.clone()));
+    Ok(stack)
+}

@@ -1,0 +1,51 @@
+//! What the parts of an interface know of its peers: who owns which network, and the mailbox of each session.
+//!
+//! The networks change with the configuration and are published whole; sessions come and go, so each peer has a slot
+//! that is written by itself. Reading either costs no lock.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use super::actor_session::SessionMsg;
+use crate::actors::Mail;
+use crate::transports::kit::routes::Routes;
+
+/// One peer, as others see it.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    /// The mailbox of its session while there is one.
+    pub(super) session: ArcSwapOption<Mail<SessionMsg>>,
+}
+
+/// All peers of an interface.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) routes: Routes,
+    /// By the numbers that `routes` leads to; peers that are gone leave an empty slot.
+    pub(super) slots: Vec<Arc<Slot>>,
+    /// Our own addresses.
+    pub(super) own: Vec<IpAddr>,
+}
+
+impl Table {
+    /// The peer that an address belongs to.
+    pub(super) fn peer_of(&self, address: IpAddr) -> Option<u32> {
+        self.routes.lookup(address)
+    }
+
+    pub(super) fn slot(&self, peer: u32) -> Option<&Arc<Slot>> {
+        self.slots.get(peer as usize)
+    }
+
+    pub(super) fn is_own(&self, address: IpAddr) -> bool {
+        self.own.contains(&address)
+    }
+}
+
+/// The table in force.
+pub(super) type Published = Arc<ArcSwap<Table>>;
+
+/// One reader's view of it.
+pub(super) type View = arc_swap::Cache<Published, Arc<Table>>;

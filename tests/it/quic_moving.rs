@@ -1,0 +1,179 @@
+//! Clients whose address changes, on one, two and four arbiters, with and without the kernel's steering.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use portway::transports::quic::Connection;
+use tokio::net::UdpSocket;
+
+use crate::probe::{view, wait};
+use crate::quic::{Pair, echo, round_trip};
+
+/// A network address translator: each client has a port of its own towards the server, until it forgets them all.
+pub(crate) struct Translator {
+    pub(crate) address: SocketAddr,
+    forget: Arc<AtomicU64>,
+    replay: Arc<AtomicU64>,
+    /// Nothing passes any more.
+    pub(crate) cut: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Translator {
+    pub(crate) fn start(server: SocketAddr) -> Self {
+        let (forget, replay) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let (cut, stop) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (said, heard) = std::sync::mpsc::channel();
+        let parts = (forget.clone(), replay.clone(), cut.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(translate(server, parts, &said));
+        });
+        let address = heard.recv().expect("it starts");
+        Self { address, forget, replay, cut, stop, thread: Some(thread) }
+    }
+
+    /// From now on every client comes from another port.
+    pub(crate) fn forget(&self) {
+        self.forget.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Sends the first datagram of its first client again so many times, and comes back when that is done.
+    pub(crate) fn replay_first(&self, times: u64) {
+        self.replay.store(times, Ordering::SeqCst);
+        crate::probe::eventually("replayed", || self.replay.load(Ordering::SeqCst) == 0);
+    }
+}
+
+impl Drop for Translator {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+async fn translate(
+    server: SocketAddr,
+    (forget, replay, cut, stop): (Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicBool>, Arc<AtomicBool>),
+    said: &std::sync::mpsc::Sender<SocketAddr>,
+) {
+    let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
+    said.send(front.local_addr().expect("bound")).expect("the test waits");
+    let mut ports: HashMap<SocketAddr, (Arc<UdpSocket>, tokio::task::JoinHandle<()>)> = HashMap::new();
+    let (mut forgot, mut buffer) = (0, vec![0; 65_536]);
+    let mut first: Option<(Vec<u8>, SocketAddr)> = None;
+    while !stop.load(Ordering::SeqCst) {
+        let came = tokio::time::timeout(std::time::Duration::from_millis(20), front.recv_from(&mut buffer)).await;
+        if forget.load(Ordering::SeqCst) != forgot {
+            forgot = forget.load(Ordering::SeqCst);
+            for (_, (_, task)) in ports.drain() {
+                task.abort();
+            }
+        }
+        if let Some((first, client)) = &first {
+            while replay.load(Ordering::SeqCst) > 0 {
+                if let Some((port, _)) = ports.get(client) {
+                    let _full = port.send(first).await;
+                }
+                replay.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        let Ok(Ok((length, client))) = came else { continue };
+        first.get_or_insert_with(|| (buffer[..length].to_vec(), client));
+        if cut.load(Ordering::SeqCst) {
+            continue;
+        }
+        if !ports.contains_key(&client) {
+            let port = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
+            port.connect(server).await.expect("connected");
+            let (back, answers, cut) = (front.clone(), port.clone(), cut.clone());
+            let task = tokio::task::spawn(async move {
+                let mut buffer = vec![0; 65_536];
+                while let Ok(length) = answers.recv(&mut buffer).await {
+                    if !cut.load(Ordering::SeqCst) {
+                        let _gone = back.send_to(&buffer[..length], client).await;
+                    }
+                }
+            });
+            ports.insert(client, (port, task));
+        }
+        let _full = ports[&client].0.send(&buffer[..length]).await;
+    }
+}
+
+fn arbiters_of_servers(pair: &Pair) -> Vec<(u64, usize)> {
+    let view = view(&pair.mesh);
+    let servers = view.of_kind("quic").filter(|actor| actor.name.as_deref() == Some("q"));
+    let mut all: Vec<(u64, usize)> = servers.map(|actor| (actor.id.number(), actor.arbiter)).collect();
+    all.sort_unstable();
+    all
+}
+
+fn clients_that_move_keep_their_connections(arbiters: usize, steer: bool) {
+    let pair = Pair::with(arbiters, "127.0.0.1:0", echo(), |server| server.steer = steer, |_| ());
+    assert_eq!(pair.server.steered(), steer && arbiters > 1);
+    let network = Translator::start(pair.server.local_addr());
+    let body = Bytes::from(vec![7; 100_000]);
+    let connections: Vec<Connection> = wait(async {
+        let mut all = Vec::new();
+        for _ in 0..12 {
+            let connection = pair.client.connect(network.address, pair.tls.clone()).await.expect("connected");
+            round_trip(&connection, body.clone()).await;
+            all.push(connection);
+        }
+        all
+    });
+    let before = arbiters_of_servers(&pair);
+    assert_eq!(before.len(), 12);
+    for _ in 0..3 {
+        network.forget();
+        wait(async {
+            for connection in &connections {
+                round_trip(connection, body.clone()).await;
+            }
+        });
+    }
+    assert_eq!(arbiters_of_servers(&pair), before, "an actor was lost or moved");
+    let forwarded = pair.counter("quic_forwarded", "q", "");
+    if arbiters == 1 || steer {
+        assert_eq!(forwarded, 0);
+    } else {
+        assert!(forwarded > 0, "nothing was forwarded though nobody steered");
+    }
+    // Each of the sockets towards the server was a path of its own.
+    assert!(pair.counter("quic_migrations", "q", "") >= 12, "{}", pair.counter("quic_migrations", "q", ""));
+    for reason in ["unknown_connection", "no_owner", "forward_full"] {
+        assert_eq!(pair.counter("quic_packets_dropped", "q", reason), 0, "{reason}");
+    }
+    drop(connections);
+    pair.end();
+}
+
+#[test]
+fn clients_move_on_one_arbiter() {
+    clients_that_move_keep_their_connections(1, true);
+}
+
+#[test]
+fn clients_move_on_two_arbiters_with_steering() {
+    clients_that_move_keep_their_connections(2, true);
+}
+
+#[test]
+fn clients_move_on_two_arbiters_without_steering() {
+    clients_that_move_keep_their_connections(2, false);
+}
+
+#[test]
+fn clients_move_on_four_arbiters_with_steering() {
+    clients_that_move_keep_their_connections(4, true);
+}
+
+#[test]
+fn clients_move_on_four_arbiters_without_steering() {
+    clients_that_move_keep_their_connections(4, false);
+}
