@@ -45,6 +45,7 @@ mod pinned;
 mod placement;
 mod protocol;
 mod registry;
+mod shelf;
 pub mod sim;
 pub mod sim_link;
 mod sim_link_datagram;
@@ -68,5 +69,6 @@ pub use mesh::{Mesh, MeshConfig, MeshError, OnArbiter, Place, SpawnError, Spec, 
 pub use metrics::{COUNTERS, Counter, CounterName, Totals};
 pub use pinned::{Detached, Pinned};
 pub use protocol::{Exit, Fault, JobPanicked, Progress, Protocol, Tally, Turn, Whose};
+pub use shelf::shelf;
 pub use registry::{GROUP_MEMBERS, Members, Name, REGISTERED, RegistryError};
 pub use supervise::{Budget, Group, Strategy};

@@ -99,6 +99,18 @@ pub fn to_server(fields: &mut HeaderMap, sender: &Sender<'_>, id: impl FnOnce() 
     fields.append(header::VIA, if sender.http2 { VIA_2 } else { VIA });
 }
 
+/// Joins the pieces in which HTTP/2 sends cookies, for servers that read one field (RFC 9113, section 8.2.3).
+pub fn join_cookies(fields: &mut HeaderMap) {
+    let mut cookies = fields.get_all(header::COOKIE).iter();
+    if cookies.next().is_none() || cookies.next().is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        fields.insert(header::COOKIE, joined);
+    }
+}
+
 fn say_who(fields: &mut HeaderMap, sender: &Sender<'_>) {
     let proto = HeaderValue::from_static(if sender.tls { "https" } else { "http" });
     let address = sender.address.to_canonical();
@@ -267,6 +279,13 @@ mod tests {
         assert_eq!(map.get("x-forwarded-for").unwrap(), "1.1.1.1, 2.2.2.2, 10.0.0.1");
         assert_eq!(map.get("forwarded").unwrap(), "for=1.1.1.1, for=10.0.0.1;host=\"a:1\";proto=https");
         assert_eq!((map.get("x-forwarded-proto").unwrap(), map.get("x-request-id").unwrap()), (&"http", &"theirs"));
+    }
+
+    #[test]
+    fn cookies_of_http2_become_one() {
+        let mut map = fields(&[("cookie", "a=1"), ("cookie", "b=2")]);
+        join_cookies(&mut map);
+        assert_eq!(map.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
     }
 
     #[test]
