@@ -69,6 +69,6 @@ pub use mesh::{Mesh, MeshConfig, MeshError, OnArbiter, Place, SpawnError, Spec, 
 pub use metrics::{COUNTERS, Counter, CounterName, Totals};
 pub use pinned::{Detached, Pinned};
 pub use protocol::{Exit, Fault, JobPanicked, Progress, Protocol, Tally, Turn, Whose};
-pub use shelf::shelf;
 pub use registry::{GROUP_MEMBERS, Members, Name, REGISTERED, RegistryError};
+pub use shelf::shelf;
 pub use supervise::{Budget, Group, Strategy};

@@ -8,6 +8,8 @@
 mod admin;
 mod ask;
 pub mod check;
+#[cfg(feature = "http")]
+mod check_http;
 mod check_listener;
 mod check_quic;
 #[cfg(test)]
@@ -17,6 +19,7 @@ mod check_upstream;
 mod check_wireguard;
 pub mod cli;
 pub mod config;
+mod config_http;
 mod config_quic;
 #[cfg(feature = "wireguard")]
 mod config_wireguard;
@@ -28,6 +31,7 @@ mod listeners;
 mod log;
 mod overview;
 mod raw;
+mod raw_http;
 mod raw_quic;
 mod raw_secrets;
 mod raw_section;
@@ -39,6 +43,8 @@ mod reload;
 pub mod report;
 mod report_source;
 mod service;
+#[cfg_attr(not(feature = "http"), path = "gateway/sites_none.rs")]
+mod sites;
 #[cfg(feature = "wireguard")]
 mod tunnels;
 #[cfg(not(feature = "wireguard"))]
@@ -73,6 +79,7 @@ use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
 pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview, ServerRow};
 pub use reload::Reloaded;
+use sites::{Certificates, Web};
 use tunnels::{Tunnel, Tunnels};
 use upstreams::Upstreams;
 
@@ -152,8 +159,15 @@ impl Builder {
     fn check_options(&self, listener: &config::Listener) -> Result<(), StartError> {
         match &listener.protocol {
             config::Protocol::Custom { .. } => {
-                listeners::prepare(listener, &self.protocols, &Upstreams::default()).map(drop)
+                let around = listeners::Around {
+                    protocols: &self.protocols,
+                    upstreams: &Upstreams::default(),
+                    certificates: &Certificates::default(),
+                };
+                listeners::prepare(listener, around, None).map(drop)
             }
+            #[cfg(feature = "http")]
+            config::Protocol::Http(_) => Ok(()),
             config::Protocol::Framed(_) | config::Protocol::Relay(_) | config::Protocol::Quic(_) => Ok(()),
             #[cfg(feature = "wireguard")]
             config::Protocol::Wireguard(_) => Ok(()),
@@ -215,11 +229,15 @@ impl Builder {
         budget: &Budget,
     ) -> Result<(Arc<Status>, Option<Mail<Never>>), StartError> {
         let upstreams = Upstreams::start(mesh, &config.upstreams).map_err(StartError::Spawn)?;
+        let certificates = Certificates::default().renewed(config).map_err(StartError::Certificate)?;
         let mut prepared = Vec::new();
         let tcp = config.listeners.iter().filter(|listener| tunnels::is_tcp(listener));
         for (listener, socket) in tcp.zip(bound) {
-            let made = listeners::prepare(listener, &self.protocols, &upstreams)?;
-            prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, occupancy: Arc::default() });
+            let around =
+                listeners::Around { protocols: &self.protocols, upstreams: &upstreams, certificates: &certificates };
+            let (made, web) = listeners::prepare(listener, around, None)?;
+            let occupancy = Arc::default();
+            prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }
         let listeners = listeners::start_all(mesh, prepared, budget)?;
         let around = tunnels::Around { mesh, upstreams: &upstreams, budget, helper: self.helper.as_ref() };
@@ -230,6 +248,7 @@ impl Builder {
             listeners: Mutex::new(listeners),
             tunnels: Mutex::new(tunnels),
             upstreams: Mutex::new(upstreams),
+            certificates: Mutex::new(certificates),
             started: clock::now(),
             last_reload: Mutex::default(),
         });
@@ -249,6 +268,7 @@ pub(crate) struct Status {
     listeners: Mutex<Vec<Arc<ListenerStatus>>>,
     tunnels: Tunnels,
     upstreams: Mutex<Upstreams>,
+    certificates: Mutex<Certificates>,
     started: Instant,
     /// When the last reload was, whether it was applied, and what it did.
     last_reload: Mutex<Option<(Instant, bool, String)>>,
@@ -264,6 +284,8 @@ pub(crate) struct ListenerStatus {
     socket: Weak<TcpListener>,
     protocol: String,
     occupancy: Arc<Occupancy>,
+    /// The site, if it has one; a reload hands it on to the next.
+    web: Option<Web>,
     acceptor: Mail<Never>,
 }
 
@@ -432,6 +454,8 @@ pub enum StartError {
         /// What it said.
         message: String,
     },
+    /// A certificate cannot be read or made.
+    Certificate(String),
     /// The threads could not be started.
     Mesh(MeshError),
     /// A listener's actor could not be started.
@@ -445,6 +469,7 @@ impl fmt::Display for StartError {
                 write!(f, "{place}: listener `{listener}` cannot listen on {address}: {error}")
             }
             Self::Options { listener, place, message } => write!(f, "{place}: listener `{listener}`: {message}"),
+            Self::Certificate(message) => f.write_str(message),
             Self::Mesh(error) => error.fmt(f),
             Self::Spawn(error) => write!(f, "a listener could not be started: {error}"),
         }

@@ -10,6 +10,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use super::config::{Config, Listener, Protocol, Runtime};
+use super::sites::{Certificates, Web};
 use super::upstreams::Upstreams;
 use super::{Gateway, ListenerStatus, StartError, listeners, tunnels};
 use crate::actors::{Control, clock};
@@ -40,6 +41,16 @@ impl fmt::Display for Reloaded {
         }
         if self.restart.is_empty() { Ok(()) } else { write!(f, "; needs a restart: {}", self.restart.join(", ")) }
     }
+}
+
+/// From which configuration to which.
+#[derive(Clone, Copy)]
+struct Step<'a> {
+    running: &'a Config,
+    new: &'a Config,
+    old: &'a [Arc<ListenerStatus>],
+    before: (&'a Upstreams, &'a Certificates),
+    now: (&'a Upstreams, &'a Certificates),
 }
 
 /// The same listener, wherever in the file it stands.
@@ -81,8 +92,19 @@ impl Gateway {
         // What can be refused.
         let before = self.status.upstreams();
         let upstreams = before.renewed(&self.mesh, &new.upstreams).map_err(StartError::Spawn)?;
-        let started = self.start_new(&running, &new, &old, &before, &upstreams, &mut done);
-        let started = match started {
+        let certificates_before = self.status.certificates.lock().clone();
+        let certificates = certificates_before.renewed(&new).map_err(StartError::Certificate);
+        let started = certificates.and_then(|certificates| {
+            let step = Step {
+                running: &running,
+                new: &new,
+                old: &old,
+                before: (&before, &certificates_before),
+                now: (&upstreams, &certificates),
+            };
+            self.start_new(&step, &mut done).map(|started| (started, certificates))
+        });
+        let (started, certificates) = match started {
             Ok(started) => started,
             Err(error) => {
                 upstreams.retire(&before);
@@ -109,7 +131,9 @@ impl Gateway {
         *self.status.tunnels.lock() = tunnels;
         before.retire(&upstreams);
         self.status.set_upstreams(upstreams);
+        *self.status.certificates.lock() = certificates;
         // From here on nothing fails.
+        started.iter().filter_map(|status| status.web.as_ref()).for_each(Web::publish);
         let by = clock::later(clock::now(), running.runtime.drain);
         let mut now = started;
         for status in old {
@@ -142,15 +166,9 @@ impl Gateway {
     }
 
     /// Prepares and starts the listeners that are new or changed.
-    fn start_new(
-        &self,
-        running: &Config,
-        new: &Config,
-        old: &[Arc<ListenerStatus>],
-        before: &Upstreams,
-        upstreams: &Upstreams,
-        done: &mut Reloaded,
-    ) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
+    fn start_new(&self, step: &Step<'_>, done: &mut Reloaded) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
+        let Step { running, new, old, before, now } = *step;
+        let ((before, old_certificates), (upstreams, certificates)) = (before, now);
         let mut start = Vec::new();
         for listener in new.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             let was = running.listeners.iter().find(|old| old.name == listener.name);
@@ -159,6 +177,15 @@ impl Gateway {
                     (Some(a), Some(b)) => Arc::ptr_eq(a, b),
                     (_, None) | (None, _) => false,
                 },
+                #[cfg(feature = "http")]
+                Protocol::Http(http) => {
+                    let same = |name: &str| match (before.get(name), upstreams.get(name)) {
+                        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                        (_, None) | (None, _) => false,
+                    };
+                    super::sites::upstreams_of(http).all(same)
+                        && http.tls.as_ref().is_none_or(|tls| old_certificates.same_for(certificates, tls))
+                }
                 Protocol::Framed(_) | Protocol::Quic(_) | Protocol::Custom { .. } => true,
                 #[cfg(feature = "wireguard")]
                 Protocol::Wireguard(_) => true,
@@ -170,14 +197,15 @@ impl Gateway {
             }
             let names = if was.is_some() { &mut done.changed } else { &mut done.added };
             names.push(listener.name.clone());
-            let made = listeners::prepare(listener, &self.protocols, upstreams)?;
             let socket = match socket_of(old, listener) {
                 Some(socket) => socket,
                 None => Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?),
             };
             let predecessor = old.iter().find(|status| *status.name == *listener.name);
+            let around = listeners::Around { protocols: &self.protocols, upstreams, certificates };
+            let (made, web) = listeners::prepare(listener, around, predecessor.map(|status| &**status))?;
             let occupancy = predecessor.map_or_else(Arc::default, |status| status.occupancy.clone());
-            start.push(listeners::Prepared { listener: listener.clone(), socket, made, occupancy });
+            start.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }
         listeners::start_all(&self.mesh, start, &self.status.budget)
     }

@@ -216,8 +216,14 @@ fn kernel<N>(
             place: listener.place.clone(),
             message: format!("cannot listen on {}: {why}", service.listen),
         })?;
-        let made = listeners::prepare(&listener, &std::collections::BTreeMap::new(), around.upstreams)?;
-        prepared.push(listeners::Prepared { listener, socket: Arc::new(socket), made, occupancy: Arc::default() });
+        let made = listeners::made(&listener, &std::collections::BTreeMap::new(), around.upstreams)?;
+        prepared.push(listeners::Prepared {
+            listener,
+            socket: Arc::new(socket),
+            made,
+            web: None,
+            occupancy: Arc::default(),
+        });
     }
     let router = interface.router();
     let scope: Arc<str> = Arc::from(listener.name.as_str());

@@ -9,6 +9,8 @@ mod config;
 mod embed;
 mod framed;
 mod gateway;
+#[cfg(feature = "http")]
+mod http;
 #[cfg(feature = "wireguard")]
 mod interop_wireguard;
 mod joined;

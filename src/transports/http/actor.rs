@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use http::HeaderValue;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
-use http::HeaderValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -197,11 +197,7 @@ async fn serve(driver: &Driver, shared: &Arc<Shared>, accepted: Accepted, random
     let watch = Watch::new(settings.times, driver.now());
     let by_head = later(driver.now(), settings.times.head);
     let begun = by(driver, by_head, begin(shared, tcp)).await.ok_or_else(|| Fault::peer("head_timeout", ""))??;
-    let (bytes_in, bytes_out) = (
-        driver.counter("bytes_in", &settings.listener, ""),
-        driver.counter("bytes_out", &settings.listener, ""),
-    );
-    let notes = Notes::new(driver.clone(), watch, bytes_in, bytes_out);
+    let notes = Notes::new(driver.clone(), settings.listener.clone(), watch);
     let client = Rc::new(Client {
         notes: notes.clone(),
         settings: settings.clone(),
@@ -291,8 +287,9 @@ async fn serve_one(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
             Err(fault)
         }
         End::Late(late) => {
-            if late == Late::Head && client.requests() > 0 || notes.watch.borrow().stage() == Stage::Head {
-                let told = wire.write_all(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+            if late == Late::Head && notes.watch.borrow().stage() == Stage::Head {
+                let told =
+                    wire.write_all(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
                 // Whoever is late may not take it either.
                 let _late = by(&notes.driver, later(notes.driver.now(), LINGER), told).await;
             }
@@ -355,7 +352,8 @@ fn fault_of(client: &Client, error: &hyper::Error) -> Fault {
         None if client.http2 => "protocol",
         None => "reset",
     };
-    if client.notes.refused.get().is_some() {
+    // What the guard refused is counted already.
+    if client.notes.refused.get().is_none() && error.is_parse() {
         client.notes.driver.raise("http_refused", &client.settings.listener, reason);
     }
     Fault::peer(reason, error.to_string())

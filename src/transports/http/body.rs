@@ -214,7 +214,8 @@ impl FromServer {
                 if let Some(data) = frame.data_ref() {
                     record.down(data.len());
                 }
-                if self.incoming.is_end_stream() {
+                // Behind trailers comes nothing, and nobody asks again.
+                if frame.is_trailers() || self.incoming.is_end_stream() {
                     self.source.ended(true, notes);
                 }
                 Poll::Ready(Some(Ok(frame)))

@@ -74,9 +74,9 @@ pub fn conditions(
 
 /// Whether a list of entity tags holds this strong one; `weak`: also as a weak one (RFC 9110, section 8.8.3.2).
 fn names(list: &str, tag: &str, weak: bool) -> bool {
-    list.split(',').map(str::trim).any(|other| {
-        other == "*" || other == tag || (weak && other.strip_prefix("W/") == Some(tag))
-    })
+    list.split(',')
+        .map(str::trim)
+        .any(|other| other == "*" || other == tag || (weak && other.strip_prefix("W/") == Some(tag)))
 }
 
 /// What a `Range` asks for of so many bytes. More than one range is answered with all, as a server may.
@@ -134,7 +134,9 @@ mod tests {
 
     #[test]
     fn conditions_are_judged_in_their_order() {
-        let judge = |if_match, if_none_match, since, unmodified| conditions("\"a\"", if_match, if_none_match, since, unmodified);
+        let judge = |if_match, if_none_match, since, unmodified| {
+            conditions("\"a\"", if_match, if_none_match, since, unmodified)
+        };
         assert_eq!(judge(None, None, None, None), Condition::Send);
         assert_eq!(judge(None, Some("\"b\", W/\"a\""), None, None), Condition::NotModified);
         assert_eq!(judge(None, Some("*"), None, None), Condition::NotModified);

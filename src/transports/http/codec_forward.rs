@@ -90,9 +90,9 @@ pub fn to_server(fields: &mut HeaderMap, sender: &Sender<'_>, id: impl FnOnce() 
     fields.remove(header::PROXY_AUTHORIZATION);
     say_who(fields, sender);
     let known = sender.trusted
-        && fields.get(X_REQUEST_ID).is_some_and(|id| {
-            (1..=LONGEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
-        });
+        && fields
+            .get(X_REQUEST_ID)
+            .is_some_and(|id| (1..=LONGEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic));
     if !known {
         fields.insert(X_REQUEST_ID, id());
     }
@@ -253,7 +253,7 @@ mod tests {
             assert!(!names.contains(&gone), "{gone} of {names:?}");
         }
         assert_eq!(map.get("te").unwrap(), "trailers");
-        assert_eq!((map.get("x-b").unwrap(), map.get("host").unwrap()), (&"2", &"a"));
+        assert_eq!([map.get("x-b").unwrap(), map.get("host").unwrap()], ["2", "a"]);
         assert_eq!(map.get("content-length").unwrap(), "1");
         assert_eq!(map.get("via").unwrap(), "1.1 portway");
     }
@@ -272,13 +272,13 @@ mod tests {
         to_server(&mut map, &sender(false), || HeaderValue::from_static("ours"));
         assert_eq!(map.get_all("x-forwarded-for").iter().collect::<Vec<_>>(), ["10.0.0.1"]);
         assert_eq!(map.get("forwarded").unwrap(), "for=10.0.0.1;host=\"a:1\";proto=https");
-        assert_eq!((map.get("x-forwarded-proto").unwrap(), map.get("x-forwarded-host").unwrap()), (&"https", &"a:1"));
-        assert_eq!((map.get("x-request-id").unwrap(), map.get("x-real-ip").unwrap()), (&"ours", &"10.0.0.1"));
+        assert_eq!([map.get("x-forwarded-proto").unwrap(), map.get("x-forwarded-host").unwrap()], ["https", "a:1"]);
+        assert_eq!([map.get("x-request-id").unwrap(), map.get("x-real-ip").unwrap()], ["ours", "10.0.0.1"]);
         let mut map = fields(&lies);
         to_server(&mut map, &sender(true), || HeaderValue::from_static("ours"));
         assert_eq!(map.get("x-forwarded-for").unwrap(), "1.1.1.1, 2.2.2.2, 10.0.0.1");
         assert_eq!(map.get("forwarded").unwrap(), "for=1.1.1.1, for=10.0.0.1;host=\"a:1\";proto=https");
-        assert_eq!((map.get("x-forwarded-proto").unwrap(), map.get("x-request-id").unwrap()), (&"http", &"theirs"));
+        assert_eq!([map.get("x-forwarded-proto").unwrap(), map.get("x-request-id").unwrap()], ["http", "theirs"]);
     }
 
     #[test]
@@ -293,7 +293,11 @@ mod tests {
         assert!(asks_for_websocket(&fields(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")])));
         assert!(!asks_for_websocket(&fields(&[("connection", "upgrade"), ("upgrade", "h2c")])));
         assert!(!asks_for_websocket(&fields(&[("upgrade", "websocket")])));
-        assert!(!asks_for_websocket(&fields(&[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "h2c")])));
+        assert!(!asks_for_websocket(&fields(&[
+            ("connection", "upgrade"),
+            ("upgrade", "websocket"),
+            ("upgrade", "h2c")
+        ])));
     }
 
     #[test]

@@ -85,7 +85,9 @@ fn each_refusal_has_its_reason() {
     assert_eq!(all(b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), Err(Refusal::TransferEncoding));
     let chunked = get("Transfer-Encoding: chunked\r\n");
     let endless = format!("1;{}", "x".repeat(2_000));
-    for body in ["x\r\n", "\r\n", " 1\r\n", "1 \r\n", "-1\r\n", "0x1\r\n", "1111111111111111\r\n", "1\r\nabcd", &endless] {
+    for body in
+        ["x\r\n", "\r\n", " 1\r\n", "1 \r\n", "-1\r\n", "0x1\r\n", "1111111111111111\r\n", "1\r\nabcd", &endless]
+    {
         assert_eq!(all(&[&chunked, body.as_bytes()].concat()), Err(Refusal::Chunk), "{body}");
     }
     assert_eq!(all(&[&chunked[..], b"1\n"].concat()), Err(Refusal::BareLineFeed));

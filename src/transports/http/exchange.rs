@@ -176,20 +176,9 @@ fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
 }
 
 /// Turns the head of a client's request into that of a request to a server.
-fn forwarded(
-    client: &Client,
-    head: &mut http::request::Parts,
-    route: &Route,
-    authority: &str,
-    record: &Record,
-) {
-    let sender = Sender {
-        address: client.peer.ip(),
-        tls: client.tls,
-        trusted: client.trusted,
-        authority,
-        http2: client.http2,
-    };
+fn forwarded(client: &Client, head: &mut http::request::Parts, route: &Route, authority: &str, record: &Record) {
+    let sender =
+        Sender { address: client.peer.ip(), tls: client.tls, trusted: client.trusted, authority, http2: client.http2 };
     forward::to_server(&mut head.headers, &sender, || client.request_id());
     if client.http2 {
         forward::join_cookies(&mut head.headers);

@@ -69,7 +69,10 @@ impl Tallies {
             let families = ("http_upstream_requests", "http_upstream_duration");
             (of_route, upstream.map(|name| Tally::new(driver, families, name)))
         });
-        Self { listener: CLASSES.map(|class| driver.counter("http_requests", listener, class)), routes: routes.collect() }
+        Self {
+            listener: CLASSES.map(|class| driver.counter("http_requests", listener, class)),
+            routes: routes.collect(),
+        }
     }
 }
 
@@ -102,12 +105,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn new(
-        notes: Rc<Notes>,
-        settings: Arc<Settings>,
-        tallies: Rc<Tallies>,
-        peer: SocketAddr,
-    ) -> Rc<Self> {
+    pub(super) fn new(notes: Rc<Notes>, settings: Arc<Settings>, tallies: Rc<Tallies>, peer: SocketAddr) -> Rc<Self> {
         let began = notes.driver.now();
         let line = settings.access_log.then(RefCell::default);
         Rc::new(Self {

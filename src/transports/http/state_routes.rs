@@ -161,7 +161,9 @@ fn fits_host(rule: &HostRule, host: &str) -> bool {
     match rule {
         HostRule::Any => true,
         HostRule::Exact(name) => name == host,
-        HostRule::Below(name) => host.strip_suffix(name.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
+        HostRule::Below(name) => {
+            host.strip_suffix(name.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+        }
     }
 }
 
@@ -169,11 +171,9 @@ fn fits_path(rule: &PathRule, path: &str) -> bool {
     match rule {
         PathRule::Exact(exact) => exact == path,
         PathRule::Pattern(pattern) => pattern.is_match(path),
-        PathRule::Prefix(prefix) => {
-            path.strip_prefix(prefix.as_str()).is_some_and(|rest| {
-                rest.is_empty() || prefix.ends_with('/') || rest.starts_with('/')
-            })
-        }
+        PathRule::Prefix(prefix) => path
+            .strip_prefix(prefix.as_str())
+            .is_some_and(|rest| rest.is_empty() || prefix.ends_with('/') || rest.starts_with('/')),
     }
 }
 
@@ -302,17 +302,16 @@ mod tests {
         let method = |method: &str| Rule { methods: vec![method.to_owned()], ..rule("", "/") };
         assert_eq!(tie(method("GET"), method("POST")), None);
         assert_eq!(tie(method("GET"), method("GET")), Some(Tie(1, 2)));
-        let field = |name: &str, value: &str| Rule {
-            fields: vec![(name.to_owned(), Some(value.to_owned()))],
-            ..rule("", "/")
-        };
+        let field =
+            |name: &str, value: &str| Rule { fields: vec![(name.to_owned(), Some(value.to_owned()))], ..rule("", "/") };
         assert_eq!(tie(field("a", "1"), field("a", "2")), None);
         assert_eq!(tie(field("a", "1"), field("b", "1")), Some(Tie(1, 2)));
     }
 
     #[test]
     fn hosts_lose_their_port_and_paths_their_tricks() {
-        for (authority, host) in [("A.example:80", "a.example"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a.", "a")] {
+        for (authority, host) in [("A.example:80", "a.example"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a.", "a")]
+        {
             assert_eq!(host_of(authority), host);
         }
         for good in ["/", "/a//b/", "/.well-known/x", "/...", "/%2e%2ex", "/a%20b", "/%"] {

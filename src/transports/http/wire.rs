@@ -8,6 +8,7 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -26,6 +27,7 @@ const BAD: &[u8] = b"\0\n\r\n\r\n";
 /// What is noted of one connection; its wire, its requests and its actor share it.
 pub(super) struct Notes {
     pub(super) driver: Driver,
+    listener: Arc<str>,
     pub(super) watch: RefCell<Watch>,
     pub(super) refused: Cell<Option<Refusal>>,
     /// From here on another protocol is spoken.
@@ -46,14 +48,22 @@ impl Notes {
         self.moved.get()
     }
 
+    fn refuse(&self, why: Refusal) {
+        self.refused.set(Some(why));
+        self.driver.raise("http_refused", &self.listener, why.reason());
+    }
+
     fn moves(&self, counter: &Counter, count: usize) {
         counter.add(count as u64);
         self.moved.set(self.moved.get().wrapping_add(count as u64));
     }
 
-    pub(super) fn new(driver: Driver, watch: Watch, bytes_in: Counter, bytes_out: Counter) -> Rc<Self> {
+    pub(super) fn new(driver: Driver, listener: Arc<str>, watch: Watch) -> Rc<Self> {
+        let bytes_in = driver.counter("bytes_in", &listener, "");
+        let bytes_out = driver.counter("bytes_out", &listener, "");
         Rc::new(Self {
             driver,
+            listener,
             watch: RefCell::new(watch),
             refused: Cell::new(None),
             opened: Cell::new(false),
@@ -238,6 +248,10 @@ impl AsyncRead for Wire {
             let count = wire.prefix.len().min(buf.remaining());
             buf.put_slice(wire.prefix.get(..count).unwrap_or_default());
             wire.prefix.drain(..count);
+            // With what followed it, so that lines stay whole as far as they have come.
+            if wire.prefix.is_empty() && Pin::new(&mut wire.stream).poll_read(cx, buf)?.is_pending() {
+                wire.prefix = Vec::new();
+            }
         } else if Pin::new(&mut wire.stream).poll_read(cx, buf)?.is_pending() {
             wire.notes.watch.borrow_mut().reads(wire.notes.driver.now());
             return Poll::Pending;
@@ -250,7 +264,7 @@ impl AsyncRead for Wire {
                 guard.open();
             }
             if let Err(refused) = guard.look(read) {
-                wire.notes.refused.set(Some(refused.why));
+                wire.notes.refuse(refused.why);
                 buf.set_filled(before + refused.pass);
                 if refused.pass == 0 {
                     return wire.instead(refused.why, buf);
