@@ -662,3 +662,181 @@ fn reloads_under_load_fail_nobody() {
     let rate = done.load(Ordering::Relaxed) as f64 / (now() - began).as_secs_f64();
     assert!(rate > 500.0, "{rate:.0} requests a second are no load");
 }
+
+/// Frames of HTTP/2 by hand, as no library would send them.
+mod two {
+    use super::*;
+
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+    const CONTINUATION: u8 = 9;
+    const END_STREAM: u8 = 1;
+    const END_HEADERS: u8 = 4;
+    /// GET, http, /, and the authority `a`, from the static table of HPACK (RFC 7541, appendix A).
+    const GET: &[u8] = &[0x82, 0x86, 0x84, 0x01, 0x01, b'a'];
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+
+    struct Two(TcpStream);
+
+    impl Two {
+        fn to(address: SocketAddr) -> Self {
+            let stream = TcpStream::connect_timeout(&address, SOON).unwrap();
+            stream.set_read_timeout(Some(SOON)).unwrap();
+            stream.set_write_timeout(Some(SOON)).unwrap();
+            let mut two = Self(stream);
+            two.send(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat());
+            two
+        }
+
+        fn send(&mut self, bytes: &[u8]) {
+            self.0.write_all(bytes).unwrap();
+        }
+
+        /// Writes as long as anybody listens.
+        fn flood(&mut self, mut next: impl FnMut(u32) -> Vec<u8>) -> u32 {
+            for n in 0..200_000 {
+                if self.0.write_all(&next(n)).is_err() {
+                    return n;
+                }
+            }
+            200_000
+        }
+
+        /// Reads until the end; the code of the GOAWAY that came, if one did.
+        fn goaway(&mut self) -> Option<u32> {
+            let mut found = None;
+            let mut head = [0; 9];
+            while self.0.read_exact(&mut head).is_ok() {
+                let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+                if self.0.read_exact(&mut payload).is_err() {
+                    break;
+                }
+                if head[3] == GOAWAY {
+                    found = Some(u32::from_be_bytes(payload[4..8].try_into().unwrap()));
+                }
+            }
+            found
+        }
+    }
+
+    fn abused(what: &str, abuse: impl FnOnce(&mut Two)) {
+        let server = Server::start();
+        let gateway = gateway(&server);
+        let mut neighbour = Client::to(gateway.address("web"));
+        neighbour.works();
+        let mut two = Two::to(gateway.address("web"));
+        abuse(&mut two);
+        neighbour.works();
+        gateway.counts("connections_closed", "web", "protocol", 1);
+        assert_eq!(gateway.totals().family("actor_panics"), 0, "{what}");
+        neighbour.works();
+    }
+
+    #[test]
+    fn rapid_resets_end_their_connection() {
+        abused("rapid reset", |two| {
+            let sent = two.flood(|n| {
+                let stream = 2 * n + 1;
+                let open = frame(HEADERS, END_STREAM | END_HEADERS, stream, GET);
+                [open, frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())].concat()
+            });
+            assert!(sent < 200_000, "it was let go on");
+        });
+    }
+
+    #[test]
+    fn endless_continuations_end_their_connection() {
+        abused("CONTINUATION flood", |two| {
+            two.send(&frame(HEADERS, END_STREAM, 1, GET));
+            let sent = two.flood(|n| {
+                let name = format!("x-{n:06}");
+                let field = [&[0, 8][..], name.as_bytes(), &[1, b'y']].concat();
+                frame(CONTINUATION, 0, 1, &field.repeat(100))
+            });
+            assert!(sent < 10_000, "{sent} frames were taken");
+        });
+    }
+
+    #[test]
+    fn compressed_bombs_end_their_stream() {
+        let server = Server::start();
+        let gateway = gateway(&server);
+        let mut neighbour = Client::to(gateway.address("web"));
+        let mut two = Two::to(gateway.address("web"));
+        // One field of 4,000 bytes into the table, then 4,000 times by its index: 16 MB from 8 kB.
+        let mut block = GET.to_vec();
+        block.extend([0x40, 1, b'x', 0x7f, 0xa1, 0x1e]);
+        block.extend(vec![b'y'; 4_000]);
+        block.extend(vec![0xbe; 4_000]);
+        two.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &block));
+        neighbour.works();
+        let mut head = [0; 9];
+        let mut answered = false;
+        // 431 on the stream, a reset of it, or the end of the connection.
+        while !answered && two.0.read_exact(&mut head).is_ok() {
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            two.0.read_exact(&mut payload).unwrap();
+            answered = [HEADERS, RST_STREAM, GOAWAY].contains(&head[3]);
+            assert!(!payload.starts_with(&[0x88]), "200 is no answer to that");
+        }
+        assert!(answered);
+        assert!(server.heads().iter().all(|head| head.starts_with("GET /hello ")), "no server sees it");
+        neighbour.works();
+    }
+
+    #[test]
+    fn settings_that_nobody_reads_the_answers_of_end_their_connection() {
+        let server = Server::start();
+        let gateway = Running::start(&config(server.address, "[listener.http]\nsend_timeout = \"500ms\"", ""));
+        let mut neighbour = Client::to(gateway.address("web"));
+        let mut two = Two::to(gateway.address("web"));
+        two.0.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+        let many = frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]).repeat(1_000);
+        let sent = two.flood(|_| many.clone());
+        assert!(sent < 200_000);
+        eventually("it is ended", || gateway.totals().family("connections_closed") == 1);
+        assert!(gateway.gateway().memory_leased() < 1 << 20);
+        neighbour.works();
+    }
+
+    #[test]
+    fn frames_that_make_no_sense_end_their_connection() {
+        for (bytes, code) in [
+            (frame(SETTINGS, 0, 0, &[0; 5]), 6),
+            (frame(HEADERS, END_HEADERS, 0, GET), 1),
+            (frame(CONTINUATION, END_HEADERS, 1, GET), 1),
+            (frame(0, 0, 0, b"data"), 1),
+            (frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xff; 20]), 9),
+        ] {
+            abused("nonsense", |two| {
+                two.send(&bytes);
+                assert_eq!(two.goaway(), Some(code), "{bytes:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn a_server_that_breaks_off_resets_the_stream() {
+        let server = Server::start();
+        let gateway = gateway(&server);
+        let mut two = Two::to(gateway.address("web"));
+        let path = [&[0x82, 0x86, 0x04, 10][..], b"/truncated", &[0x01, 0x01, b'a']].concat();
+        two.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &path));
+        let mut kinds = Vec::new();
+        let mut head = [0; 9];
+        while !kinds.contains(&RST_STREAM) {
+            two.0.read_exact(&mut head).unwrap();
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            two.0.read_exact(&mut payload).unwrap();
+            kinds.push(head[3]);
+            assert!(head[3] != 0 || head[4] & END_STREAM == 0, "the answer must not look whole");
+        }
+    }
+}

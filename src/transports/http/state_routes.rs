@@ -138,7 +138,10 @@ pub fn host_of(authority: &str) -> String {
 #[must_use]
 pub fn is_plain(path: &str) -> bool {
     let mut segments = path.split('/');
-    segments.next() == Some("") && segments.all(is_plain_segment) && !path.contains(['\\', '\0'])
+    path.starts_with('/')
+        && segments.next() == Some("")
+        && segments.all(is_plain_segment)
+        && !path.contains(['\\', '\0'])
 }
 
 fn is_plain_segment(segment: &str) -> bool {
