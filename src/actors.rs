@@ -30,6 +30,7 @@
 //! another thread, and debug builds check the thread again in each turn. [`Pinned::detach`] is the explicit way over.
 
 mod alarm;
+mod buffers;
 pub mod clock;
 mod drain;
 mod driven;

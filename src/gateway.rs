@@ -7,6 +7,12 @@
 
 mod admin;
 mod ask;
+#[cfg(any(feature = "http", feature = "quic"))]
+#[cfg_attr(
+    not(feature = "quic"),
+    expect(dead_code, reason = "QUIC is a client as well, and turns the keys of tickets")
+)]
+mod certificates;
 pub mod check;
 #[cfg(feature = "http")]
 mod check_http;
@@ -27,9 +33,13 @@ mod control;
 #[cfg(feature = "wireguard")]
 mod keygen;
 mod limits;
+#[cfg(feature = "quic")]
+mod links;
 mod listeners;
 mod log;
 mod overview;
+#[cfg(feature = "quic")]
+mod quic;
 mod raw;
 mod raw_http;
 mod raw_quic;
@@ -40,6 +50,8 @@ mod raw_upstream;
 mod raw_wireguard;
 mod raw_words;
 mod reload;
+#[cfg(feature = "quic")]
+mod reload_quic;
 pub mod report;
 mod report_source;
 mod service;
@@ -55,9 +67,13 @@ mod tunnels_api;
 #[cfg(feature = "wireguard")]
 mod tunnels_inside;
 #[cfg(feature = "wireguard")]
+mod tunnels_kernel;
+#[cfg(feature = "wireguard")]
 mod tunnels_names;
 pub mod units;
 pub mod upstreams;
+#[cfg(feature = "wireguard")]
+mod wg_client;
 #[cfg(feature = "wireguard")]
 pub mod wg_conf;
 
@@ -79,12 +95,15 @@ use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
 pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview, ServerRow};
 pub use reload::Reloaded;
-use sites::{Certificates, Web};
+use sites::Web;
 use tunnels::{Tunnel, Tunnels};
 use upstreams::Upstreams;
 
 /// How often the memory budget is looked at.
 const MEMORY_TICK: Duration = Duration::from_millis(100);
+/// How often the ring of ticket keys turns: a ticket opens for one to two turns.
+#[cfg(feature = "quic")]
+const TICKET_TURN: Duration = Duration::from_secs(12 * 60 * 60);
 
 type Options = toml::Table;
 type Made = Box<dyn FnMut() -> Box<dyn OnAccept> + Send>;
@@ -159,12 +178,7 @@ impl Builder {
     fn check_options(&self, listener: &config::Listener) -> Result<(), StartError> {
         match &listener.protocol {
             config::Protocol::Custom { .. } => {
-                let around = listeners::Around {
-                    protocols: &self.protocols,
-                    upstreams: &Upstreams::default(),
-                    certificates: &Certificates::default(),
-                };
-                listeners::prepare(listener, around, None).map(drop)
+                listeners::made(listener, &self.protocols, &Upstreams::default()).map(drop)
             }
             #[cfg(feature = "http")]
             config::Protocol::Http(_) => Ok(()),
@@ -184,25 +198,36 @@ impl Builder {
             Some(admin) => Some(listeners::bind("admin", admin.listen, &admin.place)?),
             None => None,
         };
+        #[cfg(feature = "quic")]
+        let certificates = certificates::Certificates::load(&config.certificates, None)?;
         let mut bound = Vec::new();
         for listener in config.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             self.check_options(listener)?;
             bound.push(Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?));
         }
         let tunnels = tunnels::bind(&config)?;
-        let mesh = Mesh::start(MeshConfig {
-            arbiters: config.runtime.arbiters,
-            pin_cores: config.runtime.pin_cores,
-            ..MeshConfig::default()
-        })
-        .map_err(StartError::Mesh)?;
         let budget = Budget::new(
             config
                 .runtime
                 .memory
                 .map_or_else(limits::half_of_memory, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
         );
-        let started = self.start_on(&mesh, &config, admin, (bound, tunnels), &budget);
+        let mesh = Mesh::start(MeshConfig {
+            arbiters: config.runtime.arbiters,
+            pin_cores: config.runtime.pin_cores,
+            memory: Some(budget.clone()),
+            ..MeshConfig::default()
+        })
+        .map_err(StartError::Mesh)?;
+        let parts = Parts {
+            admin,
+            bound,
+            tunnels,
+            budget,
+            #[cfg(feature = "quic")]
+            certificates,
+        };
+        let started = self.start_on(&mesh, &config, parts);
         match started {
             Ok((status, admin)) => Ok(Gateway {
                 mesh,
@@ -224,41 +249,90 @@ impl Builder {
         &self,
         mesh: &Mesh,
         config: &Config,
-        admin: Option<TcpListener>,
-        (bound, tunnels): (Vec<Arc<TcpListener>>, Vec<tunnels::Bound>),
-        budget: &Budget,
+        parts: Parts,
     ) -> Result<(Arc<Status>, Option<Mail<Never>>), StartError> {
-        let upstreams = Upstreams::start(mesh, &config.upstreams).map_err(StartError::Spawn)?;
-        let certificates = Certificates::default().renewed(config).map_err(StartError::Certificate)?;
+        #[cfg(feature = "quic")]
+        let links = links::AllLinks::default().renewed(mesh, &config.upstreams, &parts.certificates)?;
+        let upstreams = Upstreams::default().renewed(
+            mesh,
+            &config.upstreams,
+            #[cfg(feature = "quic")]
+            &links,
+        );
+        let upstreams = upstreams.map_err(StartError::Spawn)?;
+        #[cfg(all(feature = "http", feature = "quic"))]
+        let certificates = parts.certificates.clone();
+        #[cfg(all(feature = "http", not(feature = "quic")))]
+        let certificates = certificates::Certificates::load(&config.certificates, None)?;
+        #[cfg(not(feature = "http"))]
+        let certificates = sites::Certificates;
         let mut prepared = Vec::new();
         let tcp = config.listeners.iter().filter(|listener| tunnels::is_tcp(listener));
-        for (listener, socket) in tcp.zip(bound) {
+        for (listener, socket) in tcp.zip(parts.bound) {
             let around =
                 listeners::Around { protocols: &self.protocols, upstreams: &upstreams, certificates: &certificates };
             let (made, web) = listeners::prepare(listener, around, None)?;
             let occupancy = Arc::default();
             prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }
-        let listeners = listeners::start_all(mesh, prepared, budget)?;
-        let around = tunnels::Around { mesh, upstreams: &upstreams, budget, helper: self.helper.as_ref() };
-        let tunnels = tunnels::start_all(around, tunnels)?;
+        #[cfg_attr(not(feature = "quic"), expect(unused_mut, reason = "QUIC listeners are added"))]
+        let mut listeners = listeners::start_all(mesh, prepared, &parts.budget)?;
+        #[cfg(feature = "quic")]
+        {
+            let around =
+                quic::Around { mesh, certificates: &parts.certificates, upstreams: &upstreams, budget: &parts.budget };
+            for listener in &config.listeners {
+                if let config::Protocol::Quic(quic) = &listener.protocol {
+                    listeners.push(Arc::new(quic::started(listener, quic, &around, Arc::default())?));
+                }
+            }
+            in_order(&mut listeners, config);
+        }
+        let around =
+            tunnels::Around { mesh, upstreams: &upstreams, budget: &parts.budget, helper: self.helper.as_ref() };
+        let tunnels = tunnels::start_all(around, parts.tunnels)?;
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
-            budget: budget.clone(),
+            budget: parts.budget,
             listeners: Mutex::new(listeners),
             tunnels: Mutex::new(tunnels),
             upstreams: Mutex::new(upstreams),
             certificates: Mutex::new(certificates),
             started: clock::now(),
             last_reload: Mutex::default(),
+            #[cfg(feature = "quic")]
+            over_quic: Mutex::new(OverQuic { certificates: parts.certificates, links }),
         });
-        let Some(socket) = admin else { return Ok((status, None)) };
+        let Some(socket) = parts.admin else { return Ok((status, None)) };
         if let Ok(address) = socket.local_addr() {
             tracing::info!(%address, "admin listening");
         }
         let admin = admin::start(mesh, socket, status.clone()).map_err(StartError::Spawn)?;
         Ok((status, Some(admin)))
     }
+}
+
+/// What was prepared before there were threads.
+struct Parts {
+    admin: Option<TcpListener>,
+    /// For each listener on TCP.
+    bound: Vec<Arc<TcpListener>>,
+    tunnels: Vec<tunnels::Bound>,
+    budget: Budget,
+    #[cfg(feature = "quic")]
+    certificates: certificates::Certificates,
+}
+
+/// What QUIC listeners and servers over QUIC are made with.
+#[cfg(feature = "quic")]
+pub(crate) struct OverQuic {
+    certificates: certificates::Certificates,
+    links: links::AllLinks,
+}
+
+/// Puts what runs into the order of the file, which is the order of the admin pages.
+fn in_order(listeners: &mut [Arc<ListenerStatus>], config: &Config) {
+    listeners.sort_by_key(|status| config.listeners.iter().position(|listener| *listener.name == *status.name));
 }
 
 /// What is known about the running gateway, shared with the admin listener.
@@ -268,10 +342,12 @@ pub(crate) struct Status {
     listeners: Mutex<Vec<Arc<ListenerStatus>>>,
     tunnels: Tunnels,
     upstreams: Mutex<Upstreams>,
-    certificates: Mutex<Certificates>,
+    certificates: Mutex<sites::Certificates>,
     started: Instant,
     /// When the last reload was, whether it was applied, and what it did.
     last_reload: Mutex<Option<(Instant, bool, String)>>,
+    #[cfg(feature = "quic")]
+    over_quic: Mutex<OverQuic>,
 }
 
 /// What is known about one listener.
@@ -287,6 +363,8 @@ pub(crate) struct ListenerStatus {
     /// The site, if it has one; a reload hands it on to the next.
     web: Option<Web>,
     acceptor: Mail<Never>,
+    #[cfg(feature = "quic")]
+    quic: Option<quic::QuicListener>,
 }
 
 impl ListenerStatus {
@@ -393,10 +471,18 @@ impl Gateway {
         self.status.budget.used()
     }
 
-    /// Keeps the memory budget: while it is at 95 % or above, ends the largest holder. Runs until dropped.
+    /// Keeps the memory budget: while it is at 95 % or above, ends the largest holder. Also turns the ring of ticket
+    /// keys, twice a day. Runs until dropped.
     pub async fn keep_budget(&self) {
+        #[cfg(feature = "quic")]
+        let mut turned = clock::now();
         loop {
             clock::sleep(MEMORY_TICK).await;
+            #[cfg(feature = "quic")]
+            if clock::now().saturating_duration_since(turned) >= TICKET_TURN {
+                turned = clock::now();
+                self.status.over_quic.lock().certificates.rotate_tickets();
+            }
             let budget = &self.status.budget;
             if budget.level() == Level::Critical {
                 // Down to where new work is let in again, in one go: whoever fills the budget is quick.
@@ -454,8 +540,22 @@ pub enum StartError {
         /// What it said.
         message: String,
     },
-    /// A certificate cannot be read or made.
-    Certificate(String),
+    /// A certificate, or what else TLS is told.
+    #[cfg(any(feature = "http", feature = "quic"))]
+    Tls {
+        /// Whose.
+        of: String,
+        /// Why.
+        error: crate::transports::tls::TlsError,
+    },
+    /// The arbiters did not take new certificates; all use the old ones.
+    #[cfg(feature = "quic")]
+    TlsReload {
+        /// The listener.
+        listener: String,
+        /// Why.
+        error: crate::transports::tls::ReloadError,
+    },
     /// The threads could not be started.
     Mesh(MeshError),
     /// A listener's actor could not be started.
@@ -469,7 +569,10 @@ impl fmt::Display for StartError {
                 write!(f, "{place}: listener `{listener}` cannot listen on {address}: {error}")
             }
             Self::Options { listener, place, message } => write!(f, "{place}: listener `{listener}`: {message}"),
-            Self::Certificate(message) => f.write_str(message),
+            #[cfg(any(feature = "http", feature = "quic"))]
+            Self::Tls { of, error } => write!(f, "{of}: {error}"),
+            #[cfg(feature = "quic")]
+            Self::TlsReload { listener, error } => write!(f, "listener `{listener}`: {error}"),
             Self::Mesh(error) => error.fmt(f),
             Self::Spawn(error) => write!(f, "a listener could not be started: {error}"),
         }

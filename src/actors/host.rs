@@ -30,6 +30,7 @@ use super::local::{Entry, Local};
 use super::mailbox::{ActorId, Shared};
 use super::protocol::{Exit, Fault, Progress, Protocol, Turn, Whose, Wish};
 use super::supervise::{Supervision, Verdict};
+use crate::memory::Key;
 
 /// Messages per turn, at most. It is time that keeps turns fair: with 64, a flood of cheap messages spent a third of
 /// its time in the yields between turns (benches/RESULTS.md).
@@ -55,7 +56,7 @@ pub(crate) struct Runner<P: Protocol> {
     shared: Arc<Shared<P::Msg>>,
     local: Rc<Local>,
     entry: Rc<Entry>,
-    slot: usize,
+    place: Option<Key>,
     alarm: Alarm,
     draining: Option<Instant>,
     wish: Wish,
@@ -145,7 +146,7 @@ impl<P: Protocol> Runner<P> {
             restarts: Cell::new(0),
             last_failure: Cell::new(None),
         });
-        let slot = local.enter(entry.clone());
+        let place = local.enter(entry.clone());
         Self {
             state: None,
             batch: VecDeque::new(),
@@ -154,7 +155,7 @@ impl<P: Protocol> Runner<P> {
             shared,
             local: local.clone(),
             entry,
-            slot,
+            place,
             alarm: Alarm::default(),
             draining: None,
             wish: Wish::GoOn,
@@ -494,7 +495,7 @@ impl<P: Protocol> Runner<P> {
         }
         self.alarm.clear();
         self.local.counters.raise("actor_exits", P::KIND, exit.reason());
-        self.local.leave(self.slot);
+        self.local.leave(self.place, self.entry.depth);
         self.shared.ended(&exit);
     }
 }

@@ -12,6 +12,7 @@ use super::local::Local;
 use super::mailbox::ActorId;
 use super::mesh::Mesh;
 use super::metrics::Totals;
+use crate::memory::PoolStats;
 
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -75,6 +76,8 @@ pub struct ArbiterView {
     pub busy_permille: u32,
     /// What a message waits for at least, measured every 100 ms.
     pub delay: Duration,
+    /// Its buffer pools, by size.
+    pub pools: Vec<PoolStats>,
     /// Its actors, in the order of their identities.
     pub actors: Vec<ActorView>,
 }
@@ -127,6 +130,7 @@ impl Mesh {
                 live: seat.load.live.load(Ordering::Relaxed),
                 busy_permille: seat.load.busy_permille.load(Ordering::Relaxed),
                 delay: Duration::from_micros(u64::from(seat.load.delay_us.load(Ordering::Relaxed))),
+                pools: seat.load.pools(),
                 actors,
             });
         }

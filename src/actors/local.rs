@@ -1,4 +1,4 @@
-//! What one arbiter knows of its own: its actors, counters and spare buffers. Never shared with another thread.
+//! What one arbiter knows of its own: its actors, counters and buffers. Never shared with another thread.
 //!
 //! Plain cells, no atomics: whoever wants to read them from elsewhere sends a closure to the arbiter. The one thing
 //! others see directly is `Load`, which placement needs without asking.
@@ -6,25 +6,27 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::buffers::Buffers;
 use super::clock;
 use super::drain::Unfinished;
 use super::mailbox::{ActorId, Controlled};
 use super::mesh::Mesh;
 use super::metrics::Counters;
 use super::ticker::Tick;
+use crate::memory::{Key, PoolGauge, PoolStats, Table, limit_waits};
 
 /// Size of the read buffer that all actors of an arbiter share.
 pub(crate) const SCRATCH: usize = 64 << 10;
 
-const SPARES: usize = 256;
-const SPARE_BYTES: usize = 64 << 10;
+/// The longest that an actor may wait for a lock: the others on its arbiter wait too.
+const LONGEST_WAIT: Duration = Duration::from_micros(100);
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
@@ -37,6 +39,7 @@ pub(crate) fn current() -> Option<Rc<Local>> {
 
 /// Makes `local` the thread's arbiter (or none); answers what was before.
 pub(crate) fn replace(local: Option<Rc<Local>>) -> Option<Rc<Local>> {
+    limit_waits(local.is_some().then_some(LONGEST_WAIT));
     CURRENT.with(|c| c.replace(local))
 }
 
@@ -55,6 +58,14 @@ pub(crate) struct Load {
     /// How long the last tick waited for its answer: what a message waits for.
     pub(crate) delay_us: AtomicU32,
     pub(crate) tick: Tick,
+    /// The statistics of its pools, once it has started.
+    pub(crate) pools: OnceLock<Vec<PoolGauge>>,
+}
+
+impl Load {
+    pub(crate) fn pools(&self) -> Vec<PoolStats> {
+        self.pools.get().into_iter().flatten().map(PoolGauge::stats).collect()
+    }
 }
 
 /// One actor in the eyes of its arbiter.
@@ -90,17 +101,16 @@ pub(crate) struct Local {
     pub(crate) simulated: bool,
     pub(crate) load: Arc<Load>,
     pub(crate) counters: Counters,
+    pub(crate) buffers: Buffers,
     pub(crate) scratch: Cell<Vec<u8>>,
-    pub(crate) spares: RefCell<Vec<Vec<u8>>>,
     /// Who was ended because a drain had no more time.
     pub(crate) overdue: RefCell<Vec<Unfinished>>,
     entries: RefCell<Entries>,
 }
 
-#[derive(Default)]
 struct Entries {
-    slots: Vec<Option<Rc<Entry>>>,
-    free: Vec<usize>,
+    /// Bounded by the number of actors of the mesh.
+    actors: Table<Rc<Entry>>,
     /// How many live at each depth of the tree.
     by_depth: Vec<usize>,
     waiting: Vec<(u16, oneshot::Sender<()>)>,
@@ -108,20 +118,27 @@ struct Entries {
 
 impl Local {
     pub(crate) fn new(mesh: Mesh, index: usize, simulated: bool, load: Arc<Load>) -> Rc<Self> {
+        let buffers = Buffers::new(&mesh.inner.buffers);
+        load.pools.get_or_init(|| buffers.gauges());
         Rc::new(Self {
             mesh,
             index,
             simulated,
             load,
             counters: Counters::default(),
+            buffers,
             scratch: Cell::default(),
-            spares: RefCell::default(),
             overdue: RefCell::default(),
-            entries: RefCell::default(),
+            entries: RefCell::new(Entries {
+                actors: Table::new(usize::MAX),
+                by_depth: Vec::new(),
+                waiting: Vec::new(),
+            }),
         })
     }
 
-    pub(crate) fn enter(&self, entry: Rc<Entry>) -> usize {
+    /// Answers the key to leave with.
+    pub(crate) fn enter(&self, entry: Rc<Entry>) -> Option<Key> {
         let mut entries = self.entries.borrow_mut();
         let depth = usize::from(entry.depth);
         if entries.by_depth.len() <= depth {
@@ -130,21 +147,13 @@ impl Local {
         if let Some(count) = entries.by_depth.get_mut(depth) {
             *count += 1;
         }
-        if let Some(slot) = entries.free.pop()
-            && let Some(place) = entries.slots.get_mut(slot)
-        {
-            *place = Some(entry);
-            return slot;
-        }
-        entries.slots.push(Some(entry));
-        entries.slots.len() - 1
+        entries.actors.insert(entry).ok()
     }
 
-    pub(crate) fn leave(&self, slot: usize) {
+    pub(crate) fn leave(&self, key: Option<Key>, depth: u16) {
         let mut entries = self.entries.borrow_mut();
-        let Some(entry) = entries.slots.get_mut(slot).and_then(Option::take) else { return };
-        entries.free.push(slot);
-        if let Some(count) = entries.by_depth.get_mut(usize::from(entry.depth)) {
+        key.and_then(|key| entries.actors.remove(key));
+        if let Some(count) = entries.by_depth.get_mut(usize::from(depth)) {
             *count = count.saturating_sub(1);
         }
         self.load.live.fetch_sub(1, Ordering::Relaxed);
@@ -167,7 +176,7 @@ impl Local {
     }
 
     pub(crate) fn entries(&self) -> Vec<Rc<Entry>> {
-        self.entries.borrow().slots.iter().flatten().cloned().collect()
+        self.entries.borrow().actors.iter().map(|(_, entry)| entry.clone()).collect()
     }
 
     pub(crate) fn deepest(&self) -> Option<u16> {
@@ -182,17 +191,6 @@ impl Local {
             let _gone = tell.send(());
         } else {
             entries.waiting.push((depth, tell));
-        }
-    }
-
-    pub(crate) fn recycle(&self, mut buffer: Vec<u8>) {
-        if buffer.capacity() == 0 || buffer.capacity() > SPARE_BYTES {
-            return;
-        }
-        let mut spares = self.spares.borrow_mut();
-        if spares.len() < SPARES {
-            buffer.clear();
-            spares.push(buffer);
         }
     }
 }

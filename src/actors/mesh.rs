@@ -17,6 +17,7 @@ use actix_rt::{Arbiter, ArbiterHandle, System};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::buffers::BufferLimits;
 use super::host::{self, Host, Identity, Runner};
 use super::local::{self, Load, Local};
 use super::mailbox::{ActorId, Inbox, Mail, Shared};
@@ -27,6 +28,7 @@ use super::registry::Registry;
 use super::sim::Injector;
 use super::supervise::Supervision;
 use super::ticker::{self, Ticker};
+use crate::memory::{Budget, PoolStats};
 
 /// How a mesh is made.
 #[derive(Debug, Clone)]
@@ -39,11 +41,23 @@ pub struct MeshConfig {
     pub max_actors: usize,
     /// First part of the thread names. Default `portway`.
     pub name: String,
+    /// Buffers of each size (16 and 64 KiB) that an arbiter may have in its pools; 0: no pools, every buffer comes from
+    /// the allocator. Default 1,024.
+    pub buffers: usize,
+    /// What the pools take their memory from; `None`: bounded by `buffers` alone.
+    pub memory: Option<Budget>,
 }
 
 impl Default for MeshConfig {
     fn default() -> Self {
-        Self { arbiters: None, pin_cores: false, max_actors: 1_000_000, name: "portway".to_owned() }
+        Self {
+            arbiters: None,
+            pin_cores: false,
+            max_actors: 1_000_000,
+            name: "portway".to_owned(),
+            buffers: 1_024,
+            memory: None,
+        }
     }
 }
 
@@ -139,6 +153,7 @@ pub(crate) struct Inner {
     live: AtomicUsize,
     turn: AtomicU64,
     max_actors: usize,
+    pub(crate) buffers: BufferLimits,
     ending: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
 }
 
@@ -205,7 +220,8 @@ impl Mesh {
             .zip(loads)
             .map(|((name, handle), load)| Seat { name, load, handle: Handle::Actix(handle) })
             .collect();
-        let mesh = Self::assemble(seats, config.max_actors, Some((stop, thread)));
+        let buffers = BufferLimits { each: config.buffers, budget: config.memory };
+        let mesh = Self::assemble(seats, config.max_actors, buffers, Some((stop, thread)));
         for (index, seat) in mesh.inner.seats.iter().enumerate() {
             let (mesh, load) = (mesh.clone(), seat.load.clone());
             seat.run(Box::new(move || {
@@ -221,10 +237,16 @@ impl Mesh {
             .into_iter()
             .map(|(name, injector)| Seat { name, load: Arc::default(), handle: Handle::Simulated(injector) })
             .collect();
-        Self::assemble(seats, MeshConfig::default().max_actors, None)
+        let MeshConfig { max_actors, buffers, memory, .. } = MeshConfig::default();
+        Self::assemble(seats, max_actors, BufferLimits { each: buffers, budget: memory }, None)
     }
 
-    fn assemble(seats: Vec<Seat>, max_actors: usize, ending: Option<(oneshot::Sender<()>, JoinHandle<()>)>) -> Self {
+    fn assemble(
+        seats: Vec<Seat>,
+        max_actors: usize,
+        buffers: BufferLimits,
+        ending: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 seats,
@@ -234,6 +256,7 @@ impl Mesh {
                 live: AtomicUsize::new(0),
                 turn: AtomicU64::new(0),
                 max_actors,
+                buffers,
                 ending: Mutex::new(ending),
             }),
         }
@@ -249,6 +272,13 @@ impl Mesh {
     #[must_use]
     pub fn here(&self) -> Option<usize> {
         local::current().filter(|here| here.mesh.is(self) && here.index < self.arbiters()).map(|here| here.index)
+    }
+
+    /// What the buffer pools of each arbiter have done, by arbiter, then by size. Readable after the end as well: what
+    /// is `out` then was leaked.
+    #[must_use]
+    pub fn pools(&self) -> Vec<(Arc<str>, Vec<PoolStats>)> {
+        self.inner.seats.iter().map(|seat| (seat.name.clone(), seat.load.pools())).collect()
     }
 
     /// How many actors live.

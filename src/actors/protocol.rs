@@ -20,6 +20,7 @@ use super::local::Local;
 use super::mailbox::{AskError, Mail, Permit, Reply, Shared, WatchError};
 use super::mesh::{Mesh, Place, SpawnError, Spec};
 use super::metrics::Counter;
+use crate::memory::Buf;
 
 /// The state and the decisions of one actor.
 ///
@@ -355,15 +356,12 @@ impl<M: Send + 'static> Turn<'_, M> {
         out
     }
 
-    /// An empty buffer with capacity, if this arbiter has a spare one, else an empty one without.
+    /// An empty buffer for this many bytes, of the arbiter's pools if they have one; else it takes memory of its own as
+    /// it is filled, which [`Buf::own_bytes`] tells. Up to 64 KiB come from pools. It goes back when it is dropped,
+    /// wherever that is.
     #[must_use]
-    pub fn spare(&self) -> Vec<u8> {
-        self.local.spares.borrow_mut().pop().unwrap_or_default()
-    }
-
-    /// Hands a buffer back for others on this arbiter to use. At most 256 of at most 64 KiB are kept.
-    pub fn recycle(&self, buffer: Vec<u8>) {
-        self.local.recycle(buffer);
+    pub fn buffer(&self, bytes: usize) -> Buf {
+        self.local.buffers.get(bytes)
     }
 
     /// Starts an actor as a child of this one.

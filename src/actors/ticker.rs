@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::local::Load;
+use super::local::{self, Load};
 use super::{alarm, clock};
 
 /// How often every arbiter is asked.
@@ -89,6 +89,9 @@ pub(crate) async fn answer(load: Arc<Load>) {
         load.delay_us.store(u32::try_from(late).unwrap_or(u32::MAX), Ordering::Relaxed);
         (before, cpu_before) = (now, cpu);
         alarm::tick(now);
+        if let Some(here) = local::current() {
+            here.buffers.trim();
+        }
     }
 }
 

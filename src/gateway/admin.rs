@@ -15,6 +15,7 @@
 
 mod api;
 mod metrics;
+mod metrics_memory;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;

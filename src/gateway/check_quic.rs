@@ -251,8 +251,9 @@ fn route(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option
         mistakes.add(alpn.span, "`alpn` has 1 to 255 bytes", "write the name of a protocol, such as \"echo\"");
         return None;
     }
-    let hint = "write `service = \"echo\"` or `upstream = \"app\"`";
+    let hint = "write `service = \"echo\"` or `upstream = \"app\"`, or `datagrams` for datagrams alone";
     let (service, kind) = match (&raw.service, &raw.upstream) {
+        (Field::Absent, Field::Absent) if !matches!(raw.datagrams, Field::Absent) => (QuicService::Nothing, None),
         (Field::Absent, Field::Absent) => {
             mistakes.add(raw.header, "a `[[listener.route]]` says neither `service` nor `upstream`", hint);
             return None;
@@ -281,6 +282,11 @@ fn route(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option
             if around.upstreams.kind(&datagrams.value.text) == Some(Kind::Stream) {
                 let hint = "name an upstream whose servers begin with udp:// or quic://";
                 mistakes.add(datagrams.span, "datagrams cannot go to a server over TCP or a Unix socket", hint);
+                return None;
+            }
+            if let Field::Is(service) = &raw.service {
+                let hint = "an echo sends datagrams back as well: take `datagrams` out";
+                mistakes.add_pair(datagrams.span, "datagrams go where the streams go", hint, service.span, "the echo");
                 return None;
             }
             if kind == Some(Kind::Quic) && is(&raw.upstream).is_some_and(|up| up.value.text != datagrams.value.text) {
@@ -320,9 +326,7 @@ fn settings(raw: Option<&RawQuic>, folder: &Path, mistakes: &mut Mistakes) -> Qu
         mtu_discovery: copied(&raw.mtu_discovery, default.mtu_discovery),
         gso: copied(&raw.gso, default.gso),
         steer: copied(&raw.steer, default.steer),
-        receive_buffer: count(&raw.receive_buffer, default.receive_buffer),
-        send_buffer: count(&raw.send_buffer, default.send_buffer),
-        qlog: path(&raw.qlog, folder),
+        socket_buffer: count(&raw.socket_buffer, default.socket_buffer),
     }
 }
 

@@ -206,7 +206,7 @@ fn every_key_of_quic_reaches_the_checked_configuration() {
         routes: vec![
             route("echo", QuicService::Echo, None),
             route("site", QuicService::Upstream("site".into()), None),
-            route("dns", QuicService::Echo, Some("names")),
+            route("dns", QuicService::Nothing, Some("names")),
         ],
         settings: QuicSettings {
             idle_timeout: Duration::from_secs(10),
@@ -222,9 +222,7 @@ fn every_key_of_quic_reaches_the_checked_configuration() {
             mtu_discovery: true,
             gso: false,
             steer: false,
-            receive_buffer: 1 << 20,
-            send_buffer: 2 << 20,
-            qlog: Some(file("qlog")),
+            socket_buffer: 1 << 20,
         },
     };
     assert_eq!(q.protocol, Protocol::Quic(expected));

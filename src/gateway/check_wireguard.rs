@@ -13,10 +13,10 @@ use super::check_listener::{copied, count};
 use super::check_quic::Around;
 use super::check_upstream::Kind;
 use super::config::{Framed, FramedService, Relay};
-use super::config_wireguard::{InsideService, Key, Mode, Peer, Speaks, ThreadingMode, Wireguard};
+use super::config_wireguard::{InsideService, Key, Mode, Offload, Peer, Speaks, ThreadingMode, Wireguard};
 use super::raw_section::{At, Field};
 use super::raw_text::{Text, reason};
-use super::raw_wireguard::{RawMode, RawPeer, RawService, RawSpoken, RawThreading, RawWireguard};
+use super::raw_wireguard::{RawMode, RawOffload, RawPeer, RawService, RawSpoken, RawThreading, RawWireguard};
 use super::report::{Mistakes, Span};
 use super::wg_conf;
 use crate::transports::wireguard::codec_conf::{Conf, ConfPeer};
@@ -59,6 +59,10 @@ pub(super) fn wireguard(raw: &At<RawWireguard>, around: &Around<'_>, mistakes: &
     if let (Field::Is(masquerade), false) = (&raw.masquerade, matches!(mode, RawMode::Tun)) {
         mistakes.add(masquerade.span, "`masquerade` belongs to `mode = \"tun\"`", "take it out, or choose that mode");
     }
+    if let (Field::Is(forward), RawMode::Tun) = (&raw.forward, mode) {
+        let hint = "in that mode the host itself forwards (net.ipv4.ip_forward), with `masquerade` if you like";
+        mistakes.add(forward.span, "`forward` does not belong to `mode = \"tun\"`", hint);
+    }
     let mtu = match (&raw.mtu, &conf) {
         (Field::Is(mtu), _) => u16::try_from(mtu.value).unwrap_or(DEFAULT_MTU),
         (_, Some((conf, _))) => conf.mtu.unwrap_or(DEFAULT_MTU),
@@ -83,6 +87,20 @@ pub(super) fn wireguard(raw: &At<RawWireguard>, around: &Around<'_>, mistakes: &
         handshakes: copied(&raw.handshakes, default.handshakes),
         gso: copied(&raw.gso, default.gso),
         masquerade: copied(&raw.masquerade, default.masquerade),
+        offload: match copied(&raw.offload, RawOffload::Auto) {
+            RawOffload::Auto => Offload::Auto,
+            RawOffload::Tcp => Offload::Tcp,
+            RawOffload::Off => Offload::Off,
+        },
+        tun_node: match &raw.tun_node {
+            Field::Is(node) => around.folder.join(&node.value.text),
+            Field::Absent | Field::Bad => default.tun_node,
+        },
+        uapi: match &raw.uapi {
+            Field::Is(folder) if folder.value.text == "off" => None,
+            Field::Is(folder) => Some(around.folder.join(&folder.value.text)),
+            Field::Absent | Field::Bad => default.uapi,
+        },
         forward,
         peers,
         services,

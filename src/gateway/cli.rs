@@ -46,6 +46,12 @@ enum Command {
         #[command(subcommand)]
         kind: KeyKind,
     },
+    /// Questions about WireGuard listeners
+    #[cfg(feature = "wireguard")]
+    Wireguard {
+        #[command(subcommand)]
+        what: WireguardCommand,
+    },
     /// The helper of a private network, started by the gateway itself
     #[command(hide = true)]
     PrivateNetwork,
@@ -62,6 +68,25 @@ enum KeyKind {
     },
 }
 
+#[cfg(feature = "wireguard")]
+#[derive(Debug, Subcommand)]
+enum WireguardCommand {
+    /// Print a wg-quick file for a peer of this configuration
+    Client {
+        /// The peer's name in the configuration
+        name: String,
+        /// Where the client finds this gateway; default: where it listens
+        #[arg(long, value_name = "HOST:PORT")]
+        endpoint: Option<String>,
+        /// A file with the client's private key; without it the file has a line to fill in
+        #[arg(long, value_name = "FILE")]
+        private_key: Option<PathBuf>,
+        /// Send everything through the tunnel
+        #[arg(long)]
+        everything: bool,
+    },
+}
+
 /// Does what the command line asks for.
 #[must_use]
 pub fn main(builder: &Builder) -> ExitCode {
@@ -70,6 +95,8 @@ pub fn main(builder: &Builder) -> ExitCode {
         Command::Example => return say(include_str!("../../config.toml")),
         Command::PrivateNetwork => return private_network(),
         Command::Keygen { kind: KeyKind::Wireguard { out } } => return keygen(out.as_deref()),
+        #[cfg(feature = "wireguard")]
+        Command::Wireguard { .. } => {}
         Command::Run | Command::Check | Command::Reload | Command::Status { .. } => {}
     }
     let config = match check::load(&path, &builder.known()) {
@@ -86,6 +113,8 @@ pub fn main(builder: &Builder) -> ExitCode {
         Command::Run => run(builder, config, &path),
         Command::Status { json } => status(&config, json),
         Command::Reload => ask_reload(&config),
+        #[cfg(feature = "wireguard")]
+        Command::Wireguard { what } => client(&config, &what),
         Command::Check | Command::Example | Command::PrivateNetwork | Command::Keygen { .. } => {
             #[cfg(feature = "wireguard")]
             for listener in &config.listeners {
@@ -97,6 +126,20 @@ pub fn main(builder: &Builder) -> ExitCode {
             let plural = if config.listeners.len() == 1 { "listener" } else { "listeners" };
             say(&format!("{}: fine, {} {plural}\n", path.display(), config.listeners.len()))
         }
+    }
+}
+
+#[cfg(feature = "wireguard")]
+fn client(config: &Config, what: &WireguardCommand) -> ExitCode {
+    let WireguardCommand::Client { name, endpoint, private_key, everything } = what;
+    let wish = super::wg_client::Wish {
+        endpoint: endpoint.as_deref(),
+        private_key: private_key.as_deref(),
+        everything: *everything,
+    };
+    match super::wg_client::text(config, name, &wish) {
+        Ok(text) => say(&text),
+        Err(why) => say_error(&why, REFUSED),
     }
 }
 

@@ -16,7 +16,7 @@ pub use super::config_quic::{
 };
 
 #[cfg(feature = "wireguard")]
-pub use super::config_wireguard::{InsideService, Key, Mode, Peer, Speaks, ThreadingMode, Wireguard};
+pub use super::config_wireguard::{InsideService, Key, Mode, Offload, Peer, Speaks, ThreadingMode, Wireguard};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;

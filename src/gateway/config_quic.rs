@@ -89,8 +89,8 @@ pub struct Route {
     pub alpn: String,
     /// What becomes of each stream.
     pub service: QuicService,
-    /// The upstream that datagrams go to. Default: as `service` if that is an echo or a server over QUIC, else they are
-    /// refused in the handshake.
+    /// The upstream that datagrams go to, its servers over UDP or QUIC. Default: where the streams go if that is over
+    /// QUIC, else they are dropped and counted. With an echo they go back.
     pub datagrams: Option<String>,
 }
 
@@ -102,6 +102,8 @@ pub enum QuicService {
     Echo,
     /// It is joined to a connection to a server of this upstream.
     Upstream(String),
+    /// It is given up: this route is for datagrams.
+    Nothing,
 }
 
 /// `[listener.quic]`: how QUIC moves bytes.
@@ -135,12 +137,8 @@ pub struct QuicSettings {
     pub gso: bool,
     /// Whether the kernel steers datagrams to arbiters. Default `true`.
     pub steer: bool,
-    /// Bytes of each socket's receive buffer. Default 4 MiB.
-    pub receive_buffer: usize,
-    /// Bytes of each socket's send buffer. Default 4 MiB.
-    pub send_buffer: usize,
-    /// A folder for a log of each connection. Default none.
-    pub qlog: Option<PathBuf>,
+    /// Bytes of each socket's receive buffer, and of its send buffer. Default 4 MiB.
+    pub socket_buffer: usize,
 }
 
 impl Default for QuicSettings {
@@ -159,9 +157,7 @@ impl Default for QuicSettings {
             mtu_discovery: false,
             gso: true,
             steer: true,
-            receive_buffer: 4 * MIB,
-            send_buffer: 4 * MIB,
-            qlog: None,
+            socket_buffer: 4 * MIB,
         }
     }
 }

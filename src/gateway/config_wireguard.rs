@@ -1,8 +1,10 @@
 //! `[listener.wireguard]`, checked: an interface, its peers and what it serves inside.
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use super::config::{Framed, Relay};
+use crate::transports::wireguard::uapi::FOLDER;
 use crate::transports::wireguard::{DEFAULT_MTU, Network, PeerSettings, PeerToPeer, SecretKey};
 
 /// `[listener.wireguard]`.
@@ -27,6 +29,13 @@ pub struct Wireguard {
     pub gso: bool,
     /// Mode `tun`: whether what leaves by another interface gets that one's address. Default `false`.
     pub masquerade: bool,
+    /// Super-packets on the interface, in modes `private` and `tun`. Default `auto`.
+    pub offload: Offload,
+    /// The node by which TUN interfaces are made. Default `/dev/net/tun`.
+    pub tun_node: PathBuf,
+    /// The folder of the socket by which `wg` sees and changes the interface; none: there is no socket. Default
+    /// `/var/run/wireguard`, where `wg` looks.
+    pub uapi: Option<PathBuf>,
     /// Networks to which connections of peers are forwarded, by sockets of this machine. Default none.
     pub forward: Vec<Network>,
     /// Who may connect.
@@ -69,6 +78,18 @@ impl fmt::Display for Mode {
             Self::Tun => "tun",
         })
     }
+}
+
+/// Super-packets on a TUN interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Offload {
+    /// As far as the kernel has them.
+    #[default]
+    Auto,
+    /// TCP only, for kernels that mistreat those of UDP.
+    Tcp,
+    /// One packet at a time.
+    Off,
 }
 
 /// Which threads carry an interface.
@@ -122,6 +143,9 @@ impl Default for Wireguard {
             handshakes: 1_024,
             gso: true,
             masquerade: false,
+            offload: Offload::default(),
+            tun_node: super::tunnels_kernel::default_node(),
+            uapi: Some(PathBuf::from(FOLDER)),
             forward: Vec::new(),
             peers: Vec::new(),
             services: Vec::new(),

@@ -13,7 +13,7 @@ use crate::actors::{Budget, Control, Mesh};
 use crate::memory;
 use crate::transports::framed::{self, ByteOrder, Echo, Format, LengthBytes, Settings, WhenSlow, rooms};
 use crate::transports::kit::admission::{Caps, Occupancy};
-use crate::transports::relay::{self, ProxyVersion, RelaySettings};
+use crate::transports::relay::{self, ProxyVersion};
 use crate::transports::tcp::{self, Acceptor, AcceptorSettings, OnAccept};
 
 /// What a connection takes of the memory budget before it buffers anything: its actor, measured (benches/RESULTS.md).
@@ -83,13 +83,10 @@ pub(super) fn made(
             }))
         }
         config::Protocol::Relay(relay) => {
-            let Some(balancer) = upstreams.get(&relay.upstream) else {
+            let Some(mut settings) = upstreams.relay(&relay.upstream, &listener.limits) else {
                 return Err(refuse(format!("there is no upstream `{}`", relay.upstream)));
             };
-            let mut settings = RelaySettings::new(balancer.clone(), Arc::from(relay.upstream.as_str()));
-            settings.connect_timeout = upstreams.connect_timeout(&relay.upstream).unwrap_or(settings.connect_timeout);
             settings.attempts = usize::try_from(relay.attempts).unwrap_or(usize::MAX);
-            settings.idle = (!listener.limits.idle.is_zero()).then_some(listener.limits.idle);
             settings.proxy_in = relay.proxy_in;
             settings.proxy_out = match relay.proxy_out {
                 ProxyOut::Off => None,
@@ -97,11 +94,15 @@ pub(super) fn made(
                 ProxyOut::V2 => Some(ProxyVersion::V2),
             };
             let name: Arc<str> = Arc::from(listener.name.as_str());
-            Ok(Box::new(move || Box::new(relay::Connections::new(name.clone(), settings.clone())) as Box<dyn OnAccept>))
+            let network = upstreams.network(&relay.upstream);
+            Ok(Box::new(move || {
+                Box::new(relay::Connections::through(network.clone(), name.clone(), settings.clone()))
+                    as Box<dyn OnAccept>
+            }))
         }
         #[cfg(feature = "http")]
         config::Protocol::Http(_) => Err(refuse("an HTTP listener is made of its site".to_owned())),
-        config::Protocol::Quic(_) => Err(refuse("protocol `quic` cannot be started by this build yet".to_owned())),
+        config::Protocol::Quic(_) => Err(refuse("protocol `quic` is not served over TCP".to_owned())),
         #[cfg(feature = "wireguard")]
         config::Protocol::Wireguard(_) => Err(refuse("a tunnel is no listener of TCP".to_owned())),
         config::Protocol::Custom { protocol, options } => match protocols.get(protocol) {
@@ -191,12 +192,14 @@ pub(super) fn start_all(
             occupancy,
             web,
             acceptor,
+            #[cfg(feature = "quic")]
+            quic: None,
         }));
     }
     Ok(started)
 }
 
-fn name_of(protocol: &config::Protocol) -> &str {
+pub(super) fn name_of(protocol: &config::Protocol) -> &str {
     match protocol {
         config::Protocol::Framed(_) => "framed",
         config::Protocol::Relay(_) => "relay",

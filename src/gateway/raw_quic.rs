@@ -51,9 +51,7 @@ pub(super) const QUIC_KEYS: &[&str] = &[
     "mtu_discovery",
     "gso",
     "steer",
-    "receive_buffer",
-    "send_buffer",
-    "qlog",
+    "socket_buffer",
 ];
 
 const CONGESTION: [(&str, Congestion); 2] = [("cubic", Congestion::Cubic), ("bbr2", Congestion::Bbr2)];
@@ -130,9 +128,7 @@ pub(super) struct RawQuic {
     pub(super) mtu_discovery: Field<bool>,
     pub(super) gso: Field<bool>,
     pub(super) steer: Field<bool>,
-    pub(super) receive_buffer: Field<u64>,
-    pub(super) send_buffer: Field<u64>,
-    pub(super) qlog: Field<Text>,
+    pub(super) socket_buffer: Field<u64>,
 }
 
 pub(super) fn certificate(mut section: Section<'_, '_>) -> RawCertificate {
@@ -192,9 +188,7 @@ pub(super) fn quic(mut section: Section<'_, '_>) -> At<RawQuic> {
         mtu_discovery: section.boolean("mtu_discovery"),
         gso: section.boolean("gso"),
         steer: section.boolean("steer"),
-        receive_buffer: section.size("receive_buffer", BUFFER),
-        send_buffer: section.size("send_buffer", BUFFER),
-        qlog: section.text("qlog", "\"qlog\""),
+        socket_buffer: section.size("socket_buffer", BUFFER),
     };
     let span = section.header;
     unknown_keys(section, &[], false);

@@ -24,6 +24,9 @@ pub(super) const WIREGUARD_KEYS: &[&str] = &[
     "handshakes",
     "gso",
     "masquerade",
+    "offload",
+    "tun_node",
+    "uapi",
     "forward",
     "peer",
     "service",
@@ -48,6 +51,8 @@ const MODES: [(&str, RawMode); 4] =
     [("auto", RawMode::Auto), ("private", RawMode::Private), ("netstack", RawMode::Netstack), ("tun", RawMode::Tun)];
 const THREADING: [(&str, RawThreading); 3] =
     [("auto", RawThreading::Auto), ("single", RawThreading::Single), ("pipeline", RawThreading::Pipeline)];
+const OFFLOAD: [(&str, RawOffload); 3] =
+    [("auto", RawOffload::Auto), ("tcp", RawOffload::Tcp), ("off", RawOffload::Off)];
 const PEER_TO_PEER: [(&str, bool); 2] = [("deny", false), ("direct", true)];
 const SPOKEN: [(&str, RawSpoken); 2] = [("framed", RawSpoken::Framed), ("relay", RawSpoken::Relay)];
 const SERVICES: [(&str, ()); 1] = [("echo", ())];
@@ -66,6 +71,14 @@ pub(super) enum RawMode {
     Private,
     Netstack,
     Tun,
+}
+
+/// See `config_wireguard::Offload`.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum RawOffload {
+    Auto,
+    Tcp,
+    Off,
 }
 
 /// See `config_wireguard::ThreadingMode`.
@@ -97,6 +110,9 @@ pub(super) struct RawWireguard {
     pub(super) handshakes: Field<u64>,
     pub(super) gso: Field<bool>,
     pub(super) masquerade: Field<bool>,
+    pub(super) offload: Field<RawOffload>,
+    pub(super) tun_node: Field<Text>,
+    pub(super) uapi: Field<Text>,
     pub(super) forward: Texts,
     pub(super) peers: Vec<RawPeer>,
     pub(super) services: Vec<RawService>,
@@ -143,6 +159,9 @@ pub(super) fn wireguard(mut section: Section<'_, '_>) -> At<RawWireguard> {
         handshakes: section.whole("handshakes", HANDSHAKES),
         gso: section.boolean("gso"),
         masquerade: section.boolean("masquerade"),
+        offload: section.choice("offload", &OFFLOAD),
+        tun_node: section.text("tun_node", "\"/dev/net/tun\""),
+        uapi: section.text("uapi", "\"/var/run/wireguard\", or \"off\""),
         forward: section.texts("forward", "[\"192.168.0.0/16\"]"),
         peers: tables(&mut section, "peer", "a peer", PEER, PEER_KEYS, peer),
         services: tables(&mut section, "service", "a service", SERVICE, SERVICE_KEYS, service),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::config::{Config, Listener, Protocol, Runtime};
 use super::sites::{Certificates, Web};
 use super::upstreams::Upstreams;
-use super::{Gateway, ListenerStatus, StartError, listeners, tunnels};
+use super::{Gateway, ListenerStatus, StartError, in_order, listeners, tunnels};
 use crate::actors::{Control, clock};
 use crate::transports::tcp;
 
@@ -90,11 +90,23 @@ impl Gateway {
         let tunnels_before = self.status.tunnels();
 
         // What can be refused.
-        let before = self.status.upstreams();
-        let upstreams = before.renewed(&self.mesh, &new.upstreams).map_err(StartError::Spawn)?;
+        #[cfg(feature = "quic")]
+        let over = self.renewed_over_quic(&new)?;
         let certificates_before = self.status.certificates.lock().clone();
-        let certificates = certificates_before.renewed(&new).map_err(StartError::Certificate);
-        let started = certificates.and_then(|certificates| {
+        #[cfg(all(feature = "http", feature = "quic"))]
+        let certificates = over.certificates.clone();
+        #[cfg(all(feature = "http", not(feature = "quic")))]
+        let certificates = Certificates::load(&new.certificates, Some(&certificates_before))?;
+        #[cfg(not(feature = "http"))]
+        let certificates = Certificates;
+        let before = self.status.upstreams();
+        let upstreams = before.renewed(
+            &self.mesh,
+            &new.upstreams,
+            #[cfg(feature = "quic")]
+            &over.links,
+        );
+        let started = upstreams.map_err(StartError::Spawn).and_then(|upstreams| {
             let step = Step {
                 running: &running,
                 new: &new,
@@ -102,12 +114,22 @@ impl Gateway {
                 before: (&before, &certificates_before),
                 now: (&upstreams, &certificates),
             };
-            self.start_new(&step, &mut done).map(|started| (started, certificates))
+            let started = self.start_new(&step, &mut done);
+            #[cfg(feature = "quic")]
+            let started = started
+                .and_then(|started| self.start_quic(&running, &new, &old, &upstreams, &over, &mut done, started));
+            started
+                .map_err(|error| {
+                    upstreams.retire(&before);
+                    error
+                })
+                .map(|started| (upstreams, started))
         });
-        let (started, certificates) = match started {
+        let (upstreams, started) = match started {
             Ok(started) => started,
             Err(error) => {
-                upstreams.retire(&before);
+                #[cfg(feature = "quic")]
+                over.links.retire(&self.status.over_quic.lock().links);
                 return Err(error);
             }
         };
@@ -132,16 +154,24 @@ impl Gateway {
         before.retire(&upstreams);
         self.status.set_upstreams(upstreams);
         *self.status.certificates.lock() = certificates;
+        #[cfg(feature = "quic")]
+        {
+            let retired = std::mem::replace(&mut *self.status.over_quic.lock(), over);
+            retired.links.retire(&self.status.over_quic.lock().links);
+        }
         // From here on nothing fails.
         started.iter().filter_map(|status| status.web.as_ref()).for_each(Web::publish);
         let by = clock::later(clock::now(), running.runtime.drain);
         let mut now = started;
         for status in old {
-            if done.kept.iter().any(|name| *name == *status.name) {
-                now.push(status);
+            let goes_on = now.iter().any(|new| Arc::ptr_eq(new, &status));
+            if goes_on || done.kept.iter().any(|name| *name == *status.name) {
+                if !goes_on {
+                    now.push(status);
+                }
                 continue;
             }
-            let socket_goes_on = now.iter().any(|new| new.address == status.address);
+            let socket_goes_on = now.iter().any(|new| new.address == status.address && new.protocol != "quic");
             if socket_goes_on {
                 status.acceptor.control(Control::Stop);
             } else {
@@ -150,17 +180,21 @@ impl Gateway {
                 if let Some(socket) = status.socket.upgrade() {
                     tcp::refuse(&*socket);
                 }
+                #[cfg(feature = "quic")]
+                if let Some(quic) = &status.quic {
+                    quic.drain(by);
+                }
             }
             if !done.changed.iter().any(|name| *name == *status.name) {
                 self.mesh.drain_children(status.acceptor.id(), by);
                 done.removed.push(status.name.to_string());
             }
         }
-        // In the order of the file, which is the order of the admin pages.
-        now.sort_by_key(|status| new.listeners.iter().position(|listener| *listener.name == *status.name));
+        in_order(&mut now, &new);
         self.status.set_listeners(now);
         running.listeners = new.listeners;
         running.upstreams = new.upstreams;
+        running.certificates = new.certificates;
         running.runtime.drain = new.runtime.drain;
         Ok(done)
     }

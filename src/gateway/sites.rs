@@ -8,76 +8,15 @@ use http::StatusCode;
 use rustix::fs::{Mode, OFlags};
 
 use super::Made;
+pub(super) use super::certificates::Certificates;
 use super::check_http::rule;
-use super::config::{self, CertificateSource, Config, Http, HttpAction, HttpRoute, Listener, ListenerTls};
+use super::config::{self, Http, HttpAction, HttpRoute, Listener};
 use super::upstreams::Upstreams;
 use crate::transports::http::codec_forward::Network;
 use crate::transports::http::codec_head::HeadLimits;
 use crate::transports::http::state_watch::Times;
 use crate::transports::http::{Action, Connections, Published, Route, Settings, Site, Upstream};
 use crate::transports::tcp::OnAccept;
-use crate::transports::tls::{Certificate, ClientCertificates, Curves, KeyLog, ServerSettings, Tickets, TlsError};
-
-/// The certificates of a configuration, read and made once.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Certificates {
-    by_name: BTreeMap<String, (CertificateSource, Arc<Certificate>)>,
-    tickets: Option<Arc<Tickets>>,
-}
-
-impl Certificates {
-    /// Those of a new configuration: made ones stay the same while they are asked for the same names, files are read
-    /// again.
-    pub(super) fn renewed(&self, config: &Config) -> Result<Self, String> {
-        let mut by_name = BTreeMap::new();
-        for config::Certificate { name, source, .. } in &config.certificates {
-            let before = self.by_name.get(name).filter(|(before, _)| before == source);
-            let certificate = match (source, before) {
-                (CertificateSource::Generated(_), Some((_, certificate))) => Ok(certificate.clone()),
-                (CertificateSource::Generated(names), None) => Certificate::generate(names).map(Arc::new),
-                (CertificateSource::Files { cert, key }, before) => {
-                    let read = Certificate::from_files(cert, key).map(Arc::new);
-                    // The same file again is the same certificate: nobody has to be told.
-                    read.map(|read| match before {
-                        Some((_, old)) if old.fingerprint().ok() == read.fingerprint().ok() => old.clone(),
-                        Some(_) | None => read,
-                    })
-                }
-            };
-            let certificate = certificate.map_err(|error| format!("certificate `{name}`: {error}"))?;
-            by_name.insert(name.clone(), (source.clone(), certificate));
-        }
-        let tickets = match &self.tickets {
-            Some(tickets) => tickets.clone(),
-            None => Tickets::new().map_err(|error| error.to_string())?,
-        };
-        Ok(Self { by_name, tickets: Some(tickets) })
-    }
-
-    /// Whether a listener would say the same in its handshakes with these others.
-    pub(super) fn same_for(&self, other: &Self, tls: &ListenerTls) -> bool {
-        tls.certificates.iter().all(|name| match (self.by_name.get(name), other.by_name.get(name)) {
-            (Some((_, a)), Some((_, b))) => Arc::ptr_eq(a, b),
-            _ => false,
-        })
-    }
-
-    fn settings(&self, listener: &str, tls: &ListenerTls) -> Result<ServerSettings, TlsError> {
-        let named = tls.certificates.iter().filter_map(|name| self.by_name.get(name));
-        let mut settings = ServerSettings::new(listener, named.map(|(_, certificate)| certificate.clone()).collect());
-        settings.tickets = self.tickets.clone();
-        settings.clients = tls.client_ca.clone().map(ClientCertificates::signed_by).transpose()?;
-        if let Some(curves) = &tls.curves {
-            settings.curves = Curves::new(curves.clone())?;
-        }
-        if let Some(file) = &tls.keylog {
-            settings.keylog = Some(Arc::new(
-                KeyLog::open(file).map_err(|error| TlsError::Read { file: file.clone(), reason: error.to_string() })?,
-            ));
-        }
-        Ok(settings)
-    }
-}
 
 /// The site of a listener: what its connections ask for, and what they are to find there once it is started.
 #[derive(Debug, Clone)]
@@ -112,8 +51,8 @@ pub(super) fn make(
     let tls = match &http.tls {
         None => None,
         Some(tls) => {
-            let mut settings = certificates.settings(&listener.name, tls).map_err(|error| error.to_string())?;
-            settings.protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            let protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            let settings = certificates.server(&listener.name, tls, protocols).map_err(|error| error.to_string())?;
             // Whatever cannot be built is found now, and not with the first client.
             settings.builder().map_err(|error| error.to_string())?;
             Some(Arc::new(settings))

@@ -10,18 +10,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use socket2::SockRef;
 
 use super::config::{Config, Listener, Protocol};
 use super::config_wireguard::{Key, ThreadingMode, Wireguard};
 pub(super) use super::tunnels_api::api;
 use super::tunnels_inside::{self, Inside, Running};
-use super::tunnels_names;
 use super::upstreams::Upstreams;
 use super::{StartError, keygen};
-use crate::actors::{Control, Mail, Mesh, clock};
+use super::{tunnels_kernel, tunnels_names};
+use crate::actors::{Control, Mail, Mesh, Place, Spec, clock};
 use crate::memory::Budget;
+use crate::transports::wireguard::uapi::{self, Uapi};
 use crate::transports::wireguard::{
-    self as wg, DeviceMsg, Interface, PeerSettings, PublicKey, SecretKey, Settings, Threading, public_key,
+    self as wg, DeviceMsg, Interface, Live, PeerSettings, PublicKey, SecretKey, Settings, Threading, public_key,
 };
 
 /// A running WireGuard listener.
@@ -35,6 +37,8 @@ pub(crate) struct Tunnel {
     pub(super) inside: Inside,
     /// Looks up the names of endpoints.
     names: Option<Mail<Infallible>>,
+    /// Serves `wg`.
+    uapi: Option<Mail<Infallible>>,
 }
 
 impl fmt::Debug for Tunnel {
@@ -149,8 +153,31 @@ fn start(
     if let Some(why) = &inside.why {
         tracing::info!(listener = %name, mode = inside.mode(), "no private network: {why}");
     }
+    if matches!(inside.running, Running::Tun(_)) && tunnels_kernel::takes_all(wireguard) {
+        let marked = SockRef::from(&kept).set_mark(tunnels_kernel::mark(&listener));
+        marked.map_err(|error| refuse(format!("the socket cannot be marked: {error}")))?;
+    }
     let names = tunnels_names::start(around.mesh, &name, wireguard, &interface);
-    Ok(Tunnel { name, address, configured: listener, socket: kept, secret, interface, inside, names })
+    let uapi = uapi(around.mesh, &name, wireguard, &interface, &kept, &secret);
+    Ok(Tunnel { name, address, configured: listener, socket: kept, secret, interface, inside, names, uapi })
+}
+
+/// Starts serving `wg`. An interface works without.
+fn uapi(
+    mesh: &Mesh,
+    name: &Arc<str>,
+    wireguard: &Wireguard,
+    interface: &Interface,
+    socket: &UdpSocket,
+    secret: &SecretKey,
+) -> Option<Mail<Infallible>> {
+    let folder = wireguard.uapi.clone()?;
+    let live = Live::new(interface.clone(), socket, secret.clone()).ok()?;
+    let scope = name.clone();
+    let started = mesh.drive::<Uapi, _>(Place::System, Spec::named(name.clone()), move |driver| {
+        uapi::run(folder, scope, live, driver)
+    });
+    started.inspect_err(|error| tracing::warn!(listener = %name, %error, "wg is not served")).ok()
 }
 
 fn settings(wireguard: &Wireguard, name: &str, secret: SecretKey, threading: Threading) -> Settings {
@@ -221,7 +248,7 @@ impl Tunnel {
     }
 
     pub(super) fn stop(&self) {
-        self.names.iter().for_each(|names| names.control(Control::Stop));
+        self.names.iter().chain(&self.uapi).for_each(|actor| actor.control(Control::Stop));
         self.interface.stop();
         self.inside.stop();
     }
@@ -350,6 +377,7 @@ fn adjust(around: Around<'_>, tunnel: &Tunnel, listener: Listener) -> Result<Tun
         name: tunnel.name.clone(),
         address: tunnel.address,
         secret: tunnel.secret.clone(),
+        uapi: tunnel.uapi.clone(),
         interface: tunnel.interface.clone(),
         configured: listener,
         socket,
@@ -368,5 +396,5 @@ pub(super) fn drain(tunnels: &[Arc<Tunnel>], time: std::time::Duration) {
 
 /// Whether a listener is served by an acceptor of TCP.
 pub(super) fn is_tcp(listener: &Listener) -> bool {
-    of(listener).is_none()
+    of(listener).is_none() && !matches!(listener.protocol, Protocol::Quic(_))
 }

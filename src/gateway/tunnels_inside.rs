@@ -1,31 +1,18 @@
 //! What is inside a tunnel: a private network, an interface of the host, or a netstack, with the services there.
 
-use std::net::TcpListener;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::config::{Listener, Protocol};
 use super::config_wireguard::{InsideService, Mode, Speaks, Wireguard};
-use super::listeners;
 use super::tunnels::Around;
-use super::{ListenerStatus, StartError};
-use crate::actors::{Control, Mail, Place, Spec};
+use super::tunnels_kernel::{self, Join, Kernel};
+use super::{StartError, listeners};
+use crate::actors::{Control, Mail, Place};
 use crate::transports::framed::Echo;
 use crate::transports::netstack::{self, Forwarded, Framed, MakeServe, NetMsg, Relayed};
-use crate::transports::relay::RelaySettings;
-use crate::transports::tcp;
-use crate::transports::tun::{
-    HostNetwork, HostSettings, OffloadKnob, Prefix, PrivateNetwork, PrivateSettings, ToTun, Tun, TunActor, TunMsg,
-};
-use crate::transports::wireguard::{self as wg, Interface, Network, Threading};
-
-/// Where Linux keeps the TUN node.
-const NODE: &str = "/dev/net/tun";
-/// Messages and bytes that wait for an interface, at most.
-const TUN_INBOX: (usize, usize) = (4_096, 16 << 20);
-/// The argument that makes our program a helper.
-const HELPER: &str = "private-network";
+use crate::transports::tun::{HostNetwork, PrivateNetwork};
+use crate::transports::wireguard::{self as wg, Interface, Threading};
 
 /// What is inside one tunnel.
 pub(crate) struct Inside {
@@ -37,16 +24,8 @@ pub(crate) struct Inside {
 /// The three kinds.
 pub(crate) enum Running {
     Netstack(Mail<NetMsg>),
-    Private(Kernel<PrivateNetwork>),
-    Tun(Kernel<HostNetwork>),
-}
-
-/// A network whose TCP is the kernel's.
-pub(crate) struct Kernel<N> {
-    tun: Mail<TunMsg>,
-    services: Vec<Arc<ListenerStatus>>,
-    /// Lives as long as this.
-    _network: N,
+    Private(Arc<Kernel<PrivateNetwork>>),
+    Tun(Arc<Kernel<HostNetwork>>),
 }
 
 impl Inside {
@@ -75,44 +54,36 @@ impl Inside {
     }
 
     pub(super) fn drain(&self, by: Instant) {
-        let services = match &self.running {
-            Running::Netstack(_) => return,
-            Running::Private(kernel) => &kernel.services,
-            Running::Tun(kernel) => &kernel.services,
-        };
-        services.iter().for_each(|service| service.acceptor.control(Control::Drain(by)));
+        match &self.running {
+            Running::Netstack(_) => {}
+            Running::Private(kernel) => kernel.drain(by),
+            Running::Tun(kernel) => kernel.drain(by),
+        }
     }
 
-    /// The same netstack with other services.
+    /// The same network with other peers, and, if it is a netstack, other services.
     pub(super) fn adjusted(
         &self,
         around: Around<'_>,
         listener: &Listener,
         wireguard: &Wireguard,
     ) -> Result<Self, StartError> {
-        let Running::Netstack(stack) = &self.running else {
-            return Err(StartError::Options {
-                listener: listener.name.clone(),
-                place: listener.place.clone(),
-                message: "this network cannot be adjusted while it runs".to_owned(),
-            });
+        let running = match &self.running {
+            Running::Netstack(stack) => {
+                // Refused only when it is flooded; then its services stay those of before, which is said.
+                if stack.tell(NetMsg::Services(in_netstack(around, listener, wireguard)?)).is_err() {
+                    tracing::warn!(listener = %listener.name, "the netstack is too busy to change its services");
+                }
+                Running::Netstack(stack.clone())
+            }
+            // Everything that is not its own goes into the tunnel, whoever the peers are.
+            Running::Private(kernel) => Running::Private(kernel.clone()),
+            Running::Tun(kernel) => {
+                kernel.reroute(&listener.name, wireguard);
+                Running::Tun(kernel.clone())
+            }
         };
-        // Refused only when it is flooded; then its services stay those of before, which is said.
-        if stack.tell(NetMsg::Services(in_netstack(around, listener, wireguard)?)).is_err() {
-            tracing::warn!(listener = %listener.name, "the netstack is too busy to change its services");
-        }
-        Ok(Self { running: Running::Netstack(stack.clone()), why: self.why.clone() })
-    }
-}
-
-impl<N> Kernel<N> {
-    fn is_alive(&self) -> bool {
-        !self.tun.is_closed() && self.services.iter().all(|service| service.accepting())
-    }
-
-    fn stop(&self) {
-        self.tun.control(Control::Stop);
-        self.services.iter().for_each(|service| service.acceptor.control(Control::Stop));
+        Ok(Self { running, why: self.why.clone() })
     }
 }
 
@@ -138,107 +109,26 @@ pub(super) fn start(
         let running = netstack_of(around, listener, wireguard, interface, place)?;
         Ok(Inside { running: Running::Netstack(running), why })
     };
+    let join = Join { around, listener, wireguard, interface, place };
     match wireguard.mode {
         Mode::Netstack => netstack(None),
         Mode::Tun => {
-            let settings = HostSettings {
-                node: PathBuf::from(NODE),
-                name: listener.name.clone(),
-                mtu: wireguard.mtu,
-                offload: OffloadKnob::Auto,
-                addresses: prefixes(wireguard),
-                routes: wireguard.peers.iter().flat_map(|peer| &peer.settings.allowed).map(prefix).collect(),
-                mark: u32::from(listener.listen.port()),
-                masquerade: wireguard.masquerade,
-            };
-            let (network, tun) = HostNetwork::start(&settings).map_err(|error| refuse(error.to_string()))?;
-            let kernel = kernel(around, listener, wireguard, interface, place, (network, tun), |_, service| {
-                tcp::bind(service.listen).map_err(|error| error.to_string())
-            })?;
-            Ok(Inside { running: Running::Tun(kernel), why: None })
+            let kernel = tunnels_kernel::host(join)?;
+            Ok(Inside { running: Running::Tun(Arc::new(kernel)), why: None })
         }
-        Mode::Private => match private_of(around, listener, wireguard, interface, place) {
-            Ok(kernel) => Ok(Inside { running: Running::Private(kernel?), why: None }),
+        Mode::Private => match tunnels_kernel::private(join) {
+            Ok(kernel) => Ok(Inside { running: Running::Private(Arc::new(kernel?)), why: None }),
             Err(why) => Err(refuse(format!("no private network: {why}"))),
         },
-        Mode::Auto => match private_of(around, listener, wireguard, interface, place) {
-            Ok(kernel) => Ok(Inside { running: Running::Private(kernel?), why: None }),
+        Mode::Auto => match tunnels_kernel::private(join) {
+            Ok(kernel) => Ok(Inside { running: Running::Private(Arc::new(kernel?)), why: None }),
             Err(why) => netstack(Some(why)),
         },
     }
 }
 
-type Started<N> = Result<Kernel<N>, StartError>;
-
-/// A private network, or why this host gives none.
-fn private_of(
-    around: Around<'_>,
-    listener: &Listener,
-    wireguard: &Wireguard,
-    interface: &Interface,
-    place: Place,
-) -> Result<Started<PrivateNetwork>, String> {
-    let program = around.helper.ok_or("this program brings no helper that makes one")?;
-    let settings = PrivateSettings {
-        program: program.clone(),
-        arguments: vec![HELPER.to_owned()],
-        node: PathBuf::from(NODE),
-        name: "tun0".to_owned(),
-        mtu: wireguard.mtu,
-        offload: true,
-        addresses: prefixes(wireguard),
-        congestion: None,
-    };
-    if !wireguard.forward.is_empty() {
-        return Err("`forward` is served by a netstack".to_owned());
-    }
-    let made = PrivateNetwork::start(&settings).map_err(|error| error.to_string())?;
-    Ok(kernel(around, listener, wireguard, interface, place, made, |network, service| {
-        network.tcp_listener(service.listen, false).map_err(|error| error.to_string())
-    }))
-}
-
-/// The actor of an interface, and acceptors for the services behind it.
-fn kernel<N>(
-    around: Around<'_>,
-    listener: &Listener,
-    wireguard: &Wireguard,
-    interface: &Interface,
-    place: Place,
-    (network, tun): (N, Tun),
-    bind: impl Fn(&N, &InsideService) -> Result<TcpListener, String>,
-) -> Started<N> {
-    let mut prepared = Vec::new();
-    for service in &wireguard.services {
-        let listener = as_listener(listener, service);
-        let socket = bind(&network, service).map_err(|why| StartError::Options {
-            listener: listener.name.clone(),
-            place: listener.place.clone(),
-            message: format!("cannot listen on {}: {why}", service.listen),
-        })?;
-        let made = listeners::made(&listener, &std::collections::BTreeMap::new(), around.upstreams)?;
-        prepared.push(listeners::Prepared {
-            listener,
-            socket: Arc::new(socket),
-            made,
-            web: None,
-            occupancy: Arc::default(),
-        });
-    }
-    let router = interface.router();
-    let scope: Arc<str> = Arc::from(listener.name.as_str());
-    let spec = Spec::named(scope.clone()).inbox(TUN_INBOX.0, TUN_INBOX.1);
-    let tun = around.mesh.spawn(place, spec, move || TunActor::new(tun, scope, router)).map_err(StartError::Spawn)?;
-    let into = ToTun(tun.clone());
-    interface.attach(move || Box::new(into.clone()));
-    let services = listeners::start_all(around.mesh, prepared, around.budget).inspect_err(|_| {
-        tun.control(Control::Stop);
-    })?;
-    Ok(Kernel { tun, services, _network: network })
-}
-
 /// A service as a listener of its own: the same limits, a name that says where it is.
-fn as_listener(listener: &Listener, service: &InsideService) -> Listener {
+pub(super) fn as_listener(listener: &Listener, service: &InsideService) -> Listener {
     Listener {
         name: format!("{}-{}", listener.name, service.listen.port()),
         listen: service.listen,
@@ -287,28 +177,16 @@ fn in_netstack(
                 Arc::new(move || Box::new(Framed::new(name.clone(), settings.clone(), || Echo)))
             }
             Speaks::Relay(relay) => {
-                let balancer = around
+                let mut settings = around
                     .upstreams
-                    .get(&relay.upstream)
+                    .relay(&relay.upstream, &own.limits)
                     .ok_or_else(|| refuse(format!("there is no upstream `{}`", relay.upstream)))?;
-                let mut settings = RelaySettings::new(balancer.clone(), Arc::from(relay.upstream.as_str()));
-                settings.connect_timeout =
-                    around.upstreams.connect_timeout(&relay.upstream).unwrap_or(settings.connect_timeout);
                 settings.attempts = usize::try_from(relay.attempts).unwrap_or(usize::MAX);
-                settings.idle = (!own.limits.idle.is_zero()).then_some(own.limits.idle);
-                let settings = Arc::new(settings);
-                Arc::new(move || Box::new(Relayed::new(name.clone(), settings.clone())))
+                let (network, settings) = (around.upstreams.network(&relay.upstream), Arc::new(settings));
+                Arc::new(move || Box::new(Relayed::new(network.clone(), name.clone(), settings.clone())))
             }
         };
         all.push((service.listen, make));
     }
     Ok(all)
-}
-
-fn prefixes(wireguard: &Wireguard) -> Vec<Prefix> {
-    wireguard.addresses.iter().map(|(address, network)| Prefix { address: *address, bits: network.prefix() }).collect()
-}
-
-fn prefix(network: &Network) -> Prefix {
-    Prefix { address: network.address(), bits: network.prefix() }
 }

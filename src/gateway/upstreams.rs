@@ -25,9 +25,14 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 
 use super::config::{self, Balance, Check, Health, Host, Server};
+#[cfg(feature = "quic")]
+use super::links::AllLinks;
 use crate::actors::clock::{later, now, sleep, sleep_until, within};
 use crate::actors::{Budget, Control, Fault, Mail, Mesh, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn};
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer, Policy, ServerId, ServerView};
+#[cfg(feature = "quic")]
+use crate::transports::relay::Links;
+use crate::transports::relay::{Network, RelaySettings};
 
 /// Servers of one upstream that are checked at the same time.
 const CHECKS: usize = 64;
@@ -53,15 +58,18 @@ struct Running {
     keeper: Option<Mail<Infallible>>,
     #[cfg(feature = "http")]
     http: Arc<crate::transports::http::Upstream>,
+    #[cfg(feature = "quic")]
+    links: Option<Links>,
 }
 
 impl Upstreams {
     /// Makes the balancers and starts what keeps them true. Servers given by name are there once they are looked up.
+    /// Servers over QUIC are balanced, but not reached: for these there must be a gateway.
     ///
     /// # Errors
     /// See [`Mesh::spawn`]; everything that had been started ends then.
     pub fn start(mesh: &Mesh, upstreams: &[config::Upstream]) -> Result<Self, SpawnError> {
-        Self::default().renewed(mesh, upstreams)
+        Self::default().renewed_with(mesh, upstreams, &lookup(), |_| true)
     }
 
     /// What these upstreams become under another configuration: those that are the same go on, with their connections
@@ -69,16 +77,68 @@ impl Upstreams {
     ///
     /// # Errors
     /// See [`Mesh::spawn`]; what had been started for it ends then.
-    pub fn renewed(&self, mesh: &Mesh, upstreams: &[config::Upstream]) -> Result<Self, SpawnError> {
-        let lookup: Lookup =
-            Arc::new(|host, port| Box::pin(apart(move || Ok((host.as_str(), port).to_socket_addrs()?.collect()))));
-        self.renewed_with(mesh, upstreams, &lookup)
+    pub(super) fn renewed(
+        &self,
+        mesh: &Mesh,
+        upstreams: &[config::Upstream],
+        #[cfg(feature = "quic")] links: &AllLinks,
+    ) -> Result<Self, SpawnError> {
+        #[cfg(feature = "quic")]
+        let same = |running: &Running| links.get(&running.config.name) == running.links.as_ref();
+        #[cfg(not(feature = "quic"))]
+        let same = |_: &Running| true;
+        let next = self.renewed_with(mesh, upstreams, &lookup(), same)?;
+        #[cfg(feature = "quic")]
+        let next = next.over(links);
+        Ok(next)
     }
 
-    fn renewed_with(&self, mesh: &Mesh, upstreams: &[config::Upstream], lookup: &Lookup) -> Result<Self, SpawnError> {
+    #[cfg(feature = "quic")]
+    fn over(mut self, links: &AllLinks) -> Self {
+        for (name, running) in &mut self.by_name {
+            running.links = links.get(name).cloned();
+        }
+        self
+    }
+
+    /// The way to the servers of an upstream over QUIC.
+    #[cfg(feature = "quic")]
+    pub(super) fn links(&self, name: &str) -> Option<&Links> {
+        self.by_name.get(name)?.links.as_ref()
+    }
+
+    /// What reaches the servers of an upstream.
+    pub(super) fn network(&self, name: &str) -> Network {
+        #[cfg(feature = "quic")]
+        if let Some(links) = self.links(name) {
+            return Network::over(links.clone());
+        }
+        // Each upstream is reached in the same way where there is no QUIC.
+        let _ = name;
+        Network::default()
+    }
+
+    /// How streams are relayed to an upstream, with the defaults of what only a relay's listener has; nothing if there
+    /// is none of that name.
+    pub(super) fn relay(&self, name: &str, limits: &config::Limits) -> Option<RelaySettings> {
+        let running = self.by_name.get(name)?;
+        let mut settings = RelaySettings::new(running.balancer.clone(), Arc::from(name));
+        settings.connect_timeout = running.config.limits.connect_timeout;
+        settings.idle = (!limits.idle.is_zero()).then_some(limits.idle);
+        Some(settings)
+    }
+
+    fn renewed_with(
+        &self,
+        mesh: &Mesh,
+        upstreams: &[config::Upstream],
+        lookup: &Lookup,
+        same: impl Fn(&Running) -> bool,
+    ) -> Result<Self, SpawnError> {
         let mut next = Self::default();
         for upstream in upstreams {
-            let running = match self.by_name.get(&upstream.name).filter(|running| running.config == *upstream) {
+            let before = self.by_name.get(&upstream.name);
+            let running = match before.filter(|running| running.config == *upstream && same(running)) {
                 Some(running) => Ok(running.clone()),
                 None => Self::one(mesh, upstream, lookup),
             };
@@ -104,6 +164,8 @@ impl Upstreams {
             keeper: None,
             #[cfg(feature = "http")]
             http: Arc::new(http_of(upstream, &balancer)),
+            #[cfg(feature = "quic")]
+            links: None,
         };
         if answers.has_names() || upstream.health.check != Check::Off {
             let (upstream, lookup) = (upstream.clone(), lookup.clone());
@@ -128,12 +190,6 @@ impl Upstreams {
     #[cfg(feature = "http")]
     pub(super) fn http(&self, name: &str) -> Option<Arc<crate::transports::http::Upstream>> {
         self.by_name.get(name).map(|running| running.http.clone())
-    }
-
-    /// How long a server of an upstream may take to accept a connection.
-    #[must_use]
-    pub fn connect_timeout(&self, name: &str) -> Option<Duration> {
-        self.by_name.get(name).map(|running| running.config.limits.connect_timeout)
     }
 
     /// All upstreams in the order of their names.
@@ -171,6 +227,10 @@ fn http_of(upstream: &config::Upstream, balancer: &Arc<Balancer>) -> crate::tran
         idle_connections: upstream.http.idle_connections,
         pending: upstream.http.pending,
     }
+}
+
+fn lookup() -> Lookup {
+    Arc::new(|host, port| Box::pin(apart(move || Ok((host.as_str(), port).to_socket_addrs()?.collect()))))
 }
 
 fn settings_of(upstream: &config::Upstream) -> BalanceSettings {
@@ -544,7 +604,7 @@ mod tests {
             }))
         });
         let upstream = config::Upstream::new("app", vec![Server::Name { host: "slow.example".to_owned(), port: 1 }]);
-        let _upstreams = Upstreams::default().renewed_with(&mesh, &[upstream], &lookup).unwrap();
+        let _upstreams = Upstreams::default().renewed_with(&mesh, &[upstream], &lookup, |_| true).unwrap();
         begun.recv_timeout(Duration::from_secs(10)).unwrap();
         mesh.stop().unwrap();
         drop(ended);
@@ -575,7 +635,7 @@ mod tests {
         let given = Server::Tcp("127.0.0.1:9000".parse().unwrap());
         let mut upstream = config::Upstream::new("app", vec![name, given]);
         upstream.resolve = Duration::from_millis(1);
-        let upstreams = Upstreams::default().renewed_with(&mesh, &[upstream], &lookup).unwrap();
+        let upstreams = Upstreams::default().renewed_with(&mesh, &[upstream], &lookup, |_| true).unwrap();
         let balancer = upstreams.get("app").unwrap();
         let shown = || balancer.view(now()).iter().map(|view| view.address.to_string()).collect::<Vec<_>>().join(" ");
         let rounds = |what: &str| {

@@ -7,9 +7,9 @@
 use std::fmt;
 
 use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
-/// Secret bytes.
+/// Secret bytes: a vector of them, or an array.
 ///
 /// ```
 /// use portway::memory::Secret;
@@ -17,22 +17,33 @@ use zeroize::Zeroizing;
 /// let token = Secret::from("hunter2".to_owned());
 /// assert_eq!(format!("{token:?}"), "Secret(***)");
 /// assert!(token.is(b"hunter2") && !token.is(b"hunter3"));
+/// let key = Secret::new([7; 32]);
+/// assert_eq!(key.expose().len(), 32);
 /// ```
 #[derive(Clone)]
-pub struct Secret(
+pub struct Secret<T: Zeroize = Vec<u8>>(
     // Never grown or shrunk: that would leave a copy behind.
-    Zeroizing<Vec<u8>>,
+    Zeroizing<T>,
 );
 
-impl Secret {
+impl<T: Zeroize + AsRef<[u8]>> Secret<T> {
+    /// Takes the bytes. Of an array the caller's own copy is the caller's to wipe.
+    ///
+    /// ```
+    /// # use portway::memory::Secret;
+    /// assert!(Secret::new([1, 2]).is(&[1, 2]));
+    /// ```
+    pub fn new(bytes: T) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
     /// The bytes, for who needs them.
     ///
     /// ```
     /// # use portway::memory::Secret;
-    /// assert_eq!(Secret::from(vec![1, 2]).expose(), [1, 2]);
+    /// assert_eq!(Secret::from(vec![1, 2]).expose(), &[1, 2]);
     /// ```
-    #[must_use]
-    pub fn expose(&self) -> &[u8] {
+    pub fn expose(&self) -> &T {
         &self.0
     }
 
@@ -45,7 +56,7 @@ impl Secret {
     /// ```
     #[must_use]
     pub fn expose_str(&self) -> Option<&str> {
-        std::str::from_utf8(&self.0).ok()
+        std::str::from_utf8(self.as_bytes()).ok()
     }
 
     /// Whether these are the bytes, in a time that depends on the lengths alone.
@@ -56,14 +67,18 @@ impl Secret {
     /// ```
     #[must_use]
     pub fn is(&self, bytes: &[u8]) -> bool {
-        self.0.ct_eq(bytes).into()
+        self.as_bytes().ct_eq(bytes).into()
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        (*self.0).as_ref()
     }
 }
 
 impl From<Vec<u8>> for Secret {
     /// Takes the memory over: nothing is copied.
     fn from(bytes: Vec<u8>) -> Self {
-        Self(Zeroizing::new(bytes))
+        Self::new(bytes)
     }
 }
 
@@ -74,15 +89,15 @@ impl From<String> for Secret {
     }
 }
 
-impl PartialEq for Secret {
+impl<T: Zeroize + AsRef<[u8]>> PartialEq for Secret<T> {
     fn eq(&self, other: &Self) -> bool {
-        self.is(&other.0)
+        self.is(other.as_bytes())
     }
 }
 
-impl Eq for Secret {}
+impl<T: Zeroize + AsRef<[u8]>> Eq for Secret<T> {}
 
-impl fmt::Debug for Secret {
+impl<T: Zeroize> fmt::Debug for Secret<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(***)")
     }

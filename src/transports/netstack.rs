@@ -1,6 +1,6 @@
 //! TCP over IP packets, without a kernel: connections out of tunnels served by the gateway's own actors, without root.
 //!
-//! `actor` runs smoltcp on the batches that come in, `phy` is what that takes for a network card, `state_flows` decides who
+//! `actor` runs smoltcp on the batches that come in, `flow` is one connection, `phy` is what that takes for a network card, `state_flows` decides who
 //! may have a connection, `bells` tell which connections have something to do, `stream` is a connection as a byte stream.
 //!
 //! # What it is not
@@ -9,6 +9,7 @@
 
 mod actor;
 mod bells;
+mod flow;
 mod phy;
 mod serve;
 pub mod state_flows;

@@ -1,7 +1,10 @@
 //! TCP relay: each client's stream joined to one server of an upstream, byte for byte.
 //!
 //! `codec` reads and writes PROXY protocol headers, `state` decides, `state_way` is one of its two directions, `actor`
-//! does the I/O, `dial` opens the stream to a server.
+//! does the I/O, `dial` opens the stream to a server, `pipe` lets the kernel move the bytes, `onward` relays to where a
+//! client wanted to. Either end may be a stream of a QUIC connection: `quic_wire` gives it the shape of a socket,
+//! `quic_links` keeps the connections to servers, `quic_session` starts a relay for each stream of a client and carries
+//! its datagrams.
 //!
 //! # Ends
 //! The two directions end on their own: the end of one is passed on as a half-close, behind all its bytes. A reset is
@@ -9,9 +12,13 @@
 //! between. A stream that could not be joined to any server is reset as well, so that its client cannot take that for
 //! an empty answer.
 //!
+//! Over QUIC an end is FIN, a reset is RESET_STREAM and STOP_SENDING, with the code `GIVEN_UP`. A side that takes no
+//! more while it still sends is told to the other one as STOP_SENDING, if that is over QUIC; TCP has no word for it, and
+//! is not read any more.
+//!
 //! # Back-pressure
 //! A direction is read only when all that was read of it has been written: it holds what one read gave, at most
-//! 64 KiB, and nothing while both sides keep up. A stream on which nothing moves for the idle limit is cut, which is
+//! 64 KiB in a buffer or 256 KiB in a pipe, and nothing while both sides keep up. A stream on which nothing moves for the idle limit is cut, which is
 //! also what becomes of a side that stalls for good.
 //!
 //! # Drain
@@ -21,10 +28,26 @@
 mod actor;
 mod codec;
 mod dial;
+mod onward;
+mod pipe;
+#[cfg(feature = "quic")]
+mod quic_links;
+#[cfg(feature = "quic")]
+mod quic_session;
+#[cfg(feature = "quic")]
+mod quic_wire;
 mod state;
 mod state_way;
 
 pub use actor::{Connections, Relay};
 pub use codec::{Header, MAX_V1, MAX_V2, Malformed, ProxyVersion};
 pub use dial::{Dial, Network, Upstream, Wire};
+pub use onward::Onward;
+pub use pipe::Plain;
+#[cfg(feature = "quic")]
+pub use quic_links::{LinkSettings, Links};
+#[cfg(feature = "quic")]
+pub use quic_session::{QuicSession, Target, ToSession};
+#[cfg(feature = "quic")]
+pub use quic_wire::{GIVEN_UP, Opening, REFUSED};
 pub use state::{Blame, End, Failure, Input, Moved, Next, RelaySettings, Side, State};

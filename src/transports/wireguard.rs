@@ -40,7 +40,7 @@ pub mod uapi;
 mod uapi_device;
 
 pub use crate::transports::kit::routes::{Network, Routes};
-pub use actor_device::{DeviceMsg, Inside, PeerView, Report};
+pub use actor_device::{DeviceMsg, PeerView, Report};
 pub use codec_keys::{PublicKey, SecretKey};
 pub use counts::DROPPED;
 pub use engine::{Authentic, Engine, EngineError, Opened, Rules, Sealed, Ticked};

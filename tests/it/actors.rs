@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use portway::actors::{AskError, Exit, Place, Refused, Spec, clock};
 
-use crate::probe::{Msg, Probe, SOON, eventually, hold, mesh, now, seen, view, wait};
+use crate::probe::{Msg, Probe, SOON, eventually, hold, mesh, now, seen, stop, view, wait};
 
 #[test]
 fn the_bound_is_exact_over_all_clones() {
@@ -18,7 +18,7 @@ fn the_bound_is_exact_over_all_clones() {
     let accepted = (0..1_000).filter(|_| mail.clone().tell(Msg::Ignore).is_ok()).count();
     assert_eq!(accepted, 3, "{:?}", mail.depth());
     assert_eq!(mail.depth().refused, 997);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn the_byte_bound_is_exact_and_too_large_is_told_apart() {
     assert!(matches!(mail.tell(Msg::Big(1)), Err(Refused::Full(_))));
     assert!(matches!(mail.tell(Msg::Big(1_001)), Err(Refused::TooLarge(_))));
     eventually("room again", || mail.tell(Msg::Big(1_000)).is_ok());
-    mesh.stop().unwrap();
+    stop(&mesh);
     assert!(matches!(mail.tell(Msg::Ignore), Err(Refused::Closed(_))));
 }
 
@@ -47,7 +47,7 @@ fn messages_of_one_sender_arrive_in_order_and_urgent_ones_first() {
     assert_eq!(mail.tell_many(&mut many), 200);
     mail.urgent(Msg::Note(0)).unwrap();
     assert_eq!(seen(&mail), (0..=400).collect::<Vec<_>>());
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn tell_many_leaves_what_does_not_fit() {
     assert_eq!(taken, 9);
     assert_eq!(many.len(), 50 - taken);
     assert!(matches!(many.front(), Some(Msg::Note(n)) if *n == taken as u64), "the rest begins where it stopped");
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn urgent_messages_are_few() {
     hold(&mail, Duration::from_millis(100));
     let taken = (0..100).filter(|_| mail.urgent(Msg::Ignore).is_ok()).count();
     assert_eq!(taken, 16);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn a_permit_waits_for_room_and_is_never_refused_afterwards() {
     assert!(matches!(small.tell(Msg::Big(11)), Err(Refused::TooLarge(_))));
     eventually("the room came back", || mail.depth().reserved == 0);
     assert_eq!(seen(&mail), [1, 2]);
-    mesh.stop().unwrap();
+    stop(&mesh);
     assert!(matches!(wait(mail.permit(1)), Err(Refused::Closed(()))));
 }
 
@@ -120,7 +120,7 @@ fn those_who_wait_go_first_and_in_order() {
     assert_eq!(order, [1, 3]);
     eventually("both arrived", || mail.depth().messages == 0);
     assert_eq!(seen(&mail), [1, 3]);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn asks_end_in_an_answer_or_a_reason() {
     mail.tell(Msg::Stop).unwrap();
     assert_eq!(wait(mail.closed()), Exit::Normal);
     assert_eq!(mail.ask_blocking(Msg::Seen, SOON), Err(AskError::Closed));
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn a_blocking_ask_on_an_arbiter_is_an_error_not_a_deadlock() {
         tell.send((other.ask_blocking(Msg::Seen, SOON), stopper.stop().is_err())).unwrap();
     });
     assert_eq!(told.recv_timeout(SOON).unwrap(), (Err(AskError::OnArbiter), true));
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn the_answer_of_a_job_has_its_room_and_dies_with_the_actor() {
     mail.tell(Msg::Job(Duration::from_secs(3_600), 8)).unwrap();
     mail.tell(Msg::Stop).unwrap();
     assert_eq!(wait(mail.closed()), Exit::Normal);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn watchers_learn_why() {
     let reasons: Vec<_> = exits.iter().map(Exit::reason).collect();
     assert_eq!(reasons, ["normal", "normal", "made_up", "made_up", "panic", "panic"]);
     assert!(matches!(&exits[4], Exit::Panic(message) if &**message == "told to"));
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -233,5 +233,5 @@ fn a_flooded_actor_delays_neither_a_neighbours_timer_nor_its_own_control() {
     assert!(late[late.len() * 99 / 100] < Duration::from_millis(60), "timer p99 {:?}", late[late.len() * 99 / 100]);
     assert!(control[control.len() / 2] < Duration::from_millis(60), "control p50 {:?}", control[25]);
     assert!(view(&mesh).arbiters[0].answered);
-    mesh.stop().unwrap();
+    crate::probe::stop(&mesh);
 }

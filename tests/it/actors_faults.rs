@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use portway::actors::{Exit, Mail, Mesh, Place, Spec};
 
-use crate::probe::{Msg, Probe, eventually, mesh, seen, view, wait};
+use crate::probe::{Msg, Probe, eventually, mesh, seen, stop, view, wait};
 
 /// A neighbour on the same arbiter that is sent messages all the while.
 struct Neighbour {
@@ -45,7 +45,7 @@ fn panics_in(place: &str, how: Msg, ends_with: &str) {
     assert_eq!(totals.family("actor_panics"), 1);
     assert_eq!(totals.get("actor_exits", "probe", ends_with), 1);
     assert_eq!(mesh.live(), 1);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_panic_in_a_job_is_the_answer_of_the_job() {
     let totals = view(&mesh).totals;
     assert_eq!(totals.get("actor_panics", "probe", "job"), 1);
     assert_eq!(totals.family("actor_exits"), 0, "the actor itself goes on");
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_panic_in_the_factory_and_one_in_a_destructor() {
     let totals = view(&mesh).totals;
     assert_eq!(totals.get("actor_panics", "probe", "factory"), 1);
     assert_eq!(totals.get("actor_panics", "armed", "drop"), 1);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn a_fault_names_its_reason_and_a_long_turn_is_counted() {
     assert_eq!(wait(victim.closed()).reason(), "made_up");
     let totals = view(&mesh).totals;
     assert_eq!(totals.get("actor_exits", "probe", "made_up"), 1);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn a_long_turn_is_counted_under_its_message() {
     eventually("counted", || view(&mesh).totals.get("actor_slow_turns", "probe", "busy") == 1);
     let longest = view(&mesh).of_kind("probe").map(|actor| actor.longest_turn).max();
     assert!(longest >= Some(Duration::from_millis(20)), "{longest:?}");
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -145,5 +145,5 @@ fn what_is_queued_behind_the_end_is_answered_closed() {
     victim.tell(Msg::Panic).unwrap();
     let answer = victim.ask_blocking(Msg::Seen, Duration::from_secs(5));
     assert_eq!(answer, Err(portway::actors::AskError::Closed));
-    mesh.stop().unwrap();
+    stop(&mesh);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler, Message};
 use portway::actors::{Control, Deliver, Exit, Fault, Kind, Mesh, MeshConfig, Place, RegistryError, SpawnError, Spec};
 
-use crate::probe::{Msg, Probe, SOON, eventually, hold, mesh, now, seen, view, wait};
+use crate::probe::{Msg, Probe, SOON, eventually, hold, mesh, now, seen, stop, view, wait};
 
 fn works() {
     let mesh = mesh(2);
@@ -57,7 +57,7 @@ fn fifty_actors_stay_on_their_arbiters_and_then_there_are_none() {
     mails.iter().for_each(|mail| mail.control(Control::Stop));
     eventually("none left", || mesh.live() == 0);
     assert_eq!(view(&mesh).of_kind("probe").count(), 0);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn places_lead_where_they_say() {
     assert_eq!(at(Place::System), 3);
     let beyond = mesh.spawn(Place::On(3), Spec::default(), Probe::default);
     assert_eq!(beyond.err(), Some(SpawnError::Stopped), "the System's thread carries no data");
-    mesh.stop().unwrap();
+    stop(&mesh);
     let late = mesh.spawn(Place::On(0), Spec::default(), Probe::default);
     assert_eq!(late.err(), Some(SpawnError::Draining));
 }
@@ -86,7 +86,7 @@ fn no_more_actors_than_allowed() {
     assert_eq!(mails.iter().filter(|m| matches!(m, Err(SpawnError::Full))).count(), 2);
     mails[0].as_ref().unwrap().control(Control::Stop);
     eventually("room again", || mesh.spawn(Place::Here, Spec::default(), Probe::default).is_ok());
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_stale_name_never_reaches_the_next_holder() {
     assert!(mesh.find::<Msg>("service").is_some(), "a stale name frees nothing");
     assert_eq!(mesh.register("other", &first), Err(RegistryError::Closed));
     assert!(mesh.find::<Msg>("other").is_none());
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn groups_follow_their_members() {
     let after = mesh.members::<Msg>("room");
     assert_eq!(after.mails.len(), 2);
     assert!(after.generation > before.generation);
-    mesh.stop().unwrap();
+    stop(&mesh);
     assert_eq!(mesh.group_generation("room"), 0, "nobody is left");
 }
 
@@ -148,7 +148,7 @@ fn a_drain_handles_what_was_accepted_and_names_who_did_not_finish() {
     assert!(began.elapsed() < Duration::from_secs(2));
     let refused = mesh.spawn(Place::Here, Spec::default(), Probe::default);
     assert_eq!(refused.err(), Some(SpawnError::Draining));
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn a_stuck_arbiter_is_named_and_the_others_are_drained() {
     let report = wait(mesh.drain(Duration::from_millis(200)));
     assert_eq!(report.stuck, [0]);
     assert_eq!(fine.exit(), Some(Exit::Normal));
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 struct Sum(u64);
@@ -197,7 +197,7 @@ fn a_stock_actix_actor_lives_on_our_arbiters_and_reaches_our_actors() {
     mail.control(Control::Stop);
     wait(mail.closed());
     eventually("its address is closed", || !addr.connected());
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -229,5 +229,5 @@ fn a_driven_future_is_contained_and_asked_to_finish() {
     let report = wait(mesh.drain(SOON));
     assert!(report.complete(), "{report:?}");
     assert_eq!(gentle.exit(), Some(Exit::Normal));
-    mesh.stop().unwrap();
+    stop(&mesh);
 }

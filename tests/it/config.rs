@@ -78,7 +78,8 @@ fn example_prints_a_file_that_checks() {
     assert_eq!(output.status.code(), Some(0));
     let file = Temporary::new("example", stdout(&output));
     let checked = portway(&["check", "-c", file.path()], &[]);
-    assert_eq!(stdout(&checked), format!("{}: fine, 1 listener\n", file.path()));
+    let said = stdout(&checked);
+    assert!(said.starts_with(&format!("{}: fine, ", file.path())), "{said}");
 }
 
 #[test]

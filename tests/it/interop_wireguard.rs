@@ -15,10 +15,10 @@ use portway::transports::wireguard::{
 
 use crate::gateway::temp_dir;
 use crate::netns::{Netns, Pair, run, unique};
-use crate::probe::{eventually, mesh, view};
+use crate::probe::{eventually, mesh, stop, view};
 
 /// A private key that differs with `n`.
-fn secret(n: u8) -> SecretKey {
+pub(crate) fn secret(n: u8) -> SecretKey {
     let mut key = [n; 32];
     key[0] = n & 248;
     key[31] = 64;
@@ -92,26 +92,26 @@ impl Ours {
     }
 }
 
-fn shown(name: &str) -> Vec<Vec<String>> {
+pub(crate) fn shown(name: &str) -> Vec<Vec<String>> {
     let text = run("wg", &["show", name, "dump"]);
     text.lines().skip(1).map(|line| line.split('\t').map(str::to_owned).collect()).collect()
 }
 
 impl Drop for Ours {
     fn drop(&mut self) {
-        self.mesh.stop().expect("not on an arbiter");
+        stop(&self.mesh);
     }
 }
 
 /// Keys as files that `wg` reads.
-struct Keys(PathBuf);
+pub(crate) struct Keys(pub(crate) PathBuf);
 
 impl Keys {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(temp_dir())
     }
 
-    fn file(&self, name: &str, key: &SecretKey) -> String {
+    pub(crate) fn file(&self, name: &str, key: &SecretKey) -> String {
         let path = self.0.join(name);
         std::fs::write(&path, key.to_base64().as_bytes()).unwrap();
         path.display().to_string()
@@ -125,7 +125,7 @@ impl Drop for Keys {
 }
 
 /// wireguard-go with key 2 in a namespace; `peer` are words of `wg set` about us, key 1.
-fn theirs(netns: &mut Netns, keys: &Keys, addresses: &[&str], peer: &[&str]) -> String {
+pub(crate) fn theirs(netns: &mut Netns, keys: &Keys, addresses: &[&str], peer: &[&str]) -> String {
     implementation(netns, keys, &["wireguard-go", "-f"], addresses, peer)
 }
 

@@ -1,7 +1,7 @@
 //! The edges of what a process may hold: file descriptors that run out, and thousands of relayed streams in a drain.
 
-use std::io::Read;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -42,6 +42,102 @@ fn a_shortage_of_descriptors_is_counted_once_hurts_nobody_and_passes() {
     neighbour.works();
 }
 
+fn relay_config(admin: SocketAddr, front: SocketAddr, upstream: SocketAddr) -> String {
+    format!(
+        "version = 1\n[runtime]\narbiters = 1\n[admin]\nlisten = \"{admin}\"\n[[upstream]]\nname = \"app\"\n\
+         servers = [\"{upstream}\"]\n[[listener]]\nname = \"front\"\nlisten = \"{front}\"\nprotocol = \"relay\"\n\
+         upstream = \"app\"\n"
+    )
+}
+
+/// Without descriptors there are no pipes to splice through: streams are copied as if nothing were.
+#[test]
+fn a_shortage_of_descriptors_takes_the_pipes_and_no_bytes() {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (admin, front) = (free(), free());
+    let mut binary = Binary::start_limited(&relay_config(admin, front, upstream.local_addr().unwrap()), 64);
+    binary.says("running");
+    let mut client = TcpStream::connect(front).unwrap();
+    let (mut served, _) = upstream.accept().unwrap();
+    let clients: Vec<_> = (0..60).map(|_| TcpStream::connect(front).unwrap()).collect();
+    eventually("no descriptor is left", || binary.open_files() >= 63);
+    let bytes: Vec<u8> = (0..32 << 20).map(|n: u32| (n * 31 + n / 251) as u8).collect();
+    let sent = bytes.clone();
+    let writing = std::thread::spawn(move || {
+        client.write_all(&sent).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        client
+    });
+    let mut got = Vec::new();
+    served.read_to_end(&mut got).unwrap();
+    assert!(got == bytes);
+    // With the listener go the streams that nobody served.
+    drop((clients, writing.join().unwrap(), served, upstream));
+    eventually("it answers again", || TcpStream::connect(admin).is_ok() && get(admin, "/healthz").0 == 200);
+    let (_, metrics) = get(admin, "/metrics");
+    assert!(metrics.lines().any(|line| line.contains("relay_no_pipe") && !line.starts_with('#')), "{metrics}");
+    assert!(!metrics.contains("relay_bytes_spliced"), "{metrics}");
+}
+
+/// A side that takes nothing costs memory of the kernel's, bounded by its sockets, and none of ours: in either direction,
+/// and also when the sender has ended its own.
+#[test]
+fn memory_stays_flat_while_one_side_stalls() {
+    const STREAMS: usize = 24;
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (admin, front) = (free(), free());
+    let mut binary = Binary::start(&relay_config(admin, front, upstream.local_addr().unwrap()));
+    binary.says("running");
+    let open = || {
+        let client = TcpStream::connect(front).unwrap();
+        let (served, _) = upstream.accept().unwrap();
+        (client, served)
+    };
+    for from_client in [true, false] {
+        // What is paid once: buffers of the arbiter, pipes, tables.
+        let (mut client, mut served) = open();
+        client.write_all(&[1; 4 << 10]).unwrap();
+        served.read_exact(&mut [0; 4 << 10]).unwrap();
+        drop((client, served));
+        eventually("it is idle", || binary.open_files() < 40);
+        let (files, before) = (binary.open_files(), binary.resident());
+        let mut offered = 0;
+        let mut streams = Vec::new();
+        for n in 0..STREAMS {
+            let (client, served) = open();
+            let (mut sender, mut other) = if from_client { (client, served) } else { (served, client) };
+            sender.set_write_timeout(Some(Duration::from_millis(50))).unwrap();
+            let piece = [n as u8; 64 << 10];
+            // A first part is taken, so that it is spliced from then on; then the other side stalls.
+            let taking = std::thread::spawn(move || {
+                other.read_exact(&mut vec![0; 1 << 20]).unwrap();
+                other
+            });
+            while let Ok(count) = sender.write(&piece) {
+                offered += count;
+            }
+            let other = taking.join().unwrap();
+            while let Ok(count) = sender.write(&piece) {
+                offered += count;
+            }
+            if n % 2 == 0 {
+                sender.shutdown(Shutdown::Write).unwrap();
+            }
+            streams.push((sender, other));
+        }
+        assert!(offered > STREAMS << 20, "{offered}");
+        let stalled = binary.resident();
+        let grown = stalled.saturating_sub(before);
+        // One read of each stream at most, and the actor.
+        assert!(grown < STREAMS * (64 << 10) + (2 << 20), "{grown} bytes more for {offered} offered");
+        std::thread::sleep(Duration::from_secs(1));
+        let later = binary.resident().saturating_sub(stalled);
+        assert!(later < 256 << 10, "{later} bytes more while nothing moved");
+        drop(streams);
+        eventually("every descriptor is back", || binary.open_files() <= files + 2 * 16);
+    }
+}
+
 #[test]
 fn five_thousand_relayed_streams_finish_in_a_drain() {
     const STREAMS: usize = 5_000;
@@ -69,6 +165,10 @@ fn five_thousand_relayed_streams_finish_in_a_drain() {
                     });
                 }
             });
+            // The gateway is started once it can be told the server's address.
+            while tokio::net::TcpStream::connect(front).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
             let mut clients = tokio::task::JoinSet::new();
             for n in 0..STREAMS {
                 let (mut going, ready) = (going.clone(), ready.clone());

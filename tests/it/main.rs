@@ -13,8 +13,11 @@ mod gateway;
 mod http;
 #[cfg(feature = "wireguard")]
 mod interop_wireguard;
+#[cfg(feature = "wireguard")]
+mod interop_wireguard_gateway;
 mod joined;
 mod limits;
+#[cfg(feature = "quic")]
 mod lossy;
 #[cfg(feature = "wireguard")]
 mod netns;
@@ -26,10 +29,15 @@ mod quic;
 #[cfg(feature = "quic")]
 mod quic_ends;
 #[cfg(feature = "quic")]
+mod quic_gateway;
+#[cfg(feature = "quic")]
 mod quic_moving;
 #[cfg(feature = "quic")]
 mod quic_strangers;
+#[cfg(feature = "quic")]
+mod quic_streams;
 mod relay;
+mod relay_splice;
 mod reload;
 mod rooms;
 mod service;
@@ -41,5 +49,9 @@ mod tun_host;
 mod upstreams;
 #[cfg(feature = "wireguard")]
 mod wireguard;
+#[cfg(feature = "wireguard")]
+mod wireguard_bad;
+#[cfg(feature = "wireguard")]
+mod wireguard_gateway;
 #[cfg(feature = "wireguard")]
 mod wireguard_uapi;

@@ -134,6 +134,22 @@ pub(crate) fn wait<F: Future>(future: F) -> F::Output {
         .block_on(async { tokio::time::timeout(SOON * 6, future).await.expect("in time") })
 }
 
+/// Ends a mesh and sees that nothing was leaked.
+#[track_caller]
+pub(crate) fn stop(mesh: &Mesh) {
+    mesh.stop().expect("not on an arbiter");
+    if !std::thread::panicking() {
+        assert_nothing_out(mesh);
+    }
+}
+
+/// Of a mesh that has ended, or on which nothing moves: every buffer has come home.
+#[track_caller]
+pub(crate) fn assert_nothing_out(mesh: &Mesh) {
+    let out: Vec<_> = mesh.pools().into_iter().filter(|(_, pools)| pools.iter().any(|pool| pool.out > 0)).collect();
+    assert!(out.is_empty(), "buffers were leaked: {out:#?}");
+}
+
 pub(crate) fn view(mesh: &Mesh) -> MeshView {
     wait(mesh.view())
 }

@@ -80,7 +80,10 @@ impl Pair {
     }
 
     pub(crate) async fn connect(&self) -> Connection {
-        self.client.connect(self.address(), self.tls.clone()).await.expect("connected")
+        match self.client.connect(self.address(), self.tls.clone()).await {
+            Ok(connection) => connection,
+            Err(error) => panic!("{error}; {:?}", self.mesh.view().await.totals),
+        }
     }
 
     pub(crate) fn connect_blocking(&self) -> blocking::Connection {

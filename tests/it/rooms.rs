@@ -12,7 +12,7 @@ use portway::transports::kit::admission::{Caps, Occupancy};
 use portway::transports::tcp::{Acceptor, AcceptorSettings, Never, bind};
 
 use crate::gateway::Client;
-use crate::probe::{Probe, SOON, eventually, hold, mesh, view, wait};
+use crate::probe::{Probe, SOON, eventually, hold, mesh, stop, view, wait};
 
 /// A listener with rooms on a mesh of its own.
 struct Chat {
@@ -78,7 +78,7 @@ impl Chat {
 
 impl Drop for Chat {
     fn drop(&mut self) {
-        self.mesh.stop().unwrap();
+        stop(&self.mesh);
     }
 }
 

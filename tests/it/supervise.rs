@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use portway::actors::{Budget, Control, Exit, Mail, Mesh, Place, Spec, Strategy};
 
-use crate::probe::{Msg, Probe, SOON, eventually, hold, mesh, seen, view, wait};
+use crate::probe::{Msg, Probe, SOON, eventually, hold, mesh, seen, stop, view, wait};
 
 fn quick(failures: u32) -> Budget {
     Budget {
@@ -50,7 +50,7 @@ fn the_mailbox_survives_and_only_the_message_that_failed_is_gone() {
     assert!(seen(&mail).is_empty());
     assert_eq!(view(&mesh).totals.get("actor_restarts", "probe", "made_up"), 1);
     assert_eq!(view(&mesh).totals.family("actor_exits"), 0, "it has never ended");
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn the_budget_ends_it_and_watchers_learn_why() {
     assert_eq!(totals.get("actor_restarts", "probe", "panic"), 3);
     assert_eq!(totals.get("actor_exits", "probe", "panic"), 1);
     assert_eq!(totals.get("actor_panics", "probe", "handler"), 4);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_factory_that_panics_is_a_failure_too() {
     mail.tell(Msg::Note(5)).unwrap();
     assert_eq!(seen(&mail), [5], "what was told before it could be made is kept");
     assert_eq!(view(&mesh).totals.get("actor_panics", "probe", "factory"), 2);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn jobs_end_with_the_state_and_give_their_room_back() {
     mail.tell(Msg::Panic).unwrap();
     eventually("given back", || mail.depth().reserved == 0);
     assert!(seen(&mail).is_empty());
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 fn group(strategy: Strategy) -> (Mesh, Vec<Mail<Msg>>) {
@@ -127,7 +127,7 @@ fn each_strategy_makes_anew_whom_it_says() {
         for (mail, notes) in mails.iter().zip(expected) {
             eventually(&format!("{strategy:?}"), || seen(mail).len() == notes);
         }
-        mesh.stop().unwrap();
+        stop(&mesh);
     }
 }
 
@@ -145,7 +145,7 @@ fn a_group_that_gives_up_ends_all_of_its_actors() {
     assert!(group.gave_up());
     assert!(group.spawn(Place::Here, Spec::default(), Probe::default).is_err());
     eventually("none left", || mesh.live() == 0);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -166,5 +166,5 @@ fn an_actor_that_is_asked_to_end_is_not_made_anew() {
     let report = wait(mesh.drain(SOON));
     assert!(report.complete() && report.took < Duration::from_secs(2), "{report:?}");
     assert_eq!(mail.exit(), Some(Exit::Normal));
-    mesh.stop().unwrap();
+    stop(&mesh);
 }

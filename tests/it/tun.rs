@@ -6,12 +6,17 @@ use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use portway::actors::{Exit, Mail, Mesh, Place, Spec, Totals};
+use portway::actors::{Budget, Exit, Mail, Mesh, Place, Spec, Totals};
+use portway::transports::kit::admission::Caps;
 use portway::transports::kit::packets::{Deliver, Packets};
+use portway::transports::kit::routes::Network;
+use portway::transports::relay::Onward;
+use portway::transports::tcp::{Acceptor, AcceptorSettings};
 use portway::transports::tun::{PrivateNetwork, PrivateSettings, ToTun, Tun, TunActor, TunMsg};
 
+use crate::netns::Netns;
 use crate::private_network::Unprivileged;
-use crate::probe::{SOON, eventually, mesh, view};
+use crate::probe::{SOON, eventually, mesh, stop, view};
 
 /// Hands packets to an actor that is made later.
 #[derive(Clone, Default)]
@@ -50,8 +55,11 @@ fn settings(user: &Unprivileged, host: u8, offload: bool) -> PrivateSettings {
 
 impl Joined {
     fn new(offload_a: bool, offload_b: bool) -> Self {
+        Self::on(mesh(2), offload_a, offload_b)
+    }
+
+    fn on(mesh: Mesh, offload_a: bool, offload_b: bool) -> Self {
         let user = Unprivileged::new();
-        let mesh = mesh(2);
         let (to_a, to_b) = (Later::default(), Later::default());
         let start = |host: u8, offload: bool, scope: &'static str, deliver: Later, own: &Later| {
             let (network, tun) = PrivateNetwork::start(&settings(&user, host, offload)).expect("a private network");
@@ -71,7 +79,7 @@ impl Joined {
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        self.mesh.stop().expect("not on an arbiter");
+        stop(&self.mesh);
     }
 }
 
@@ -86,12 +94,22 @@ fn blocking(socket: TcpListener) -> TcpListener {
 }
 
 fn connect(network: &PrivateNetwork, to: SocketAddr) -> TcpStream {
+    try_connect(network, to).expect("it connects")
+}
+
+fn try_connect(network: &PrivateNetwork, to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = network.tcp_socket(to.is_ipv6()).expect("a socket");
     socket.set_nonblocking(false).unwrap();
-    socket.connect_timeout(&to.into(), SOON).expect("it connects");
+    socket.connect_timeout(&to.into(), SOON)?;
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(SOON)).unwrap();
-    stream
+    Ok(stream)
+}
+
+/// Whether a connection is reset, at once or when it is read.
+fn is_reset(network: &PrivateNetwork, to: &str) -> bool {
+    let read = try_connect(network, to.parse().unwrap()).and_then(|mut stream| stream.read(&mut [0; 1]));
+    read.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
 }
 
 /// Sends bytes through and compares what arrives.
@@ -227,5 +245,54 @@ fn a_receiver_without_room_makes_the_interface_wait() {
     for n in 0..100u8 {
         assert_eq!((server.recv(&mut buffer).unwrap(), buffer[0]), (1, n), "in order, none lost");
     }
-    mesh.stop().expect("not on an arbiter");
+    stop(&mesh);
+}
+
+#[test]
+fn connections_to_anywhere_are_relayed_to_where_they_wanted_if_that_is_allowed() {
+    // The host of the gateway: its arbiters' own sockets are made here.
+    let host = Netns::new();
+    host.ip(&["addr", "add", "203.0.113.5/32", "dev", "lo"]);
+    host.ip(&["addr", "add", "2001:db8::5/128", "dev", "lo"]);
+    let joined = Joined::on(host.inside(|| mesh(2)), true, true);
+    for any in ["0.0.0.0:15001", "[::]:15001"] {
+        let socket = Arc::new(joined.a.network.tcp_listener(any.parse().unwrap(), false).expect("a listener inside"));
+        let budget = portway::memory::Budget::new(64 << 20);
+        let settings = AcceptorSettings {
+            name: Arc::from("onward"),
+            caps: Caps { connections: 100, per_source: 100, half_open: 100, base_bytes: 4_096 },
+            budget,
+            shed_delay: SOON,
+            occupancy: Arc::default(),
+        };
+        let allowed: Vec<Network> = vec!["203.0.113.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        let make = move || Onward::new(Arc::from("onward"), allowed.clone(), None);
+        Acceptor::start(&joined.mesh, Place::On(0), socket, settings, Budget::default(), make).expect("it starts");
+    }
+    joined.a.network.redirect_tcp(15_001).expect("nft");
+
+    for to in ["203.0.113.5:8080", "[2001:db8::5]:8080"] {
+        let to: SocketAddr = to.parse().unwrap();
+        let server = host.inside(move || TcpListener::bind(to)).expect("a server on the host");
+        let echo = std::thread::spawn(move || {
+            let (mut stream, _) = server.accept().unwrap();
+            let mut got = [0; 5];
+            stream.read_exact(&mut got).unwrap();
+            stream.write_all(&got).unwrap();
+        });
+        let mut neighbour = connect(&joined.b.network, to);
+        // Somewhere else is not allowed.
+        assert!(is_reset(&joined.b.network, "198.51.100.1:80"));
+        neighbour.write_all(b"hello").unwrap();
+        let mut answer = [0; 5];
+        neighbour.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"hello");
+        echo.join().unwrap();
+    }
+    // Twice: once for each family of the neighbour.
+    let refused = |number| joined.totals().get("forward_refused", "onward", "") == number;
+    eventually("two are counted", || refused(2));
+    // The redirect's own port leads nowhere but here.
+    assert!(is_reset(&joined.b.network, "10.77.0.1:15001"));
+    eventually("three are counted", || refused(3));
 }

@@ -9,7 +9,7 @@ use portway::gateway::check;
 use portway::gateway::upstreams::Upstreams;
 use portway::transports::kit::balance::{Address, Balancer, NoServer};
 
-use crate::probe::{SOON, eventually, mesh, now, view, wait};
+use crate::probe::{SOON, eventually, mesh, now, stop, view, wait};
 
 /// Upstreams named `app`, as a configuration says.
 fn start(mesh: &Mesh, keys: &str) -> Upstreams {
@@ -50,7 +50,7 @@ fn a_server_that_goes_away_is_unhealthy_and_comes_back() {
     drop((stays, back));
     eventually("nobody is up", || healthy(balancer) == [false, false]);
     assert_eq!(balancer.pick(now(), 0, &[]).err(), Some(NoServer::AllEjected));
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 /// Another test may hold the port for a moment.
@@ -78,7 +78,7 @@ fn a_silent_server_fails_its_checks_in_time_and_sockets_are_servers_too() {
     drop(socket);
     eventually("none is up", || healthy(balancer) == [false, false]);
     std::fs::remove_file(&path).unwrap();
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn names_are_looked_up_and_stay_the_same_servers() {
     assert_eq!(ids(&before), ids(&after));
     drop(picked);
     assert_eq!(totals(&mesh, "upstream_resolve", "failed"), 0);
-    mesh.stop().unwrap();
+    stop(&mesh);
 }
 
 #[test]
@@ -120,5 +120,5 @@ fn they_outlast_the_drain_of_the_mesh_until_their_own() {
     let counted = view(&mesh).totals;
     assert_eq!((counted.get("actor_exits", "upstream", "normal"), counted.family("actor_panics")), (1, 0));
     assert!(upstreams.get("app").expect("it stays").pick(now(), 0, &[]).is_ok());
-    mesh.stop().unwrap();
+    stop(&mesh);
 }

@@ -15,7 +15,7 @@ use portway::transports::wireguard::uapi::{Socket, Tunnel, Uapi, serve};
 use portway::transports::wireguard::{PublicKey, SecretKey};
 
 use crate::gateway::temp_dir;
-use crate::probe::{SOON, eventually, mesh, view};
+use crate::probe::{SOON, eventually, mesh, stop, view};
 
 /// A tunnel that is only its description.
 struct Paper(RefCell<DeviceView>);
@@ -60,6 +60,7 @@ impl Tunnel for Paper {
 struct Served {
     mesh: Mesh,
     folder: PathBuf,
+    name: &'static str,
     mail: Mail<std::convert::Infallible>,
 }
 
@@ -77,7 +78,7 @@ impl Served {
                 serve(socket, Paper(RefCell::new(device)), driver)
             })
             .expect("it starts");
-        Self { mesh, folder, mail }
+        Self { mesh, folder, name, mail }
     }
 
     fn ask(&self, request: &[u8]) -> String {
@@ -91,13 +92,13 @@ impl Served {
     }
 
     fn refused(&self, reason: &str) -> u64 {
-        view(&self.mesh).totals.get("wireguard_uapi_refused", "", reason)
+        view(&self.mesh).totals.get("wireguard_uapi_refused", self.name, reason)
     }
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.mesh.stop().expect("not on an arbiter");
+        stop(&self.mesh);
     }
 }
 

@@ -13,6 +13,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use super::metrics_memory;
 use crate::actors::{MeshView, Totals};
 use crate::gateway::Status;
 use crate::transports::kit::balance::{Balancer, ServerView};
@@ -29,6 +30,7 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("connections_accepted", "listener", "", "Connections let in"),
     ("connections_closed", "listener", "reason", "Connections closed, by reason"),
     ("connections_refused", "listener", "reason", "Connections refused, by reason"),
+    ("forward_refused", "listener", "", "Connections out of a tunnel to where they may not go"),
     ("http_broken", "listener", "reason", "Answers that did not come to their end, by reason"),
     ("http_failures", "upstream", "reason", "Attempts that gave no answer, by reason"),
     ("http_refused", "listener", "reason", "Clients whose bytes two parsers could read differently, by reason"),
@@ -58,6 +60,11 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("upstream_checks", "upstream", "result", "Active checks of servers, by result"),
     ("upstream_failures", "upstream", "reason", "Streams that a server did not take or broke, by reason"),
     ("upstream_resolve", "upstream", "result", "Look-ups of names, by result"),
+    ("tun_dropped", "listener", "reason", "Packets a TUN interface lost, by reason"),
+    ("tun_offload_off", "listener", "reason", "Times a kind of super-packet was given up"),
+    ("tun_packets_in", "listener", "", "Packets written to a TUN interface"),
+    ("tun_packets_out", "listener", "", "Packets read from a TUN interface"),
+    ("tun_writes", "listener", "", "Writes to a TUN interface"),
     ("wireguard_bytes_in", "listener", "", "Bytes of packets that came out of tunnels"),
     ("wireguard_bytes_out", "listener", "", "Bytes of packets that went into tunnels"),
     ("wireguard_cookies", "listener", "", "Cookies sent to sources of handshakes under load"),
@@ -79,6 +86,7 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("wireguard_roamed", "listener", "", "Times a peer came from another address"),
     ("wireguard_send_errors", "listener", "", "Datagrams the system did not send"),
     ("wireguard_sessions_started", "listener", "", "Session actors started"),
+    ("wireguard_uapi_refused", "listener", "reason", "Requests of wg that were refused, by reason"),
     ("wireguard_trains_passed_whole", "listener", "", "Trains of datagrams handed to a session as they came"),
     ("other", "scope", "reason", "Counters beyond the bound on names"),
 ];
@@ -86,6 +94,7 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
 pub(super) fn render(view: &MeshView, status: &Status) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("portway");
     registry.register_collector(Box::new(Page { gauges: gauges(view, status), totals: view.totals.clone() }));
+    registry.register_collector(Box::new(metrics_memory::Pools::of(view)));
     let mut out = String::new();
     encode(&mut out, &registry)?;
     Ok(out)

@@ -1,8 +1,8 @@
 //! The actor of one framed connection: moves bytes between its socket and its `State`, and decides nothing.
 //!
 //! It polls its own stream: readiness is an input of a turn. Reads go into a buffer that all connections of the
-//! arbiter share, complete messages are answered straight out of it, and one turn's output leaves in one write. An
-//! idle connection holds no buffer at all.
+//! arbiter share, complete messages are answered straight out of it into a buffer of the arbiter's pools, and one
+//! turn's output leaves in one write. An idle connection holds no buffer at all.
 
 use std::fmt;
 use std::io;
@@ -156,7 +156,7 @@ impl<S, V: Service> Connection<S, V> {
         if moved.messages_in > 0 {
             ticket.complete();
         }
-        let wanted = self.state.held().next_multiple_of(LEASE_STEP);
+        let wanted = self.state.own_bytes().next_multiple_of(LEASE_STEP);
         if wanted != self.leased {
             let lease = ticket.lease();
             let whole = lease.bytes() - self.leased + wanted;
@@ -206,9 +206,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, V: Service> Connection<S, V> {
                         Some(0)
                     }
                     Poll::Ready(Ok(())) => {
-                        if !state.has_buffer() {
-                            state.lend(turn.spare());
-                        }
+                        state.lend(buffer.filled().len(), |bytes| turn.buffer(bytes));
                         state.handle(Input::Bytes(buffer.filled()), now, service);
                         Some(buffer.filled().len())
                     }
@@ -304,11 +302,12 @@ where
 
     fn on(&mut self, m: FramedMsg, turn: &mut Turn<'_, FramedMsg>) -> Result<(), Fault> {
         match m {
-            FramedMsg::Send(body) => self.state.handle(Input::Push(&body), turn.now(), &mut self.service),
+            FramedMsg::Send(body) => {
+                self.state.lend(body.len(), |bytes| turn.buffer(bytes));
+                self.state.handle(Input::Push(&body), turn.now(), &mut self.service);
+            }
             FramedMsg::Batch(batch) => {
-                if self.state.held() == 0 {
-                    self.state.lend(turn.spare());
-                }
+                self.state.lend(batch.bytes(), |bytes| turn.buffer(bytes));
                 for body in batch.bodies(turn.mail().id()) {
                     if !self.state.fits(body.len()) && !self.is_ending() {
                         // Slow is a peer that takes too little, not one that is sent much at once.
@@ -342,8 +341,7 @@ where
     fn flush(&mut self, turn: &mut Turn<'_, FramedMsg>) -> Result<Progress, Fault> {
         let written = self.write(turn);
         // Taking answers may have made room to read again: the readiness seen before must not be forgotten.
-        let spare = self.state.take_spare();
-        turn.recycle(spare);
+        self.state.free_unused();
         self.account(turn);
         let progress = written?;
         if self.state.wants_read() && std::mem::replace(&mut self.held_back, false) {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::codec::Format;
+use crate::memory::Buf;
 
 /// What to do with a message that does not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +37,7 @@ pub struct Outbox {
     format: Format,
     limit: usize,
     when_slow: WhenSlow,
-    bytes: Vec<u8>,
+    bytes: Buf,
     head: usize,
     /// Only under a dropping policy: the sizes of the messages in `bytes`, the first of which may be partly sent.
     sizes: Option<VecDeque<usize>>,
@@ -52,7 +53,7 @@ impl Outbox {
             format,
             limit,
             when_slow,
-            bytes: Vec::new(),
+            bytes: Buf::default(),
             head: 0,
             sizes: (when_slow != WhenSlow::Close).then(VecDeque::new),
             sent_of_first: 0,
@@ -103,7 +104,7 @@ impl Outbox {
         self.bytes.get(self.head..).unwrap_or_default()
     }
 
-    pub(super) const fn pending(&self) -> usize {
+    pub(super) fn pending(&self) -> usize {
         self.bytes.len() - self.head
     }
 
@@ -150,14 +151,20 @@ impl Outbox {
         self.bytes.capacity()
     }
 
-    pub(super) fn lend(&mut self, buffer: Vec<u8>) {
+    pub(super) fn own_bytes(&self) -> usize {
+        self.bytes.own_bytes()
+    }
+
+    pub(super) fn lend(&mut self, buffer: impl FnOnce() -> Buf) {
         if self.bytes.capacity() == 0 {
-            self.bytes = buffer;
+            self.bytes = buffer();
         }
     }
 
-    pub(super) fn take_spare(&mut self) -> Vec<u8> {
-        if self.bytes.is_empty() { std::mem::take(&mut self.bytes) } else { Vec::new() }
+    pub(super) fn free_unused(&mut self) {
+        if self.bytes.is_empty() {
+            self.bytes = Buf::default();
+        }
     }
 }
 

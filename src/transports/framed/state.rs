@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::codec::{Format, FrameError, MAX_HEADER};
 use super::outbox::{Outbox, Queued, WhenSlow};
+use crate::memory::Buf;
 
 /// A drain hands in what has arrived by then: at most what a socket can hold (the default maximum of Linux, tcp(7)).
 /// A peer that never pauses would keep us reading for ever.
@@ -324,23 +325,25 @@ impl State {
         self.outbox.capacity() + self.partial.capacity()
     }
 
-    /// Whether the outbound queue has memory to work with.
+    /// So many of them are the connection's own; a pool answers for the others.
     #[must_use]
-    pub fn has_buffer(&self) -> bool {
-        self.outbox.capacity() > 0
+    pub fn own_bytes(&self) -> usize {
+        self.outbox.own_bytes() + self.partial.capacity()
     }
 
     /// Gives the outbound queue an empty buffer to work with, if it has none.
-    pub fn lend(&mut self, buffer: Vec<u8>) {
-        self.outbox.lend(buffer);
+    /// `buffer` makes one for so many bytes: those that come now, and those of a message that was not whole before.
+    pub fn lend(&mut self, coming: usize, buffer: impl FnOnce(usize) -> Buf) {
+        let bytes = self.partial.len().saturating_add(coming);
+        self.outbox.lend(|| buffer(bytes));
     }
 
-    /// Takes back a buffer that is not in use; without capacity if there is none.
-    pub fn take_spare(&mut self) -> Vec<u8> {
-        if self.partial.is_empty() && self.partial.capacity() > 0 {
-            return std::mem::take(&mut self.partial);
+    /// Lets go of buffers that hold nothing.
+    pub fn free_unused(&mut self) {
+        if self.partial.is_empty() {
+            self.partial = Vec::new();
         }
-        self.outbox.take_spare()
+        self.outbox.free_unused();
     }
 
     fn last_read_done(&mut self) {

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::actors::clock;
+use crate::memory::Pool;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -224,13 +225,15 @@ fn a_drain_of_a_stalled_peer_goes_on_when_it_reads() {
 #[test]
 fn an_idle_connection_holds_no_memory() {
     let (mut state, now) = state(|_| {});
-    state.lend(Vec::with_capacity(4_096));
+    let pool = Pool::new(4_096, 1, None);
+    state.lend(500, |_| pool.lease().unwrap());
     let message = frame(&[1; 500]);
     state.handle(Input::Bytes(&message[..100]), now, &mut Echo);
     state.handle(Input::Bytes(&message[100..]), now, &mut Echo);
     written(&mut state, now);
-    while state.take_spare().capacity() > 0 {}
-    assert_eq!(state.held(), 0);
+    assert_eq!((state.own_bytes(), state.held() > 4_096), (state.held() - 4_096, true));
+    state.free_unused();
+    assert_eq!((state.held(), pool.stats().out), (0, 0));
 }
 
 proptest! {

@@ -153,6 +153,16 @@ impl Routes {
     }
 }
 
+/// Whether an address may be forwarded to at all: never this machine's own, and nothing that is not one host's.
+#[must_use]
+pub fn is_elsewhere(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
+    };
+    !(link_local || address.is_loopback() || address.is_unspecified() || address.is_multicast())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,23 +8,22 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::socket::tcp;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::bells::Bells;
+use super::flow::{Flow, Kind, inward, outward};
 use super::phy::{Card, Incoming};
 use super::state_flows::{Ends, FlowLimits, Flows};
 use super::stream::{Far, NetStream, pair};
 use crate::actors::{Counter, Fault, Progress, Protocol, SpawnError, Turn, clock};
 use crate::transports::kit::packets::{Deliver, Packets};
-use crate::transports::kit::routes::Network;
+use crate::transports::kit::routes::{Network, is_elsewhere};
 use crate::transports::wireguard::codec_inner::{ICMP, ICMP_V6, Inner, TCP};
 
 /// Rounds of smoltcp per turn, at most.
@@ -131,31 +130,6 @@ impl Settings {
             forward: None,
         }
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Service(SocketAddr),
-    Forward,
-    Ours,
-}
-
-/// One connection.
-struct Flow {
-    handle: SocketHandle,
-    ends: Ends,
-    kind: Kind,
-    /// The end for others, until the connection stands.
-    near: Option<NetStream>,
-    far: Far,
-    waker: Waker,
-    opened: Instant,
-    stands: bool,
-    /// The peer's end was passed on.
-    heard_end: bool,
-    /// Our end was sent.
-    said_end: bool,
-    aborted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -588,71 +562,6 @@ impl<U: Uplink> Stack<U> {
             }
         }
     }
-}
-
-/// What came from the peer goes to whoever serves the flow.
-fn inward(flow: &mut Flow, socket: &mut tcp::Socket<'_>, cx: &mut Context<'_>) -> u64 {
-    let mut moved = 0;
-    while socket.can_recv() {
-        let taken = socket.recv(|bytes| match Pin::new(&mut flow.far.pipe).poll_write(cx, bytes) {
-            Poll::Ready(Ok(count)) => (count, Some(count)),
-            Poll::Ready(Err(_)) => (bytes.len(), None),
-            Poll::Pending => (0, Some(0)),
-        });
-        match taken {
-            Ok(Some(0)) | Err(_) => return moved,
-            Ok(Some(count)) => moved += count as u64,
-            Ok(None) => {
-                // Nobody reads it any more.
-                socket.abort();
-                flow.aborted = true;
-                return moved;
-            }
-        }
-    }
-    let ended = flow.stands && !flow.heard_end && !socket.may_recv() && socket.state() != tcp::State::Closed;
-    if ended && Pin::new(&mut flow.far.pipe).poll_shutdown(cx).is_ready() {
-        flow.heard_end = true;
-    }
-    moved
-}
-
-/// What the service wrote goes to the peer.
-fn outward(flow: &mut Flow, socket: &mut tcp::Socket<'_>, cx: &mut Context<'_>) -> u64 {
-    let mut moved = 0;
-    while flow.stands && !flow.said_end && socket.can_send() {
-        let given = socket.send(|room| {
-            let mut buffer = ReadBuf::new(room);
-            match Pin::new(&mut flow.far.pipe).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(())) => (buffer.filled().len(), Some(buffer.filled().len())),
-                Poll::Ready(Err(_)) => (0, Some(0)),
-                Poll::Pending => (0, None),
-            }
-        });
-        match given {
-            Ok(Some(0)) => {
-                flow.said_end = true;
-                if flow.far.aborted() {
-                    socket.abort();
-                    flow.aborted = true;
-                } else {
-                    socket.close();
-                }
-            }
-            Ok(Some(count)) => moved += count as u64,
-            Ok(None) | Err(_) => break,
-        }
-    }
-    moved
-}
-
-/// Whether an address may be forwarded to at all: never this machine's own, and nothing that is not one host's.
-fn is_elsewhere(address: IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
-    };
-    !(link_local || address.is_loopback() || address.is_unspecified() || address.is_multicast())
 }
 
 impl<U: Uplink> Protocol for Stack<U> {

@@ -33,6 +33,9 @@ const SPARE_IDS: usize = 3;
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// A drained connection is closed this long before the drain's end, so that its close still leaves.
 const CLOSE_BEFORE: Duration = Duration::from_millis(500);
+/// A drained connection whose streams were all delivered is closed after this long: a close makes the peer's QUIC drop
+/// what its application has not read yet.
+const CLOSE_AFTER: Duration = Duration::from_millis(250);
 /// QUIC's code for a connection that was refused (RFC 9000, section 20.1).
 const CONNECTION_REFUSED: u64 = 0x2;
 
@@ -138,10 +141,6 @@ impl ConnectionActor {
         self.shared.counters.packets_in.add(count);
         self.shared.counters.bytes_in.add(length as u64);
         self.shared.recycle(packets.buffer);
-        if matches!(self.purpose, Some(Purpose::Refused)) {
-            self.engine.give_up(Who::Local, CONNECTION_REFUSED, "refused");
-            self.close_by = Some(self.engine.now);
-        }
         if self.keep_alive_at.is_some() {
             self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
         }
@@ -213,7 +212,12 @@ impl ConnectionActor {
                     self.engine.give_up(Who::Local, CONNECTION_REFUSED, "backlog_full");
                 }
             }
-            Some(Purpose::Refused) | None => {}
+            Some(Purpose::Refused) => {
+                // Not earlier: quiche closes with its newest keys, and the client would not have them yet.
+                self.engine.give_up(Who::Local, CONNECTION_REFUSED, "refused");
+                self.close_by = Some(self.engine.now);
+            }
+            None => {}
         }
     }
 
@@ -438,9 +442,9 @@ impl Protocol for ConnectionActor {
         if !self.engine.events.is_empty() {
             more = true;
         }
-        if self.close_by.is_some() && self.engine.phase == Phase::Draining && self.engine.streams() == 0 {
-            self.engine.close_with(0, "", "drained");
-            more = true;
+        if self.close_by.is_some() && self.engine.phase == Phase::Draining && self.engine.is_delivered() {
+            let soon = later(self.engine.now, CLOSE_AFTER);
+            self.close_by = self.close_by.map(|by| by.min(soon));
         }
         if self.is_over() {
             turn.stop();

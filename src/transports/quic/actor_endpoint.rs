@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::io::IoSliceMut;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ const READ_TIME: Duration = Duration::from_micros(50);
 const LOOK_EVERY: usize = 4;
 /// Messages a connection's mailbox takes beside its packets: requests, and room kept for the handles of its streams.
 const REQUESTS: usize = 16_384;
+/// How often a draining endpoint looks whether the others are done too.
+const LAST_LOOK: Duration = Duration::from_millis(20);
 /// TLS contexts of a client that are kept.
 const CONTEXTS: usize = 16;
 
@@ -74,6 +77,8 @@ pub(super) struct Plan {
     pub(super) secrets: Arc<Secrets>,
     pub(super) generation: u8,
     pub(super) peers: Peers,
+    /// Connections of all endpoints that share the port.
+    pub(super) all: Arc<AtomicUsize>,
     pub(super) listen: Option<Listen>,
 }
 
@@ -92,7 +97,8 @@ pub(super) struct Endpoint {
     pub(super) half_open: usize,
     blocked: Vec<SlotId>,
     contexts: Vec<(Arc<tls::ClientSettings>, quiche::Config)>,
-    pub(super) draining: Option<Instant>,
+    /// When to look again whether all are done, once draining.
+    draining: Option<Instant>,
     pub(super) quiet: bool,
     /// Packets whose connection may become known by a message of this same turn.
     unknown: Vec<Packets>,
@@ -323,6 +329,7 @@ impl Endpoint {
             None => self.slots.push(Some(entry)),
         }
         self.connections += 1;
+        self.plan.all.fetch_add(1, Ordering::Relaxed);
         self.half_open += 1;
         turn.counter("quic_connections_opened", &self.plan.scope, "").add(1);
         Some(mail)
@@ -349,6 +356,7 @@ impl Endpoint {
         }
         self.free.push(id.slot);
         self.connections = self.connections.saturating_sub(1);
+        self.plan.all.fetch_sub(1, Ordering::Relaxed);
         if !slot.established {
             self.half_open = self.half_open.saturating_sub(1);
         }
@@ -544,7 +552,8 @@ impl Protocol for Endpoint {
     fn flush(&mut self, turn: &mut Turn<'_, ToEndpoint>) -> Result<Progress, Fault> {
         self.decide(turn);
         self.wake_blocked(turn);
-        if self.draining.is_some() && self.connections == 0 {
+        // Sockets that share a port close together: until then somebody must read and forward from each.
+        if self.draining.is_some() && self.plan.all.load(Ordering::Relaxed) == 0 {
             turn.stop();
         }
         Ok(Progress::Idle)
@@ -561,7 +570,16 @@ impl Protocol for Endpoint {
         for slot in self.slots.iter().flatten() {
             slot.mail.control(Control::Drain(theirs));
         }
-        self.draining = Some(later(by, Duration::ZERO));
+        self.draining = Some(later(turn.now(), LAST_LOOK));
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.draining
+    }
+
+    fn on_deadline(&mut self, turn: &mut Turn<'_, ToEndpoint>) -> Result<(), Fault> {
+        self.draining = self.draining.map(|_| later(turn.now(), LAST_LOOK));
+        Ok(())
     }
 
     fn closed(&mut self, why: &Exit) {
@@ -569,6 +587,7 @@ impl Protocol for Endpoint {
         if self.connections > 0 {
             tracing::debug!(name = %self.plan.scope, %why, connections = self.connections, "endpoint ended");
         }
+        self.plan.all.fetch_sub(self.connections, Ordering::Relaxed);
         for slot in self.slots.iter().flatten() {
             slot.mail.control(Control::Stop);
         }

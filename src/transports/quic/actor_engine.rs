@@ -23,6 +23,9 @@ const NEWS: usize = 1_024;
 /// Streams that QUIC may take nothing from before a feed gives up: then it is the connection that is held back.
 const MISSES: usize = 8;
 
+/// Finished streams that are remembered before it is looked which of them were acknowledged.
+const LEAVING: usize = 64;
+
 /// Buffers for quiche that are not copied.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SharedBytes;
@@ -111,6 +114,11 @@ pub(super) struct Engine {
     pub(super) freed: bool,
     /// Datagrams were announced and not all read.
     announced: bool,
+    /// Streams whose end is on its way and was not acknowledged when last looked at.
+    leaving: Vec<StreamId>,
+    look_at: usize,
+    /// Stops of the peer that were looked for.
+    stops: u64,
 }
 
 impl Engine {
@@ -134,13 +142,28 @@ impl Engine {
             next: [bit, 2 + bit],
             freed: false,
             announced: false,
+            leaving: Vec::new(),
+            look_at: LEAVING,
+            stops: 0,
             settings,
         }
     }
 
-    /// Streams that are not over.
-    pub(super) fn streams(&self) -> usize {
-        self.streams.len()
+    /// Whether nothing is left to be delivered: no stream is open, and all that was finished was acknowledged.
+    pub(super) fn is_delivered(&mut self) -> bool {
+        if !self.streams.is_empty() {
+            return false;
+        }
+        self.look_for_leaving();
+        self.leaving.is_empty()
+    }
+
+    fn look_for_leaving(&mut self) {
+        let quic = &mut self.quic;
+        // QUIC forgets a stream when its last byte is acknowledged, and has no capacity to tell of from then on.
+        self.leaving.retain(|stream| quic.stream_capacity(stream.0).is_ok());
+        // QUIC bounds the streams that are open; to look costs a constant share of what was finished since.
+        self.look_at = (self.leaving.len() * 2).max(LEAVING);
     }
 
     /// Bytes held for this connection.
@@ -181,11 +204,9 @@ impl Engine {
             self.events.push_back(Event::Readable(stream));
         }
         while let Some(id) = self.quic.stream_writable_next() {
-            match self.quic.stream_capacity(id) {
-                Err(quiche::Error::StreamStopped(code)) => self.stopped(StreamId(id), code),
-                Ok(_) | Err(_) => self.sending.unblock(id),
-            }
+            self.sending.unblock(id);
         }
+        self.look_for_stopped();
         while let Some(event) = self.quic.path_event_next() {
             if let quiche::PathEvent::PeerMigrated(local, peer) = event {
                 self.events.push_back(Event::PathChanged { local, peer });
@@ -202,6 +223,21 @@ impl Engine {
             }
         }
         left == 0
+    }
+
+    /// quiche says nothing of a stop for a stream that it has reported as writable and that was not written since. So
+    /// the streams are looked through whenever it has counted one.
+    fn look_for_stopped(&mut self) {
+        let count = self.quic.stats().stopped_stream_count_remote;
+        if std::mem::replace(&mut self.stops, count) == count {
+            return;
+        }
+        let open: Vec<StreamId> = self.streams.iter().filter(|(_, s)| s.send.is_some()).map(|(id, _)| *id).collect();
+        for stream in open {
+            if let Err(quiche::Error::StreamStopped(code)) = self.quic.stream_capacity(stream.0) {
+                self.stopped(stream, code);
+            }
+        }
     }
 
     /// Streams of a kind that may be opened now.
@@ -303,6 +339,10 @@ impl Engine {
                         let _asked = done.send(Ok(()));
                     }
                     if piece.fin && !self.sending.is_there(piece.stream) {
+                        self.leaving.push(stream);
+                        if self.leaving.len() >= self.look_at {
+                            self.look_for_leaving();
+                        }
                         self.end_send(stream, StreamError::Finished);
                     }
                 }
@@ -314,7 +354,6 @@ impl Engine {
                 Err(_) => {
                     let cancelled = self.sending.cancel(piece.stream);
                     self.fail(stream, cancelled, StreamError::Unknown);
-                    self.end_send(stream, StreamError::Unknown);
                 }
             }
         }
@@ -387,7 +426,6 @@ impl Engine {
         }
         let cancelled = self.sending.cancel(stream.0);
         self.fail(stream, cancelled, StreamError::Stopped(code));
-        self.end_send(stream, StreamError::Stopped(code));
         self.events.push_back(Event::Stopped(stream, code));
     }
 
@@ -396,11 +434,12 @@ impl Engine {
         // `Done`: nothing was ever sent on it and QUIC does not know it, or it is over.
         let _known = self.quic.stream_shutdown(stream.0, quiche::Shutdown::Write, code);
         self.fail(stream, cancelled, fate);
-        self.end_send(stream, fate);
     }
 
+    /// Ends the send side; those who wait learn it after the handles can see why.
     fn fail(&mut self, stream: StreamId, cancelled: Cancelled<Done>, why: StreamError) {
         self.give_back(stream, cancelled.bytes);
+        self.end_send(stream, why);
         for done in cancelled.waiting {
             let _asked = done.send(Err(why));
         }

@@ -155,7 +155,8 @@ impl Endpoint {
             Verdict::Drop(reason) => return Err(reason),
             Verdict::Retry => {
                 let expires = clock::since_1970() + life;
-                let token = self.plan.secrets.token(packets.from, dcid, &id, expires).map_err(|_| "no_hash")?;
+                let token =
+                    self.plan.secrets.token(packets.from, dcid, id.for_retry(), expires).map_err(|_| "no_hash")?;
                 self.retry(dcid, scid, &id, &token, packets);
                 turn.counter("quic_retries", &scope, "sent").add(1);
                 return Err("retry");
@@ -188,7 +189,7 @@ impl Endpoint {
         let written = quiche::retry(
             &quiche::ConnectionId::from_ref(scid),
             &quiche::ConnectionId::from_ref(dcid),
-            &quiche::ConnectionId::from_ref(id.bytes()),
+            &quiche::ConnectionId::from_ref(id.for_retry()),
             token,
             quiche::PROTOCOL_VERSION,
             &mut answer,

@@ -142,6 +142,7 @@ fn endpoints(mesh: &Mesh, settings: &ClientSettings, local: SocketAddr) -> Resul
                 secrets: secrets.clone(),
                 generation: 0,
                 peers: Peers::default(),
+                all: Arc::default(),
                 listen: None,
             };
             start_endpoint(mesh, arbiter, plan).map_err(StartError::Spawn)

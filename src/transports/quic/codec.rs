@@ -37,6 +37,13 @@ impl Cid {
         Self(random)
     }
 
+    /// The id of a Retry: its beginning, since there is no room for two whole ones beside the client's own in what
+    /// quiche keeps for the transport parameters (128 bytes). It names the arbiter as well.
+    #[must_use]
+    pub fn for_retry(&self) -> &[u8] {
+        self.0.first_chunk::<MIN_CLIENT_DCID>().map_or(&[], |id| id.as_slice())
+    }
+
     /// The id in these bytes, if they have the length of one.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Option<Self> {

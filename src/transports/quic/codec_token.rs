@@ -101,12 +101,12 @@ impl Secrets {
         self.before.as_ref().filter(|(old, _)| *old == number).map(|(_, key)| &**key)
     }
 
-    /// A token for a client that is to come back from `peer` with `retry` as its new destination, `now` and `life`
-    /// being counted since 1970.
+    /// A token for a client that is to come back from `peer` with `retry` as its new destination until `expires`,
+    /// counted since 1970.
     ///
     /// # Errors
     /// [`NoHash`].
-    pub fn token(&self, peer: SocketAddr, original: &[u8], retry: &Cid, expires: Duration) -> Result<Vec<u8>, NoHash> {
+    pub fn token(&self, peer: SocketAddr, original: &[u8], retry: &[u8], expires: Duration) -> Result<Vec<u8>, NoHash> {
         let mut token = Vec::with_capacity(FIXED + MAX_CID_LEN + CID_LEN + MAC_LEN);
         token.push(MARK);
         token.push(self.number);
@@ -115,7 +115,7 @@ impl Secrets {
         token.extend(peer.port().to_be_bytes());
         token.push(original.len() as u8);
         token.extend(original);
-        token.extend(retry.bytes());
+        token.extend(retry);
         let mac = hmac_sha256(&*self.retry, &token).map_err(|_| NoHash)?;
         token.extend(mac.iter().take(MAC_LEN));
         Ok(token)
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn a_token_comes_back_from_its_address_in_its_time() {
         let made = secrets();
-        let token = made.token(peer(), &[1; 20], &cid(), NOW + LIFE).unwrap();
+        let token = made.token(peer(), &[1; 20], cid().bytes(), NOW + LIFE).unwrap();
         // Another arbiter, or the next process with the same secret.
         let other = secrets();
         assert_eq!(other.verify(&token, peer(), cid().bytes(), NOW), Ok(&[1; 20][..]));
@@ -256,13 +256,13 @@ mod tests {
 
     #[test]
     fn a_mapped_address_is_the_address() {
-        let token = secrets().token("[::ffff:192.0.2.1]:4433".parse().unwrap(), &[1; 8], &cid(), NOW).unwrap();
+        let token = secrets().token("[::ffff:192.0.2.1]:4433".parse().unwrap(), &[1; 8], cid().bytes(), NOW).unwrap();
         assert_eq!(secrets().verify(&token, peer(), cid().bytes(), NOW), Ok(&[1; 8][..]));
     }
 
     #[test]
     fn every_changed_byte_is_a_forgery() {
-        let token = secrets().token(peer(), &[1; 8], &cid(), NOW + LIFE).unwrap();
+        let token = secrets().token(peer(), &[1; 8], cid().bytes(), NOW + LIFE).unwrap();
         for place in 1..token.len() {
             let mut forged = token.clone();
             forged[place] ^= 1;
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn keys_rotate_once_before_tokens_die() {
         let first = secrets();
-        let token = first.token(peer(), &[1; 8], &cid(), NOW).unwrap();
+        let token = first.token(peer(), &[1; 8], cid().bytes(), NOW).unwrap();
         let second = first.rotated(&[1; 32]).unwrap();
         assert!(second.verify(&token, peer(), cid().bytes(), NOW).is_ok());
         let third = second.rotated(&[2; 32]).unwrap();

@@ -56,6 +56,11 @@ impl Duplex {
         &self.receive
     }
 
+    /// Wants no more of what the peer writes, without waiting; what this end writes goes on.
+    pub fn refuse(&self, code: u64) {
+        self.receive.stop_now(code);
+    }
+
     /// Gives both directions up with this code, without waiting. What is over stays as it is.
     pub fn abort(&self, code: u64) {
         self.send.reset_now(code);

@@ -222,7 +222,10 @@ impl SendStream {
     /// See [`StreamError`].
     pub async fn reset(&self, code: u64) -> Result<(), StreamError> {
         self.check()?;
-        self.inner.connection.tell_asked(Asked::Reset(self.inner.id, code)).await.map_err(|Closed| self.why())
+        self.inner.connection.tell_asked(Asked::Reset(self.inner.id, code)).await.map_err(|Closed| self.why())?;
+        // From now on, and not only from when the actor has heard of it.
+        let _first = self.inner.shared.fate.set(StreamError::Finished);
+        Ok(())
     }
 
     /// Changes the priority, for what is not sent yet.

@@ -112,7 +112,7 @@ impl QuicServer {
     ) -> Result<Self, StartError> {
         // Once here, so that what cannot work fails before anything is bound.
         let builder = settings.tls.builder().map_err(StartError::Tls)?;
-        settings.transport.config(builder).map_err(|_| StartError::Settings)?;
+        settings.transport.check(builder).map_err(|_| StartError::Settings)?;
         let secrets = Arc::new(secrets(settings.secret.as_deref()).ok_or(StartError::Settings)?);
         let arbiters = mesh.arbiters();
         let group = Group::bind(settings.listen, arbiters, settings.steer).map_err(StartError::Bind)?;
@@ -129,6 +129,7 @@ impl QuicServer {
             .map_err(StartError::Spawn)?;
         let arrivals = Arc::new(Arrivals { applications, backlog: backlog.clone() });
         let peers = Peers::default();
+        let all = Arc::<std::sync::atomic::AtomicUsize>::default();
         let transport = Arc::new(settings.transport);
         let mut endpoints = Vec::with_capacity(arbiters);
         for arbiter in 0..arbiters {
@@ -141,6 +142,7 @@ impl QuicServer {
                 secrets: secrets.clone(),
                 generation: 0,
                 peers: peers.clone(),
+                all: all.clone(),
                 listen: Some(Listen {
                     tls: settings.tls.clone(),
                     limits: settings.limits,

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use boring::ssl::SslContextBuilder;
 
+use super::actor_engine::SharedBytes;
+use super::codec::{CID_LEN, MAX_CID_LEN, MIN_CLIENT_DCID};
 use super::state_admission::Limits;
 use super::state_datagrams::DatagramLimits;
 use crate::transports::tls;
@@ -188,20 +190,37 @@ impl fmt::Debug for ClientSettings {
 }
 
 impl Transport {
-    /// QUIC's own configuration, around a TLS context.
+    /// Whether QUIC can be configured with this: tried with the longest transport parameters there can be.
+    pub(super) fn check(&self, tls: SslContextBuilder) -> quiche::Result<()> {
+        let mut config = self.config(tls)?;
+        config.set_stateless_reset_token(Some(0));
+        let (ours, theirs) = ([0; CID_LEN], [0; MAX_CID_LEN]);
+        let retry = quiche::RetryConnectionIds {
+            original_destination_cid: &quiche::ConnectionId::from_ref(&theirs),
+            retry_source_cid: &quiche::ConnectionId::from_ref(&[0; MIN_CLIENT_DCID]),
+        };
+        let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
+        let ours = quiche::ConnectionId::from_ref(&ours);
+        quiche::accept_with_retry::<SharedBytes>(&ours, retry, nobody, nobody, &mut config).map(drop)
+    }
+
+    /// QUIC's own configuration, around a TLS context. Numbers beyond 2³⁰ are taken as that: all transport parameters
+    /// together must fit into the 128 bytes that quiche has for them, and it panics above 2⁶².
     pub(super) fn config(&self, tls: SslContextBuilder) -> quiche::Result<quiche::Config> {
         let mut config = quiche::Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls)?;
-        config.set_max_idle_timeout(u64::try_from(self.idle_timeout.as_millis()).unwrap_or(u64::MAX));
-        config.set_max_recv_udp_payload_size(65_527);
+        let number = |number: u64| number.min(LARGEST);
+        config.set_max_idle_timeout(u64::try_from(self.idle_timeout.as_millis()).map_or(LARGEST, number));
+        // Not said: then it is 65,527 (RFC 9000, section 18.2).
+        config.set_max_recv_udp_payload_size(0);
         config.set_max_send_udp_payload_size(self.datagram_size.clamp(1_200, 65_000));
-        config.set_initial_max_data(self.window);
-        config.set_initial_max_stream_data_bidi_local(self.stream_window);
-        config.set_initial_max_stream_data_bidi_remote(self.stream_window);
-        config.set_initial_max_stream_data_uni(self.stream_window);
+        config.set_initial_max_data(number(self.window));
+        config.set_initial_max_stream_data_bidi_local(number(self.stream_window));
+        config.set_initial_max_stream_data_bidi_remote(number(self.stream_window));
+        config.set_initial_max_stream_data_uni(number(self.stream_window));
         config.set_max_connection_window(self.window_max.max(self.window));
         config.set_max_stream_window(self.stream_window_max.max(self.stream_window));
-        config.set_initial_max_streams_bidi(self.bidirectional);
-        config.set_initial_max_streams_uni(self.unidirectional);
+        config.set_initial_max_streams_bidi(number(self.bidirectional));
+        config.set_initial_max_streams_uni(number(self.unidirectional));
         config.set_active_connection_id_limit(4);
         config.set_disable_active_migration(!self.migration);
         config.set_cc_algorithm(match self.congestion {
@@ -218,6 +237,9 @@ impl Transport {
         Ok(config)
     }
 }
+
+/// The largest transport parameter: four bytes hold it (RFC 9000, section 16).
+const LARGEST: u64 = (1 << 30) - 1;
 
 /// Datagrams handed to QUIC at once.
 pub(super) const QUICHE_DATAGRAMS: usize = 16;

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 
 use super::codec::Header;
 use super::dial::{Dial, Network, Wire, failure_of};
+use super::pipe::{Pipe, Plain};
 use super::state::{Blame, Input, Next, RelaySettings, Side, State};
 use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn, clock};
 use crate::transports::kit::admission::Ticket;
@@ -31,12 +32,15 @@ const MOVED_PER_TURN: usize = 128 << 10;
 const LEASE_STEP: usize = 16 << 10;
 /// Bytes read at once while memory is tight: as much may have to be kept.
 const TIGHT_READ: usize = 4 << 10;
+/// Bytes moved into a pipe at once.
+const PIPE_READ: usize = 256 << 10;
 
 /// Starts an actor for each connection of a listener.
 #[derive(Debug)]
 pub struct Connections {
     listener: Arc<str>,
     settings: Arc<RelaySettings>,
+    network: Network,
     random: RandomState,
     count: u64,
 }
@@ -45,18 +49,24 @@ impl Connections {
     /// For a listener of this name.
     #[must_use]
     pub fn new(listener: Arc<str>, settings: RelaySettings) -> Self {
-        Self { listener, settings: Arc::new(settings), random: RandomState::new(), count: 0 }
+        Self::through(Network::default(), listener, settings)
+    }
+
+    /// As [`new`](Self::new), to servers that this network reaches.
+    #[must_use]
+    pub fn through(network: Network, listener: Arc<str>, settings: RelaySettings) -> Self {
+        Self { listener, settings: Arc::new(settings), network, random: RandomState::new(), count: 0 }
     }
 }
 
 impl OnAccept for Connections {
     fn accepted(&mut self, accepted: Accepted, turn: &Turn<'_, Never>) -> Result<(), SpawnError> {
-        let (listener, settings) = (self.listener.clone(), self.settings.clone());
+        let (listener, settings, network) = (self.listener.clone(), self.settings.clone(), self.network.clone());
         self.count += 1;
         let mut hasher = self.random.build_hasher();
         hasher.write_u64(self.count);
         let random = hasher.finish();
-        let make = move || Relay::accepted(accepted, listener, settings, random);
+        let make = move || Relay::accepted(accepted, network, listener, settings, random);
         turn.spawn(Place::LeastLoaded, Spec::default(), make).map(drop)
     }
 }
@@ -64,6 +74,7 @@ impl OnAccept for Connections {
 /// The actor of one relayed stream, between any stream and what `D` opens.
 pub struct Relay<C: Wire, D: Dial> {
     ends: Ends<C, D::Stream>,
+    pipes: Pipes,
     dial: D,
     state: State,
     upstream_name: Arc<str>,
@@ -72,6 +83,8 @@ pub struct Relay<C: Wire, D: Dial> {
     ticket: Option<Ticket>,
     up: Counter,
     down: Counter,
+    /// Once a pipe was used.
+    spliced: Option<Counter>,
     tally: Option<Tally>,
     server: Option<Address>,
     opened: Instant,
@@ -94,7 +107,34 @@ struct Ends<C, U> {
     upstream: Option<U>,
 }
 
+/// A pipe for each side to which bytes of the other are on their way.
+#[derive(Default)]
+struct Pipes {
+    to_client: Option<Pipe>,
+    to_upstream: Option<Pipe>,
+}
+
+impl Pipes {
+    const fn to(&mut self, side: Side) -> &mut Option<Pipe> {
+        match side {
+            Side::Client => &mut self.to_client,
+            Side::Upstream => &mut self.to_upstream,
+        }
+    }
+}
+
 impl<C: Wire, U: Wire> Ends<C, U> {
+    fn plain(&self, side: Side) -> Option<Plain<'_>> {
+        match side {
+            Side::Client => self.client.as_ref().ok()?.plain(),
+            Side::Upstream => self.upstream.as_ref()?.plain(),
+        }
+    }
+
+    fn are_plain(&self) -> bool {
+        self.plain(Side::Client).is_some() && self.plain(Side::Upstream).is_some()
+    }
+
     fn read(&mut self, side: Side, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let answer = match side {
             Side::Client => self.client.as_mut().ok().map(|end| Pin::new(end).poll_read(cx, buffer)),
@@ -131,6 +171,13 @@ impl<C: Wire, U: Wire> Ends<C, U> {
         }
     }
 
+    fn refuse(&mut self, side: Side) {
+        match side {
+            Side::Client => self.client.iter_mut().for_each(Wire::refuse),
+            Side::Upstream => self.upstream.iter_mut().for_each(Wire::refuse),
+        }
+    }
+
     fn abort(&mut self, side: Side) {
         match side {
             Side::Client => self.client.iter_mut().for_each(Wire::abort),
@@ -141,13 +188,19 @@ impl<C: Wire, U: Wire> Ends<C, U> {
 
 impl Relay<TcpStream, Network> {
     /// The stream of a client that a listener accepted.
-    pub fn accepted(accepted: Accepted, listener: Arc<str>, settings: Arc<RelaySettings>, random: u64) -> Self {
+    pub fn accepted(
+        accepted: Accepted,
+        network: Network,
+        listener: Arc<str>,
+        settings: Arc<RelaySettings>,
+        random: u64,
+    ) -> Self {
         let Accepted { stream, peer, ticket } = accepted;
         let header = match settings.proxy_out.map(|_| stream.local_addr()) {
             Some(Ok(destination)) => Header::Proxied { source: peer, destination },
             Some(Err(_)) | None => Header::Local,
         };
-        let mut relay = Self::make(TcpStream::from_std(stream), Network, header, listener, settings, random);
+        let mut relay = Self::make(TcpStream::from_std(stream), network, header, listener, settings, random);
         relay.peer = Some(peer);
         relay.ticket = Some(ticket);
         relay
@@ -155,6 +208,20 @@ impl Relay<TcpStream, Network> {
 }
 
 impl<C: Wire, D: Dial> Relay<C, D> {
+    /// A relay for one of the streams of a client's connection, which is let in as a whole.
+    pub fn stream(
+        client: C,
+        peer: SocketAddr,
+        dial: D,
+        listener: Arc<str>,
+        settings: Arc<RelaySettings>,
+        random: u64,
+    ) -> Self {
+        let mut relay = Self::make(Ok(client), dial, Header::Local, listener, settings, random);
+        relay.peer = Some(peer);
+        relay
+    }
+
     /// A relay for a stream that is ready to use on this arbiter. `listener` is the scope of its counters.
     pub fn new(client: C, dial: D, listener: Arc<str>, settings: Arc<RelaySettings>, random: u64) -> Self {
         Self::make(Ok(client), dial, Header::Local, listener, settings, random)
@@ -171,6 +238,7 @@ impl<C: Wire, D: Dial> Relay<C, D> {
         let opened = clock::now();
         Self {
             ends: Ends { client, upstream: None },
+            pipes: Pipes::default(),
             dial,
             upstream_name: settings.upstream_name.clone(),
             state: State::new(settings, header, random, opened),
@@ -179,6 +247,7 @@ impl<C: Wire, D: Dial> Relay<C, D> {
             ticket: None,
             up: Counter::default(),
             down: Counter::default(),
+            spliced: None,
             tally: None,
             server: None,
             opened,
@@ -201,7 +270,7 @@ impl<C: Wire, D: Dial> Relay<C, D> {
                 }
                 self.server = Some(address);
             } else if self.state.connecting()
-                && let Some(stream) = &self.ends.upstream
+                && let Some(stream) = &mut self.ends.upstream
             {
                 match self.dial.poll_connected(stream, &mut turn.cx()) {
                     Poll::Pending => return,
@@ -231,6 +300,15 @@ impl<C: Wire, D: Dial> Relay<C, D> {
 
     /// Moves what one side sends to the other until one of them has no more or takes no more.
     fn pump(&mut self, from: Side, turn: &mut Turn<'_, Never>) -> Progress {
+        let progress = self.pump_on(from, turn);
+        if self.state.pipe_is_empty(from.other()) {
+            // Back to the others of this arbiter, or closed if it was not emptied.
+            *self.pipes.to(from.other()) = None;
+        }
+        progress
+    }
+
+    fn pump_on(&mut self, from: Side, turn: &mut Turn<'_, Never>) -> Progress {
         let (to, now) = (from.other(), turn.now());
         let mut left = MOVED_PER_TURN;
         loop {
@@ -238,20 +316,61 @@ impl<C: Wire, D: Dial> Relay<C, D> {
                 Next::Write(bytes) => match self.ends.write(to, &mut turn.cx(), bytes) {
                     Poll::Pending => return Progress::Idle,
                     Poll::Ready(Ok(count)) => self.state.handle(Input::Written(to, count), now),
-                    Poll::Ready(Err(_)) => self.state.handle(Input::WriteFailed(to), now),
+                    Poll::Ready(Err(error)) => self.state.handle(write_failed(to, &error), now),
+                },
+                Next::Splice(count) => match self.empty_pipe(to, count, turn) {
+                    Poll::Pending => return Progress::Idle,
+                    Poll::Ready(Ok(count)) => self.state.handle(Input::Unpiped(to, count), now),
+                    Poll::Ready(Err(error)) => self.state.handle(write_failed(to, &error), now),
                 },
                 Next::Finish => match self.ends.shutdown(to, &mut turn.cx()) {
                     Poll::Pending => return Progress::Idle,
                     Poll::Ready(Ok(())) => self.state.handle(Input::FinSent(to), now),
-                    Poll::Ready(Err(_)) => self.state.handle(Input::WriteFailed(to), now),
+                    Poll::Ready(Err(error)) => self.state.handle(write_failed(to, &error), now),
                 },
                 Next::Wait if !self.state.wants_read(from) => return Progress::Idle,
                 Next::Wait if left == 0 => return Progress::More,
-                Next::Wait => match self.pass(from, turn) {
+                Next::Wait => match self.fill_pipe(from, turn).or_else(|| self.pass(from, turn)) {
                     None => return Progress::Idle,
                     Some(count) => left = left.saturating_sub(count),
                 },
             }
+        }
+    }
+
+    /// Moves what one side sent into a pipe, if that is worth it. `None`: read it.
+    fn fill_pipe(&mut self, from: Side, turn: &Turn<'_, Never>) -> Option<usize> {
+        if !self.state.splices(from) || !self.ends.are_plain() {
+            return None;
+        }
+        let slot = self.pipes.to(from.other());
+        if slot.is_none() {
+            *slot = Pipe::take();
+        }
+        let (Some(pipe), Some(plain)) = (slot, self.ends.plain(from)) else {
+            self.state.handle(Input::NoPipe(from), turn.now());
+            turn.counter("relay_no_pipe", &self.listener, "").add(1);
+            return None;
+        };
+        let most = if self.tight { TIGHT_READ } else { PIPE_READ };
+        match pipe.fill(plain, most, &turn.cx()) {
+            Poll::Ready(Ok(0)) => self.state.handle(Input::Eof(from), turn.now()),
+            Poll::Ready(Ok(count)) => {
+                self.state.handle(Input::Piped(from, count), turn.now());
+                let spliced = || turn.counter("relay_bytes_spliced", &self.listener, "");
+                self.spliced.get_or_insert_with(spliced).add(count as u64);
+                return Some(count);
+            }
+            // What is wrong, if anything, the read will tell.
+            Poll::Ready(Err(_)) | Poll::Pending => return None,
+        }
+        Some(0)
+    }
+
+    fn empty_pipe(&mut self, to: Side, count: usize, turn: &Turn<'_, Never>) -> Poll<io::Result<usize>> {
+        match (self.pipes.to(to), self.ends.plain(to)) {
+            (Some(pipe), Some(plain)) => pipe.empty(plain, count, &turn.cx()),
+            (None, _) | (_, None) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
     }
 
@@ -279,14 +398,14 @@ impl<C: Wire, D: Dial> Relay<C, D> {
             let written = if state.passes(from) { ends.write(to, &mut turn.cx(), bytes) } else { Poll::Pending };
             let taken = match written {
                 Poll::Ready(Ok(count)) => count,
-                Poll::Ready(Err(_)) => {
-                    state.handle(Input::WriteFailed(to), now);
+                Poll::Ready(Err(error)) => {
+                    state.handle(write_failed(to, &error), now);
                     0
                 }
                 Poll::Pending => 0,
             };
             if taken < bytes.len() {
-                state.lend(to, turn.spare());
+                state.lend(to, || turn.buffer(bytes.len() - taken));
             }
             state.handle(Input::Bytes { from, bytes, taken }, now);
             Some(bytes.len())
@@ -301,13 +420,8 @@ impl<C: Wire, D: Dial> Relay<C, D> {
         for reason in self.state.take_failures() {
             turn.counter("upstream_failures", &self.upstream_name, reason).add(1);
         }
-        for side in [Side::Client, Side::Upstream] {
-            let spare = self.state.take_spare(side);
-            if spare.capacity() > 0 {
-                turn.recycle(spare);
-            }
-        }
-        let wanted = self.state.held().next_multiple_of(LEASE_STEP);
+        self.state.free_unused();
+        let wanted = self.state.own_bytes().next_multiple_of(LEASE_STEP);
         let Some(ticket) = &mut self.ticket else { return };
         if wanted != self.leased {
             let lease = ticket.lease();
@@ -329,6 +443,12 @@ impl<C: Wire, D: Dial> Relay<C, D> {
             }
         }
     }
+}
+
+/// A reset is told once, to whoever reads or writes first; the other then sees an end like any other. A side that had
+/// ended in order before it was written to answers with a broken pipe.
+fn write_failed(to: Side, error: &io::Error) -> Input<'static> {
+    if error.kind() == io::ErrorKind::ConnectionReset { Input::WriteReset(to) } else { Input::WriteFailed(to) }
 }
 
 impl<C: Wire + 'static, D: Dial> Protocol for Relay<C, D> {
@@ -383,6 +503,11 @@ impl<C: Wire + 'static, D: Dial> Protocol for Relay<C, D> {
 
     fn flush(&mut self, turn: &mut Turn<'_, Never>) -> Result<Progress, Fault> {
         self.account(turn);
+        for side in [Side::Client, Side::Upstream] {
+            if self.state.take_refused(side) {
+                self.ends.refuse(side);
+            }
+        }
         let Some(end) = self.state.end() else { return Ok(Progress::Idle) };
         self.why = Some(end.reason);
         self.abort();
@@ -391,9 +516,8 @@ impl<C: Wire + 'static, D: Dial> Protocol for Relay<C, D> {
                 turn.stop();
                 Ok(Progress::Idle)
             }
-            Blame::Peer => {
-                Err(Fault::peer(end.reason, self.peer.map_or_else(String::new, |peer| format!("peer {peer}"))))
-            }
+            // Who it was stands in the access log.
+            Blame::Peer => Err(Fault::peer(end.reason, "")),
         }
     }
 

@@ -10,6 +10,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::pipe::Plain;
 use super::state::Failure;
 use crate::transports::kit::balance::Address;
 
@@ -18,9 +19,18 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin {
     /// Makes the stream end in a reset when it is dropped, where its kind knows resets.
     fn abort(&mut self);
 
+    /// Tells the other end that nothing it sends is wanted any more, where its kind can say so while the other direction
+    /// goes on.
+    fn refuse(&mut self) {}
+
     /// Whether the stream is known to be broken, without reading it. The answer is given once.
     fn is_broken(&self) -> bool {
         false
+    }
+
+    /// The socket, if what is read and written is what goes over it: then the kernel may move it.
+    fn plain(&self) -> Option<Plain<'_>> {
+        None
     }
 }
 
@@ -33,11 +43,19 @@ impl Wire for TcpStream {
     fn is_broken(&self) -> bool {
         !matches!(self.take_error(), Ok(None))
     }
+
+    fn plain(&self) -> Option<Plain<'_>> {
+        Some(Plain::Tcp(self))
+    }
 }
 
 impl Wire for UnixStream {
     /// Unix sockets know no resets; closed over unread bytes they do much the same.
     fn abort(&mut self) {}
+
+    fn plain(&self) -> Option<Plain<'_>> {
+        Some(Plain::Unix(self))
+    }
 }
 
 impl Wire for crate::actors::sim_link::Stream {
@@ -58,12 +76,24 @@ pub trait Dial: 'static {
     fn dial(&mut self, to: &Address) -> io::Result<Self::Stream>;
 
     /// Whether the stream is connected.
-    fn poll_connected(&mut self, stream: &Self::Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn poll_connected(&mut self, stream: &mut Self::Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
-/// Opens TCP and Unix sockets.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Network;
+/// Opens TCP and Unix sockets, and streams of QUIC connections where it is given a way to make these.
+#[derive(Debug, Clone, Default)]
+pub struct Network {
+    #[cfg(feature = "quic")]
+    pub(super) links: Option<super::quic_links::Links>,
+}
+
+#[cfg(feature = "quic")]
+impl Network {
+    /// One that also reaches servers over QUIC, by this way.
+    #[must_use]
+    pub const fn over(links: super::quic_links::Links) -> Self {
+        Self { links: Some(links) }
+    }
+}
 
 /// A socket to a server.
 pub enum Upstream {
@@ -71,6 +101,9 @@ pub enum Upstream {
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
+    /// A stream of a QUIC connection.
+    #[cfg(feature = "quic")]
+    Quic(Box<super::quic_wire::Opening>),
 }
 
 impl fmt::Debug for Upstream {
@@ -78,6 +111,8 @@ impl fmt::Debug for Upstream {
         f.write_str(match self {
             Self::Tcp(_) => "Tcp",
             Self::Unix(_) => "Unix",
+            #[cfg(feature = "quic")]
+            Self::Quic(_) => "Quic",
         })
     }
 }
@@ -89,6 +124,10 @@ impl Dial for Network {
         let (domain, address) = match to {
             Address::Tcp(address) => (Domain::for_address(*address), SockAddr::from(*address)),
             Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+            #[cfg(feature = "quic")]
+            Address::Quic { address, name } if let Some(links) = &self.links => {
+                return Ok(Upstream::Quic(Box::new(links.open(*address, name.clone()))));
+            }
             Address::Quic { .. } | Address::Udp(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
@@ -107,18 +146,29 @@ impl Dial for Network {
         }
     }
 
-    fn poll_connected(&mut self, stream: &Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match stream {
-            Upstream::Tcp(tcp) => tcp.poll_write_ready(cx).map(|ready| settled(ready, tcp.take_error())),
-            Upstream::Unix(unix) => unix.poll_write_ready(cx).map(|ready| settled(ready, unix.take_error())),
-        }
+    fn poll_connected(&mut self, stream: &mut Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (writable, readable) = match stream {
+            Upstream::Tcp(tcp) => (tcp.poll_write_ready(cx), tcp.poll_read_ready(cx)),
+            Upstream::Unix(unix) => (unix.poll_write_ready(cx), unix.poll_read_ready(cx)),
+            #[cfg(feature = "quic")]
+            Upstream::Quic(opening) => return opening.poll_open(cx),
+        };
+        // A socket becomes writable whether its connection came about or not. One that failed is readable as well, since
+        // reading would tell; only then is its error asked for, which is a system call.
+        writable.map(|ready| {
+            ready?;
+            if readable.is_pending() {
+                return Ok(());
+            }
+            let error = match stream {
+                Upstream::Tcp(tcp) => tcp.take_error(),
+                Upstream::Unix(unix) => unix.take_error(),
+                #[cfg(feature = "quic")]
+                Upstream::Quic(_) => Ok(None),
+            };
+            error?.map_or(Ok(()), Err)
+        })
     }
-}
-
-/// A socket becomes writable whether its connection came about or not; its error tells which.
-fn settled(ready: io::Result<()>, error: io::Result<Option<io::Error>>) -> io::Result<()> {
-    ready?;
-    error?.map_or(Ok(()), Err)
 }
 
 /// What the error of a connection attempt means.
@@ -137,6 +187,7 @@ pub(super) fn failure_of(error: &io::Error) -> Failure {
         ) => Failure::Local,
         Some(_) => Failure::Unreachable,
         None if error.kind() == io::ErrorKind::ConnectionRefused => Failure::Refused,
+        None if error.kind() == io::ErrorKind::TimedOut => Failure::Timeout,
         None => Failure::Local,
     }
 }
@@ -146,6 +197,15 @@ impl Wire for Upstream {
         match self {
             Self::Tcp(tcp) => tcp.abort(),
             Self::Unix(unix) => unix.abort(),
+            #[cfg(feature = "quic")]
+            Self::Quic(quic) => quic.abort(),
+        }
+    }
+
+    fn refuse(&mut self) {
+        #[cfg(feature = "quic")]
+        if let Self::Quic(quic) = self {
+            quic.refuse();
         }
     }
 
@@ -153,6 +213,17 @@ impl Wire for Upstream {
         match self {
             Self::Tcp(tcp) => tcp.is_broken(),
             Self::Unix(unix) => unix.is_broken(),
+            #[cfg(feature = "quic")]
+            Self::Quic(quic) => quic.is_broken(),
+        }
+    }
+
+    fn plain(&self) -> Option<Plain<'_>> {
+        match self {
+            Self::Tcp(tcp) => tcp.plain(),
+            Self::Unix(unix) => unix.plain(),
+            #[cfg(feature = "quic")]
+            Self::Quic(_) => None,
         }
     }
 }
@@ -162,6 +233,8 @@ impl AsyncRead for Upstream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Self::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
+            #[cfg(feature = "quic")]
+            Self::Quic(quic) => Pin::new(quic).poll_read(cx, buf),
         }
     }
 }
@@ -171,6 +244,8 @@ impl AsyncWrite for Upstream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Self::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
+            #[cfg(feature = "quic")]
+            Self::Quic(quic) => Pin::new(quic).poll_write(cx, buf),
         }
     }
 
@@ -182,6 +257,8 @@ impl AsyncWrite for Upstream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Self::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
+            #[cfg(feature = "quic")]
+            Self::Quic(quic) => Pin::new(quic).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -193,6 +270,8 @@ impl AsyncWrite for Upstream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
+            #[cfg(feature = "quic")]
+            Self::Quic(quic) => Pin::new(quic).poll_shutdown(cx),
         }
     }
 }
@@ -208,8 +287,9 @@ mod tests {
     }
 
     async fn connect(to: &Address) -> io::Result<Upstream> {
-        let stream = Network.dial(to)?;
-        poll_fn(|cx| Network.poll_connected(&stream, cx)).await?;
+        let mut network = Network::default();
+        let mut stream = network.dial(to)?;
+        poll_fn(|cx| network.poll_connected(&mut stream, cx)).await?;
         Ok(stream)
     }
 

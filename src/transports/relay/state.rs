@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::codec::{Header, ProxyVersion};
 use super::state_way::Way;
+use crate::memory::Buf;
 use crate::transports::kit::balance::{Address, Balancer, Picked, ServerId};
 
 /// The end of a side that is not read goes unnoticed: it is looked for this often.
@@ -119,6 +120,12 @@ pub enum Input<'a> {
         /// How many of them have been passed on already; only where [`State::passes`] allows any.
         taken: usize,
     },
+    /// So many bytes of a side wait in a pipe now; only where [`State::splices`] allows it.
+    Piped(Side, usize),
+    /// There is no pipe for the bytes of a side: they are copied.
+    NoPipe(Side),
+    /// A side took so many of the bytes that wait for it in a pipe.
+    Unpiped(Side, usize),
     /// A side sends no more.
     Eof(Side),
     /// Reading a side failed: it is gone.
@@ -127,6 +134,8 @@ pub enum Input<'a> {
     Written(Side, usize),
     /// Writing to a side failed. What it has sent is read nevertheless.
     WriteFailed(Side),
+    /// The same because it had reset the stream: what it has sent is read, and the end of that is a reset.
+    WriteReset(Side),
     /// A side has been told that no more comes.
     FinSent(Side),
     /// The server that was dialled is connected.
@@ -146,6 +155,8 @@ pub enum Next<'a> {
     Wait,
     /// Write these bytes to it, then say how many it took.
     Write(&'a [u8]),
+    /// Move these many bytes to it from their pipe, then say how many it took.
+    Splice(usize),
     /// Tell it that no more comes; go on reading.
     Finish,
 }
@@ -209,6 +220,8 @@ pub struct State {
     header: Option<Header>,
     local: Header,
     draining: bool,
+    /// Who reset the stream.
+    gone: Option<Side>,
     seen: Moved,
     probed_at: Instant,
     probe: bool,
@@ -238,6 +251,7 @@ impl State {
             header: None,
             local: header,
             draining: false,
+            gone: None,
             seen: Moved::default(),
             probed_at: now,
             probe: false,
@@ -251,6 +265,16 @@ impl State {
         }
         match input {
             Input::Bytes { from, bytes, taken } => self.bytes(from, bytes, taken, now),
+            Input::Piped(from, count) => {
+                self.to(from.other()).filled(count);
+                self.moved_at = now;
+            }
+            Input::NoPipe(from) => self.to(from.other()).no_pipe(),
+            Input::Unpiped(to, count) => {
+                self.to(to).emptied(count);
+                self.moved_at = now;
+            }
+            Input::Eof(side) if self.gone == Some(side) => self.reset(side, now),
             Input::Eof(side) => self.eof(side),
             Input::Reset(side) => self.reset(side, now),
             Input::Written(to, count) => {
@@ -260,6 +284,11 @@ impl State {
             Input::WriteFailed(side) => {
                 self.note_reset(side, now);
                 self.to(side).break_off();
+            }
+            Input::WriteReset(side) => {
+                self.note_reset(side, now);
+                self.to(side).break_off();
+                self.gone = Some(side);
             }
             Input::FinSent(to) => {
                 self.to(to).fin_sent = true;
@@ -281,6 +310,7 @@ impl State {
         }
         let way = self.way_to(to);
         match way.bytes() {
+            [] if way.piped() > 0 => Next::Splice(way.piped()),
             [] if way.wants_fin() => Next::Finish,
             [] => Next::Wait,
             bytes => Next::Write(bytes),
@@ -299,10 +329,27 @@ impl State {
         }
     }
 
+    /// Whether this side is to be told that nobody takes what it sends; true once.
+    pub fn take_refused(&mut self, from: Side) -> bool {
+        self.to(from.other()).take_refused()
+    }
+
     /// Whether bytes just read of this side may be written to the other one before they are handed in.
     #[must_use]
     pub fn passes(&self, from: Side) -> bool {
         self.phase == Phase::Open && self.way_to(from.other()).wants_more()
+    }
+
+    /// Whether the next bytes of this side are worth a pipe, if both sides are sockets.
+    #[must_use]
+    pub fn splices(&self, from: Side) -> bool {
+        self.phase == Phase::Open && self.way_to(from.other()).wants_pipe()
+    }
+
+    /// Whether nothing of what is on its way to this side is in a pipe.
+    #[must_use]
+    pub const fn pipe_is_empty(&self, to: Side) -> bool {
+        self.way_to(to).piped() == 0
     }
 
     /// Whether [`dial`](Self::dial) is to be called.
@@ -355,10 +402,10 @@ impl State {
     }
 
     /// How to close a side when it is over: with a reset if it was not told the end in order. A direction that ended
-    /// in order is left to deliver what the kernel still holds of it.
+    /// in order is left to deliver what the kernel still holds of it; a side that is gone needs nothing.
     #[must_use]
     pub fn aborts(&self, side: Side) -> bool {
-        !self.way_to(side).fin_sent
+        !self.way_to(side).fin_sent && self.gone != Some(side)
     }
 
     /// When [`Input::Deadline`] is due.
@@ -413,20 +460,27 @@ impl State {
         }
     }
 
-    /// Bytes of memory held in buffers.
+    /// Bytes of memory held in buffers and pipes.
     #[must_use]
     pub fn held(&self) -> usize {
         self.up.held() + self.down.held()
     }
 
+    /// So many of them are the stream's own; a pool answers for the others.
+    #[must_use]
+    pub fn own_bytes(&self) -> usize {
+        self.up.own_bytes() + self.down.own_bytes()
+    }
+
     /// Gives the direction to a side an empty buffer to work with, if it has none.
-    pub fn lend(&mut self, to: Side, buffer: Vec<u8>) {
+    pub fn lend(&mut self, to: Side, buffer: impl FnOnce() -> Buf) {
         self.to(to).lend(buffer);
     }
 
-    /// Takes back a buffer that is not in use; without capacity if there is none.
-    pub fn take_spare(&mut self, to: Side) -> Vec<u8> {
-        self.to(to).take_spare()
+    /// Lets go of buffers that hold nothing.
+    pub fn free_unused(&mut self) {
+        self.up.free_unused();
+        self.down.free_unused();
     }
 
     const fn way_to(&self, side: Side) -> &Way {
@@ -445,7 +499,7 @@ impl State {
 
     fn bytes(&mut self, from: Side, bytes: &[u8], taken: usize, now: Instant) {
         let way = self.to(from.other());
-        way.taken_in += bytes.len() as u64;
+        way.came(bytes.len());
         way.moved += taken as u64;
         way.push(bytes.get(taken..).unwrap_or_default());
         self.moved_at = now;
@@ -475,6 +529,7 @@ impl State {
     }
 
     fn reset(&mut self, side: Side, now: Instant) {
+        self.gone = Some(side);
         self.note_reset(side, now);
         self.over(side.reset(), Blame::Peer);
     }
@@ -649,6 +704,20 @@ mod tests {
     }
 
     #[test]
+    fn a_reset_that_a_write_met_first_is_passed_on_as_one() {
+        let now = start();
+        let mut state = open(settings(), now);
+        state.handle(came(Side::Client, b"upload", 0), now);
+        state.handle(Input::WriteReset(Side::Upstream), now);
+        state.handle(came(Side::Upstream, b"half an ans", 11), now);
+        assert_eq!(reason(&state), None, "what was sent before it is delivered");
+        state.handle(Input::Eof(Side::Upstream), now);
+        assert_eq!(reason(&state), Some("upstream_reset"));
+        assert!(state.aborts(Side::Client) && !state.aborts(Side::Upstream));
+        assert_eq!(state.take_failures(), ["upstream_reset"], "counted once");
+    }
+
+    #[test]
     fn a_side_that_is_not_read_is_looked_after() {
         let now = start();
         let mut state = open(settings(), now);
@@ -677,13 +746,76 @@ mod tests {
         assert_eq!(state.take_moved(), Moved { up: 5, down: 0 }, "the header is not counted");
     }
 
+    /// A direction that may use a pipe.
+    fn streaming(now: Instant) -> State {
+        let mut state = open(settings(), now);
+        let bytes = vec![0; 16 << 10];
+        for n in 0..4 {
+            assert!(!state.splices(Side::Client), "{n}");
+            state.handle(came(Side::Client, &bytes, bytes.len()), now);
+        }
+        assert!(state.splices(Side::Client));
+        assert!(!state.splices(Side::Upstream), "the other direction has moved nothing");
+        state
+    }
+
+    #[test]
+    fn a_pipe_is_for_large_pieces_of_what_has_moved_much() {
+        let now = start();
+        let mut state = streaming(now);
+        state.handle(came(Side::Client, &[0; 100], 100), now);
+        assert!(!state.splices(Side::Client), "small pieces");
+        state.handle(came(Side::Client, &[0; 16 << 10], 100), now);
+        assert!(!state.splices(Side::Client), "something waits");
+        state.handle(Input::Written(Side::Upstream, (16 << 10) - 100), now);
+        assert!(state.splices(Side::Client));
+        state.handle(Input::NoPipe(Side::Client), now);
+        for n in 0..64 {
+            assert!(!state.splices(Side::Client), "{n}: there was none");
+            state.handle(came(Side::Client, &[0; 16 << 10], 16 << 10), now);
+        }
+        assert!(state.splices(Side::Client), "after a megabyte it asks again");
+    }
+
+    #[test]
+    fn what_waits_in_a_pipe_counts_like_what_waits_in_memory() {
+        let now = start();
+        let mut state = streaming(now);
+        state.take_moved();
+        state.handle(Input::Piped(Side::Client, 100_000), now);
+        assert_eq!((state.held(), state.take_moved()), (100_000, Moved::default()));
+        assert!(!state.wants_read(Side::Client) && !state.splices(Side::Client) && !state.passes(Side::Client));
+        assert!(state.deadline().is_some(), "a side that is not read is looked after");
+        state.handle(Input::Unpiped(Side::Upstream, 40_000), now);
+        assert_eq!((state.held(), state.poll(Side::Upstream)), (60_000, Next::Splice(60_000)));
+        state.handle(Input::Eof(Side::Client), now);
+        assert_eq!(state.poll(Side::Upstream), Next::Splice(60_000), "the end comes behind all bytes");
+        state.handle(Input::Unpiped(Side::Upstream, 60_000), now);
+        assert_eq!(state.poll(Side::Upstream), Next::Finish);
+        assert_eq!((state.held(), state.take_moved()), (0, Moved { up: 100_000, down: 0 }));
+        assert!(state.pipe_is_empty(Side::Upstream));
+    }
+
+    #[test]
+    fn a_side_that_breaks_over_a_full_pipe_leaves_nothing_behind() {
+        let now = start();
+        let mut state = streaming(now);
+        state.handle(Input::Piped(Side::Client, 100_000), now);
+        state.handle(Input::WriteFailed(Side::Upstream), now);
+        assert_eq!((state.held(), state.poll(Side::Upstream)), (0, Next::Wait));
+        state.handle(Input::Unpiped(Side::Upstream, 100_000), now);
+        assert_eq!(state.delivered().up, 64 << 10, "none of it was delivered");
+    }
+
     proptest! {
         /// Whatever happens in whatever order: bytes come out as they went in, nothing moves after the end, and who
         /// is not to be read holds one read at most.
         #[test]
-        fn any_course_of_events(steps in proptest::collection::vec((0u8..10, any::<bool>(), 0usize..50), 0..200)) {
+        fn any_course_of_events(steps in proptest::collection::vec((0u8..12, any::<bool>(), 0usize..50), 0..200)) {
             let now = start();
             let mut state = open(settings(), now);
+            // Bytes in pipes, by the side they go to.
+            let mut piped = [Vec::new(), Vec::new()];
             let mut sent = [Vec::new(), Vec::new()];
             let mut got = [Vec::new(), Vec::new()];
             let mut next = 0u8;
@@ -714,11 +846,28 @@ mod tests {
                             prop_assert_eq!(&sent[to], &got[to], "an end comes behind all bytes");
                             state.handle(Input::FinSent(side.other()), now);
                         }
+                        Next::Splice(waiting) => {
+                            prop_assert_eq!(waiting, piped[to].len());
+                            let count = count.clamp(1, waiting);
+                            got[to].extend(piped[to].drain(..count));
+                            state.handle(Input::Unpiped(side.other(), count), now);
+                        }
                         Next::Wait => {}
                     },
+                    // Whether it is worth it is for others to say: here whatever may be read may go into a pipe.
+                    10.. if state.passes(side) => {
+                        let bytes: Vec<u8> = (0..count.max(1)).map(|_| { next = next.wrapping_add(1); next }).collect();
+                        sent[to].extend_from_slice(&bytes);
+                        state.handle(Input::Piped(side, bytes.len()), now);
+                        piped[to] = bytes;
+                        prop_assert!(!state.wants_read(side) && !state.passes(side));
+                    }
                     8 if state.wants_read(side) && count < 10 => state.handle(Input::Eof(side), now),
                     9 if count == 0 => state.handle(Input::Reset(side), now),
-                    9 if count == 1 => state.handle(Input::WriteFailed(side), now),
+                    9 if count == 1 => {
+                        state.handle(Input::WriteFailed(side), now);
+                        piped[usize::from(!client)].clear();
+                    }
                     _ => {}
                 }
             }

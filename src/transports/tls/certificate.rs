@@ -42,6 +42,17 @@ impl fmt::Debug for Certificate {
     }
 }
 
+/// The same certificate with the same chain; the key follows, since it belongs to the certificate.
+impl PartialEq for Certificate {
+    fn eq(&self, other: &Self) -> bool {
+        let der = |one: &X509| one.to_der().ok();
+        der(&self.leaf).is_some_and(|leaf| Some(leaf) == der(&other.leaf))
+            && self.chain.iter().map(der).eq(other.chain.iter().map(der))
+    }
+}
+
+impl Eq for Certificate {}
+
 impl Certificate {
     /// Reads a chain (leaf first) and a private key, both PEM.
     ///

@@ -15,7 +15,7 @@ use super::server::Curves;
 use super::state::protocol_list;
 
 /// Which authorities a client trusts. There is no "none": a connection that anybody may answer is not offered.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Roots {
     /// Those of the system.
@@ -68,6 +68,18 @@ pub struct ClientSettings {
     pub curves: Curves,
     /// Where secrets are written, on request.
     pub keylog: Option<Arc<KeyLog>>,
+}
+
+/// What makes a difference to servers is compared, not the file behind the key log.
+impl PartialEq for ClientSettings {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+            && self.roots == other.roots
+            && self.protocols == other.protocols
+            && self.certificate == other.certificate
+            && self.curves == other.curves
+            && self.keylog.is_some() == other.keylog.is_some()
+    }
 }
 
 impl ClientSettings {

@@ -100,6 +100,21 @@ pub struct ServerSettings {
     pub keylog: Option<Arc<KeyLog>>,
 }
 
+/// What makes a difference to clients is compared: not the tickets, which are shared by all generations, and not the
+/// file behind the key log.
+impl PartialEq for ServerSettings {
+    fn eq(&self, other: &Self) -> bool {
+        let authorities = |settings: &Self| settings.clients.as_ref().map(|clients| clients.fingerprint);
+        self.listener == other.listener
+            && self.certificates == other.certificates
+            && self.protocols == other.protocols
+            && authorities(self) == authorities(other)
+            && self.tickets.is_some() == other.tickets.is_some()
+            && self.curves == other.curves
+            && self.keylog.is_some() == other.keylog.is_some()
+    }
+}
+
 impl ServerSettings {
     /// Settings with these certificates and nothing else.
     #[must_use]

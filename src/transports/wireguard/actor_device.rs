@@ -31,9 +31,9 @@ use super::state_index::Indices;
 use super::state_limits::Sources;
 use super::state_replay::Seen;
 use super::state_train::{ROOM, Train};
-use super::table::Published;
+use super::table::{InsideSlot, Published};
 use crate::actors::{Control, Counter, Exit, Fault, Mail, Progress, Protocol, Reply, Turn, clock};
-use crate::transports::kit::packets::{Deliver, Packets};
+use crate::transports::kit::packets::Packets;
 use crate::transports::udp::{Options, RecvMeta, UdpSocket};
 
 /// Trains received in one system call.
@@ -55,14 +55,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Messages and bytes that wait for a device, at most: one place per session for the news of its end.
 pub(super) const DEVICE_INBOX: (usize, usize) = (2 * MOST_PEERS, 32 << 20);
 
-/// Makes what takes packets out of tunnels; called on the arbiter of each session.
-pub type Inside = Arc<dyn Fn() -> Box<dyn Deliver> + Send + Sync>;
-
 /// What a device is told.
 #[non_exhaustive]
 pub enum DeviceMsg {
-    /// From now on packets out of tunnels go there. Sessions that run already keep what they have.
-    Inside(Inside),
     /// Packets for a peer that has no session.
     Wake(u32, Packets),
     /// Packets that found no way into a tunnel, and why.
@@ -91,7 +86,6 @@ impl fmt::Debug for DeviceMsg {
 
 const fn label(m: &DeviceMsg) -> &'static str {
     match m {
-        DeviceMsg::Inside(_) => "inside",
         DeviceMsg::Wake(..) => "wake",
         DeviceMsg::Lost(..) => "lost",
         DeviceMsg::Home(_) => "home",
@@ -143,7 +137,7 @@ pub(super) struct Device {
     pub(super) peers: Peers,
     pub(super) published: Published,
     pub(super) sender: Mail<SenderMsg>,
-    pub(super) inside: Option<Inside>,
+    pub(super) inside: InsideSlot,
     pub(super) trains: Vec<Train>,
     pub(super) spare: Vec<Train>,
     pub(super) pending: VecDeque<Train>,
@@ -170,6 +164,7 @@ impl Device {
         settings: Settings,
         socket: StdSocket,
         published: Published,
+        inside: InsideSlot,
         sender: Mail<SenderMsg>,
         peers: Vec<PeerSettings>,
     ) -> Self {
@@ -185,7 +180,7 @@ impl Device {
             peers: Peers::default(),
             published,
             sender,
-            inside: None,
+            inside,
             trains: Vec::new(),
             spare: Vec::new(),
             pending: VecDeque::new(),
@@ -397,8 +392,7 @@ impl Protocol for Device {
         match m {
             DeviceMsg::Wake(_, packets) => packets.held(),
             DeviceMsg::Home(train) => train.held(),
-            DeviceMsg::Inside(_)
-            | DeviceMsg::Lost(..)
+            DeviceMsg::Lost(..)
             | DeviceMsg::Report(_)
             | DeviceMsg::Ended(..)
             | DeviceMsg::Replace(_)
@@ -435,7 +429,6 @@ impl Protocol for Device {
 
     fn on(&mut self, m: DeviceMsg, turn: &mut Turn<'_, DeviceMsg>) -> Result<(), Fault> {
         match m {
-            DeviceMsg::Inside(inside) => self.inside = Some(inside),
             DeviceMsg::Wake(peer, packets) => self.wake(peer, packets, turn),
             DeviceMsg::Lost(reason, n) => self.lost(turn, reason, n),
             DeviceMsg::Home(train) => self.keep(train),

@@ -53,7 +53,6 @@ impl Device {
         let spec = spec.inbox(SESSION_INBOX.0, SESSION_INBOX.1);
         let spawned = turn.spawn(Place::On(arbiter), spec, move || {
             let view = View::new(published);
-            let inside = inside.map(|inside| inside());
             let engine = Boring::new(&material, limiter, clock::now());
             let parts = Parts {
                 interface,

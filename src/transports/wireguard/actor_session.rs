@@ -19,7 +19,7 @@ use super::engine::{Engine, EngineError, LEAST_ROOM, Opened, Sealed, Ticked};
 use super::settings::{PeerSettings, PeerToPeer};
 use super::state_limits::PeerBuckets;
 use super::state_train::{MOST_BYTES, Train};
-use super::table::View;
+use super::table::{InsideSlot, View};
 use crate::actors::{Counter, Exit, Fault, Mail, Progress, Protocol, Refused, Turn, clock};
 use crate::transports::kit::packets::{BATCH_PACKETS, Deliver, Packets};
 
@@ -57,7 +57,7 @@ pub(super) struct Parts {
     pub(super) device: Mail<DeviceMsg>,
     pub(super) sender: Mail<SenderMsg>,
     pub(super) view: View,
-    pub(super) inside: Option<Box<dyn Deliver>>,
+    pub(super) inside: InsideSlot,
 }
 
 /// What it counts.
@@ -77,6 +77,7 @@ struct Counters {
 pub(super) struct Session<E> {
     engine: E,
     parts: Parts,
+    inside: Option<Box<dyn Deliver>>,
     /// The local address the peer talks to.
     local: Option<IpAddr>,
     limit_in: PeerBuckets,
@@ -112,6 +113,7 @@ impl<E: Engine> Session<E> {
         let (limit_in, limit_out) = (parts.settings.limit_in, parts.settings.limit_out);
         Self {
             engine,
+            inside: None,
             local: None,
             limit_in: PeerBuckets::new(limit_in, now),
             limit_out: PeerBuckets::new(limit_out, now),
@@ -330,14 +332,17 @@ impl<E: Engine> Session<E> {
     /// Hands packets to what is inside, and answers an empty batch.
     fn deliver(&mut self, packets: Packets, turn: &Turn<'_, SessionMsg>) -> Packets {
         let count = packets.len() as u64;
-        let refused = match &mut self.parts.inside {
+        if self.inside.is_none() {
+            self.inside = self.parts.inside.get().map(|make| make());
+        }
+        let refused = match &mut self.inside {
             Some(inside) => match inside.deliver(packets) {
                 Ok(spare) => return spare,
                 Err(refused) => refused,
             },
             None => packets,
         };
-        let reason = if self.parts.inside.is_some() { "inside_full" } else { "nothing_inside" };
+        let reason = if self.inside.is_some() { "inside_full" } else { "nothing_inside" };
         self.drop_packets(turn, reason, count);
         let mut packets = refused;
         packets.clear();

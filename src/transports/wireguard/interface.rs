@@ -8,11 +8,11 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol as Transport, Socket, Type};
 
-use super::actor_device::{DEVICE_INBOX, Device, DeviceMsg, Inside};
+use super::actor_device::{DEVICE_INBOX, Device, DeviceMsg};
 use super::actor_sender::{Sender, SenderMsg};
 use super::router::Router;
 use super::settings::{PeerSettings, Settings};
-use super::table::Published;
+use super::table::{Inside, InsideSlot, Published};
 use crate::actors::{Control, Mail, Mesh, Place, SpawnError, Spec};
 use crate::transports::kit::packets::Deliver;
 use crate::transports::udp::Options;
@@ -40,6 +40,7 @@ pub struct Interface {
     device: Mail<DeviceMsg>,
     sender: Mail<SenderMsg>,
     published: Published,
+    inside: InsideSlot,
 }
 
 impl fmt::Debug for Interface {
@@ -82,6 +83,7 @@ impl Interface {
         peers: Vec<PeerSettings>,
     ) -> Result<Self, StartError> {
         let published: Published = Arc::new(ArcSwap::default());
+        let inside = InsideSlot::default();
         let sending = socket.try_clone().map_err(StartError::Socket)?;
         let (name, threading) = (settings.name.clone(), settings.threading.clone());
         let options = Options { gso: settings.gso, ..Options::default() };
@@ -90,14 +92,16 @@ impl Interface {
             .spawn(Place::On(threading.tx()), spec, move || Sender::new(name, sending, options))
             .map_err(StartError::Spawn)?;
         let spec = Spec::named(settings.name.clone()).inbox(DEVICE_INBOX.0, DEVICE_INBOX.1);
-        let (table, to_sender) = (published.clone(), sender.clone());
+        let (table, to_sender, slot) = (published.clone(), sender.clone(), inside.clone());
         let device = mesh
-            .spawn(Place::On(threading.rx()), spec, move || Device::new(settings, socket, table, to_sender, peers))
+            .spawn(Place::On(threading.rx()), spec, move || {
+                Device::new(settings, socket, table, slot, to_sender, peers)
+            })
             .map_err(|error| {
                 sender.control(Control::Stop);
                 StartError::Spawn(error)
             })?;
-        Ok(Self { device, sender, published })
+        Ok(Self { device, sender, published, inside })
     }
 
     /// The mailbox of its device.
@@ -124,11 +128,10 @@ impl Interface {
         Router::new(self.published.clone(), self.device.clone())
     }
 
-    /// From now on packets out of tunnels go to what `inside` makes, on the arbiter of each session. Call it before the
-    /// first handshake: a session that runs keeps what it had.
+    /// From now on packets out of tunnels go to what `inside` makes, on the arbiter of each session. Only the first call
+    /// counts: an interface has one inside for life.
     pub fn attach(&self, inside: impl Fn() -> Box<dyn Deliver> + Send + Sync + 'static) {
         let inside: Inside = Arc::new(inside);
-        // Its mailbox takes it: nothing else has been sent yet.
-        let _room = self.device.tell(DeviceMsg::Inside(inside));
+        let _has_one = self.inside.set(inside);
     }
 }

@@ -81,7 +81,8 @@ pub struct Settings {
     pub rules: Rules,
     /// Handshakes per second before cookies are asked for, over all sources. Default 1,024.
     pub handshakes: u64,
-    /// Handshakes per second of one source (an IPv4 address, an IPv6 /64). Default 20, and as many at once.
+    /// Handshakes per second of one source (an IPv4 address, an IPv6 /64). Default 12, and as many at once: fewer than
+    /// its share of all, so that one source cannot bring others under cookies.
     pub handshakes_per_source: u64,
     /// Which arbiters carry it.
     pub threading: Threading,
@@ -101,7 +102,7 @@ impl Settings {
             peer_to_peer: PeerToPeer::default(),
             rules: Rules::default(),
             handshakes: 1_024,
-            handshakes_per_source: 20,
+            handshakes_per_source: 12,
             threading: Threading::Single { arbiter: 0 },
             gso: true,
         }

@@ -1,6 +1,6 @@
 //! What a change by `wg` makes of the peers of an interface. Whole or not at all; nothing is kept here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::codec_keys::PublicKey;
 use super::codec_uapi::{Edit, Errno, PeerEdit};
@@ -22,7 +22,8 @@ pub(super) fn applied(mut peers: Vec<PeerSettings>, edit: Edit) -> Result<Vec<Pe
         }
     }
     let mut places: HashMap<PublicKey, usize> = (0..).zip(&peers).map(|(n, peer)| (peer.public_key, n)).collect();
-    let mut removed = Vec::new();
+    // By place and not by key: who is removed and given again in one request has two.
+    let mut removed = HashSet::new();
     for change in edit.peers {
         let at = match places.get(&change.public_key) {
             Some(at) => *at,
@@ -35,18 +36,16 @@ pub(super) fn applied(mut peers: Vec<PeerSettings>, edit: Edit) -> Result<Vec<Pe
             }
         };
         if change.remove {
-            removed.push(change.public_key);
+            removed.insert(at);
             places.remove(&change.public_key);
             if let Some(peer) = peers.get_mut(at) {
                 peer.allowed.clear();
             }
             continue;
         }
-        removed.retain(|key| *key != change.public_key);
         one(&mut peers, at, change);
     }
-    peers.retain(|peer| !removed.contains(&peer.public_key));
-    Ok(peers)
+    Ok((0..).zip(peers).filter(|(at, _)| !removed.contains(at)).map(|(_, peer)| peer).collect())
 }
 
 /// The same limits, and nothing that a request says anew.

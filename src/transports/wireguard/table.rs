@@ -4,12 +4,13 @@
 //! that is written by itself. Reading either costs no lock.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::actor_session::SessionMsg;
 use crate::actors::Mail;
+use crate::transports::kit::packets::Deliver;
 use crate::transports::kit::routes::Routes;
 
 /// One peer, as others see it.
@@ -43,6 +44,12 @@ impl Table {
         self.own.contains(&address)
     }
 }
+
+/// Makes what takes packets out of tunnels; called on the arbiter of each session.
+pub(super) type Inside = Arc<dyn Fn() -> Box<dyn Deliver> + Send + Sync>;
+
+/// Where that is found: nothing is there until something is attached, once.
+pub(super) type InsideSlot = Arc<OnceLock<Inside>>;
 
 /// The table in force.
 pub(super) type Published = Arc<ArcSwap<Table>>;

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net as blocking;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -53,6 +54,8 @@ pub trait Tunnel: 'static {
 pub struct Socket {
     listener: blocking::UnixListener,
     path: PathBuf,
+    /// Of the interface: the scope of its counters.
+    name: Arc<str>,
 }
 
 impl Socket {
@@ -85,7 +88,7 @@ impl Socket {
             let _not_there = fs::remove_file(&hidden);
             return Err(error);
         }
-        Ok(Self { listener, path })
+        Ok(Self { listener, path, name: Arc::from(name) })
     }
 
     /// Where it is.
@@ -101,6 +104,30 @@ impl Drop for Socket {
     }
 }
 
+/// Binds `folder/name.sock` and serves it until the actor is asked to finish. While another still serves it (the
+/// interface before, after a reload) that is tried again for five seconds; without a socket the interface goes on.
+///
+/// # Errors
+/// The socket cannot be used on this thread.
+pub async fn run<T: Tunnel>(folder: PathBuf, name: Arc<str>, tunnel: T, driver: Driver) -> Result<(), Fault> {
+    let mut tries = 0;
+    let socket = loop {
+        match Socket::bind(&folder, &name) {
+            Ok(socket) => break socket,
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < 50 => {
+                tries += 1;
+                clock::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => {
+                driver.raise("wireguard_uapi_refused", &name, "no_socket");
+                tracing::info!(interface = %name, folder = %folder.display(), %error, "wg is not served");
+                return Ok(());
+            }
+        }
+    };
+    serve(socket, tunnel, driver).await
+}
+
 /// Serves the socket until the actor is asked to finish.
 ///
 /// # Errors
@@ -114,7 +141,7 @@ pub async fn serve<T: Tunnel>(socket: Socket, tunnel: T, driver: Driver) -> Resu
             () = driver.quiesced() => return Ok(()),
             Some(()) = callers.next() => {}
             accepted = listener.accept(), if callers.len() < CALLERS => match accepted {
-                Ok((stream, _)) => callers.push(call(stream, &tunnel, &driver)),
+                Ok((stream, _)) => callers.push(call(stream, &tunnel, &driver, &socket.name)),
                 Err(error) => {
                     tracing::warn!(%error, path = %socket.path.display(), "could not accept");
                     clock::sleep(Duration::from_millis(500)).await;
@@ -125,7 +152,7 @@ pub async fn serve<T: Tunnel>(socket: Socket, tunnel: T, driver: Driver) -> Resu
 }
 
 /// Serves one caller's requests.
-async fn call<T: Tunnel>(mut stream: UnixStream, tunnel: &T, driver: &Driver) {
+async fn call<T: Tunnel>(mut stream: UnixStream, tunnel: &T, driver: &Driver, name: &str) {
     let mut bytes = Zeroizing::new(Vec::new());
     loop {
         let answered = clock::within(PATIENCE, async {
@@ -136,14 +163,14 @@ async fn call<T: Tunnel>(mut stream: UnixStream, tunnel: &T, driver: &Driver) {
                 codec_uapi::read(bytes.get(..length).unwrap_or_default())
             };
             let answer = match request {
-                Err(errno) => refused(errno, driver),
+                Err(errno) => refused(errno, driver, name),
                 Ok(Request::Get) => match tunnel.view().await {
                     Some(device) => codec_uapi::view(&device),
-                    None => refused(Errno::BUSY, driver),
+                    None => refused(Errno::BUSY, driver, name),
                 },
                 Ok(Request::Set(edit)) => match tunnel.apply(edit).await {
                     Errno::NONE => codec_uapi::outcome(Errno::NONE).into(),
-                    errno => refused(errno, driver),
+                    errno => refused(errno, driver, name),
                 },
             };
             stream.write_all(answer.as_bytes()).await?;
@@ -156,12 +183,12 @@ async fn call<T: Tunnel>(mut stream: UnixStream, tunnel: &T, driver: &Driver) {
             Ok(Ok(true)) => {}
             Ok(Ok(false)) => return,
             Ok(Err(error)) => return tracing::debug!(%error, "a caller went away"),
-            Err(clock::Elapsed) => return driver.raise("wireguard_uapi_refused", "", "slow"),
+            Err(clock::Elapsed) => return driver.raise("wireguard_uapi_refused", name, "slow"),
         }
     }
 }
 
-fn refused(errno: Errno, driver: &Driver) -> Zeroizing<String> {
+fn refused(errno: Errno, driver: &Driver, name: &str) -> Zeroizing<String> {
     let reason = match errno {
         Errno::PROTOCOL => "protocol",
         Errno::INVALID => "invalid",
@@ -169,7 +196,7 @@ fn refused(errno: Errno, driver: &Driver) -> Zeroizing<String> {
         Errno::BUSY => "busy",
         _ => "not_applied",
     };
-    driver.raise("wireguard_uapi_refused", "", reason);
+    driver.raise("wireguard_uapi_refused", name, reason);
     codec_uapi::outcome(errno).into()
 }
 

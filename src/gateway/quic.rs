@@ -1,0 +1,396 @@
+//! From a QUIC listener's configuration to its server, and where its connections go.
+//!
+//! Once its handshake is done a connection is let in or not, and its protocol says where it goes: an echo runs inside
+//! its actor, everything else gets a session actor that relays each stream. The routes of a running listener are
+//! replaced without touching its connections: they go on as they were let in.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::task::Poll;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use futures_util::StreamExt;
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use zeroize::Zeroizing;
+
+use super::certificates::Certificates;
+use super::config::{self, Listener, QuicService};
+use super::upstreams::Upstreams;
+use super::{ListenerStatus, StartError};
+use crate::actors::{Driver, Fault, Mail, Mesh, Place, Progress, Protocol, Spec, Turn};
+use crate::memory::Budget;
+use crate::transports::kit::admission::{Admission, Caps, Occupancy, Refusal, Ticket};
+use crate::transports::quic::{
+    self as transport, Application, Applications, Closed, Connection, Echo, Event, Info, QuicServer, RetryMode, Session,
+};
+use crate::transports::relay::{QuicSession, REFUSED, Target};
+use crate::transports::tcp::Never;
+use crate::transports::tls::{ReloadError, ServerSettings};
+
+/// What a connection takes of the memory budget before it buffers anything: QUIC's state, our actors, TLS.
+const BASE_BYTES: usize = 40 << 10;
+/// Connections that are awaited at once, so that one that is handed over does not hold up the next.
+const AWAITED: usize = 16;
+/// Fewer bytes of secret could be guessed.
+const LEAST_SECRET: usize = 32;
+
+/// A running QUIC listener. A clone is the same one.
+#[derive(Clone)]
+pub(super) struct QuicListener {
+    pub(super) server: QuicServer,
+    shared: Arc<Shared>,
+}
+
+/// What the listener's actor and its applications share.
+struct Shared {
+    name: Arc<str>,
+    routes: ArcSwap<Routes>,
+    door: Mutex<Admission>,
+    /// What it says in handshakes.
+    tls: Mutex<Arc<ServerSettings>>,
+}
+
+type Routes = BTreeMap<Vec<u8>, Way>;
+
+/// Where connections of one protocol go.
+#[derive(Debug, Clone)]
+enum Way {
+    Echo,
+    Relay(Arc<Target>),
+}
+
+impl Shared {
+    fn admit(&self, from: IpAddr) -> Result<Ticket, Refusal> {
+        let ticket = self.door.lock().admit(from);
+        let driver = Driver::default();
+        match &ticket {
+            Ok(_) => driver.raise("connections_accepted", &self.name, ""),
+            Err(refusal) => driver.raise("connections_refused", &self.name, refusal.reason()),
+        }
+        ticket
+    }
+}
+
+/// What is needed to start one.
+pub(super) struct Around<'a> {
+    pub(super) mesh: &'a Mesh,
+    pub(super) certificates: &'a Certificates,
+    pub(super) upstreams: &'a Upstreams,
+    pub(super) budget: &'a Budget,
+}
+
+/// What a QUIC listener says in its handshakes.
+///
+/// # Errors
+/// [`StartError::Tls`].
+pub(super) fn tls_of(
+    listener: &Listener,
+    quic: &config::Quic,
+    certificates: &Certificates,
+) -> Result<ServerSettings, StartError> {
+    let protocols = quic.routes.iter().map(|route| route.alpn.as_bytes().to_vec()).collect();
+    certificates
+        .server(&listener.name, &quic.tls, protocols)
+        .map_err(|error| StartError::Tls { of: format!("listener `{}`", listener.name), error })
+}
+
+/// Binds and starts a listener, and the actor that takes its connections.
+///
+/// # Errors
+/// See [`StartError`]; nothing is left running then.
+fn start(
+    listener: &Listener,
+    quic: &config::Quic,
+    around: &Around<'_>,
+    occupancy: Arc<Occupancy>,
+) -> Result<(QuicListener, Mail<Never>), StartError> {
+    let name: Arc<str> = Arc::from(listener.name.as_str());
+    let tls = Arc::new(tls_of(listener, quic, around.certificates)?);
+    let mut settings = transport::ServerSettings::new(name.clone(), listener.listen, tls.clone());
+    settings.transport = transport_of(listener, quic);
+    settings.limits = transport::Limits {
+        connections: listener.limits.connections,
+        half_open: listener.limits.half_open,
+        retry: match quic.settings.retry {
+            config::Retry::Auto => RetryMode::Auto,
+            config::Retry::Always => RetryMode::Always,
+            config::Retry::Never => RetryMode::Never,
+        },
+        ..transport::Limits::default()
+    };
+    settings.steer = quic.settings.steer;
+    settings.secret = match &quic.settings.secret_file {
+        Some(file) => Some(secret(file).map_err(|message| StartError::Options {
+            listener: listener.name.clone(),
+            place: listener.place.clone(),
+            message,
+        })?),
+        None => None,
+    };
+    let caps = Caps {
+        connections: listener.limits.connections,
+        per_source: listener.limits.per_source,
+        // Handshakes are bounded by the transport, and done when this door is reached.
+        half_open: usize::MAX,
+        base_bytes: BASE_BYTES,
+    };
+    let shared = Arc::new(Shared {
+        name: name.clone(),
+        routes: ArcSwap::from_pointee(routes(listener, quic, around.upstreams)),
+        door: Mutex::new(Admission::new(caps, around.budget.clone(), occupancy)),
+        tls: Mutex::new(tls),
+    });
+    let server = QuicServer::start(around.mesh, settings, Some(applications(shared.clone()))).map_err(|error| {
+        let (listener, place, address) = (listener.name.clone(), listener.place.clone(), listener.listen);
+        match error {
+            transport::StartError::Bind(error) => {
+                StartError::Bind { listener, address, place, error: std::io::Error::other(error) }
+            }
+            transport::StartError::Spawn(error) => StartError::Spawn(error),
+            other => StartError::Options { listener, place, message: other.to_string() },
+        }
+    })?;
+    let listening = QuicListener { server: server.clone(), shared };
+    let taking = listening.clone();
+    let acceptor = around.mesh.spawn(Place::LeastLoaded, Spec::named(name), move || Taker::new(taking));
+    match acceptor {
+        Ok(acceptor) => Ok((listening, acceptor)),
+        Err(error) => {
+            server.stop();
+            Err(StartError::Spawn(error))
+        }
+    }
+}
+
+/// As [`start`], as the gateway knows its listeners.
+///
+/// # Errors
+/// See [`StartError`].
+pub(super) fn started(
+    listener: &Listener,
+    quic: &config::Quic,
+    around: &Around<'_>,
+    occupancy: Arc<Occupancy>,
+) -> Result<ListenerStatus, StartError> {
+    let (running, acceptor) = start(listener, quic, around, occupancy.clone())?;
+    let address = running.server.local_addr();
+    tracing::info!(listener = %listener.name, %address, steered = running.server.steered(), protocol = "quic", "listening");
+    Ok(ListenerStatus {
+        web: None,
+        name: running.shared.name.clone(),
+        address,
+        configured: listener.listen,
+        socket: Weak::new(),
+        protocol: "quic".to_owned(),
+        occupancy,
+        acceptor,
+        quic: Some(running),
+    })
+}
+
+impl QuicListener {
+    /// Other routes for connections from now on.
+    pub(super) fn set_routes(&self, listener: &Listener, quic: &config::Quic, upstreams: &Upstreams) {
+        self.shared.routes.store(Arc::new(routes(listener, quic, upstreams)));
+    }
+
+    /// Whether these settings differ from those in use.
+    pub(super) fn would_change(&self, tls: &ServerSettings) -> bool {
+        **self.shared.tls.lock() != *tls
+    }
+
+    /// Uses other certificates and protocols for new connections, on all arbiters or on none.
+    ///
+    /// # Errors
+    /// See [`ReloadError`]; the old ones are in use everywhere then.
+    pub(super) async fn reload(&self, tls: Arc<ServerSettings>) -> Result<Arc<ServerSettings>, ReloadError> {
+        self.server.reload(tls.clone()).await?;
+        Ok(std::mem::replace(&mut *self.shared.tls.lock(), tls))
+    }
+
+    /// Lets nobody in any more; what is in finishes by then.
+    pub(super) fn drain(&self, by: Instant) {
+        self.server.drain(by);
+    }
+}
+
+/// The parts of `[listener.quic]` and the limits that hold for each connection.
+fn transport_of(listener: &Listener, quic: &config::Quic) -> transport::Transport {
+    let settings = &quic.settings;
+    let bytes = |size: usize| u64::try_from(size).unwrap_or(u64::MAX);
+    let default = transport::Transport::default();
+    let (window, stream) = (bytes(settings.connection_window), bytes(settings.stream_window));
+    transport::Transport {
+        idle_timeout: settings.idle_timeout,
+        handshake_timeout: listener.limits.first_message,
+        bidirectional: bytes(settings.streams),
+        unidirectional: bytes(settings.uni_streams),
+        stream_window: default.stream_window.min(stream),
+        stream_window_max: stream,
+        window: default.window.min(window),
+        window_max: window,
+        congestion: match settings.congestion {
+            config::Congestion::Cubic => transport::Congestion::Cubic,
+            config::Congestion::Bbr2 => transport::Congestion::Bbr2,
+        },
+        datagram_size: settings.max_datagram,
+        discover_mtu: settings.mtu_discovery,
+        migration: settings.migration,
+        socket_buffer: settings.socket_buffer,
+        gso: settings.gso,
+        ..default
+    }
+}
+
+fn routes(listener: &Listener, quic: &config::Quic, upstreams: &Upstreams) -> Routes {
+    let to = |route: &config::Route| match &route.service {
+        QuicService::Echo => Way::Echo,
+        QuicService::Upstream(name) => {
+            // Over QUIC a server takes datagrams as well.
+            let datagrams = route.datagrams.as_ref().or_else(|| upstreams.links(name).map(|_| name));
+            Way::Relay(Arc::new(target(listener, Some(name), datagrams, upstreams)))
+        }
+        QuicService::Nothing => Way::Relay(Arc::new(target(listener, None, route.datagrams.as_ref(), upstreams))),
+    };
+    quic.routes.iter().map(|route| (route.alpn.as_bytes().to_vec(), to(route))).collect()
+}
+
+fn target(listener: &Listener, streams: Option<&String>, datagrams: Option<&String>, upstreams: &Upstreams) -> Target {
+    Target {
+        streams: streams.and_then(|name| upstreams.relay(name, &listener.limits)).map(Arc::new),
+        network: streams.map(|name| upstreams.network(name)).unwrap_or_default(),
+        datagrams: datagrams.and_then(|name| upstreams.get(name)).cloned(),
+        links: datagrams.and_then(|name| upstreams.links(name)).cloned(),
+    }
+}
+
+/// The secret of Retry tokens and stateless resets.
+fn secret(file: &Path) -> Result<Arc<[u8]>, String> {
+    let bytes = fs::read(file).map(Zeroizing::new);
+    let bytes = bytes.map_err(|error| format!("cannot read `secret_file` {}: {error}", file.display()))?;
+    if bytes.len() < LEAST_SECRET {
+        return Err(format!("`secret_file` {} holds fewer than {LEAST_SECRET} bytes", file.display()));
+    }
+    Ok(Arc::from(&**bytes))
+}
+
+/// What runs inside connections: the echo, and the refusal of those that are not let in. All others are left to the
+/// listener's actor.
+fn applications(shared: Arc<Shared>) -> Applications {
+    Arc::new(move |info: &Info| {
+        let routes = shared.routes.load();
+        match routes.get(&*info.alpn) {
+            Some(Way::Relay(_)) => None,
+            Some(Way::Echo) => Some(match shared.admit(info.peer.ip()) {
+                Ok(mut ticket) => {
+                    ticket.complete();
+                    Box::new(Admitted { echo: Echo::default(), _ticket: ticket }) as Box<dyn Application>
+                }
+                Err(refusal) => Box::new(Refused(refusal.reason())),
+            }),
+            // Its protocol was taken out while it shook hands.
+            None => Some(Box::new(Refused("no_route"))),
+        }
+    })
+}
+
+/// An echo that was let in.
+struct Admitted {
+    echo: Echo,
+    _ticket: Ticket,
+}
+
+impl Application for Admitted {
+    fn on(&mut self, event: Event, session: &mut dyn Session) {
+        self.echo.on(event, session);
+    }
+}
+
+/// Closes its connection, and says why.
+struct Refused(&'static str);
+
+impl Application for Refused {
+    fn on(&mut self, event: Event, session: &mut dyn Session) {
+        if event == Event::Connected {
+            session.close(REFUSED, self.0);
+        }
+    }
+}
+
+type Accepting = LocalBoxFuture<'static, Result<Connection, Closed>>;
+
+/// Takes the connections that no application took, and starts a session for each, on its arbiter.
+struct Taker {
+    listener: QuicListener,
+    accepting: FuturesUnordered<Accepting>,
+}
+
+impl Taker {
+    fn new(listener: QuicListener) -> Self {
+        let taker = Self { listener, accepting: FuturesUnordered::new() };
+        (0..AWAITED).for_each(|_| taker.accept());
+        taker
+    }
+
+    fn accept(&self) {
+        let server = self.listener.server.clone();
+        self.accepting.push(Box::pin(async move { server.accept().await }));
+    }
+
+    fn take(&self, connection: Connection, turn: &Turn<'_, Never>) {
+        let shared = &self.listener.shared;
+        let routes = shared.routes.load();
+        let Some(Way::Relay(target)) = routes.get(connection.alpn()).cloned() else {
+            connection.close(REFUSED, "no_route");
+            return;
+        };
+        match shared.admit(connection.peer().ip()) {
+            Ok(ticket) => {
+                let (name, place) = (shared.name.clone(), Place::On(connection.arbiter()));
+                let make = move || QuicSession::new(connection, name, target, ticket);
+                // With the session its connection is dropped, which closes it.
+                if turn.spawn(place, Spec::default(), make).is_err() {
+                    turn.counter("connections_refused", &shared.name, Refusal::Closing.reason()).add(1);
+                }
+            }
+            Err(refusal) => connection.close(REFUSED, refusal.reason()),
+        }
+    }
+}
+
+impl Protocol for Taker {
+    type Msg = Never;
+    const KIND: &'static str = "listener";
+
+    fn on(&mut self, m: Never, _: &mut Turn<'_, Never>) -> Result<(), Fault> {
+        match m {}
+    }
+
+    fn io(&mut self, turn: &mut Turn<'_, Never>) -> Result<Progress, Fault> {
+        for _ in 0..AWAITED {
+            match self.accepting.poll_next_unpin(&mut turn.cx()) {
+                Poll::Ready(Some(Ok(connection))) => {
+                    self.take(connection, turn);
+                    self.accept();
+                }
+                // The server has ended, and with it what this actor is for.
+                Poll::Ready(Some(Err(Closed)) | None) => {
+                    turn.stop();
+                    return Ok(Progress::Idle);
+                }
+                Poll::Pending => return Ok(Progress::Idle),
+            }
+        }
+        Ok(Progress::More)
+    }
+
+    fn drain(&mut self, _: Instant, turn: &mut Turn<'_, Never>) {
+        turn.stop();
+    }
+}

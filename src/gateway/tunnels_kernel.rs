@@ -1,0 +1,232 @@
+//! Tunnels whose inside is a network of the kernel: a private one, or the host's, with acceptors for what is served
+//! there.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::config::{Listener, Protocol};
+use super::config_wireguard::{Offload, Wireguard};
+use super::listeners::{self, Prepared};
+use super::tunnels::Around;
+use super::tunnels_inside::as_listener;
+use super::{ListenerStatus, StartError};
+use crate::actors::{Control, Mail, Place, Spec};
+use crate::transports::relay::Onward;
+use crate::transports::tcp::{self, OnAccept};
+use crate::transports::tun::{
+    HostError, HostNetwork, HostSettings, OffloadKnob, Prefix, PrivateNetwork, PrivateSettings, ToTun, Tun, TunActor,
+    TunError, TunMsg,
+};
+use crate::transports::wireguard::{Interface, Network};
+
+/// Messages and bytes that wait for an interface, at most.
+const TUN_INBOX: (usize, usize) = (4_096, 16 << 20);
+/// The argument that makes our program a helper.
+const HELPER: &str = "private-network";
+/// How often, and how long apart, a name is tried that the interface before this one still holds.
+const TRIES: (u32, Duration) = (100, Duration::from_millis(10));
+
+/// A network whose TCP is the kernel's.
+pub(super) struct Kernel<N> {
+    tun: Mail<TunMsg>,
+    services: Vec<Arc<ListenerStatus>>,
+    /// Gone once it is stopped.
+    network: Mutex<Option<N>>,
+}
+
+impl<N> Kernel<N> {
+    pub(super) fn is_alive(&self) -> bool {
+        !self.tun.is_closed() && self.services.iter().all(|service| service.accepting())
+    }
+
+    pub(super) fn drain(&self, by: Instant) {
+        self.services.iter().for_each(|service| service.acceptor.control(Control::Drain(by)));
+    }
+
+    pub(super) fn stop(&self) {
+        self.services.iter().for_each(|service| service.acceptor.control(Control::Stop));
+        self.tun.control(Control::Stop);
+        // Rules and helpers go now: the next interface may want the same.
+        drop(self.network.lock().take());
+    }
+}
+
+impl Kernel<HostNetwork> {
+    /// Routes what the peers have now. A route that is refused is said: the peers are changed already.
+    pub(super) fn reroute(&self, name: &str, wireguard: &Wireguard) {
+        if let Some(network) = self.network.lock().as_mut()
+            && let Err(error) = network.set_routes(&routes(wireguard))
+        {
+            tracing::warn!(listener = name, %error, "a route was refused");
+        }
+    }
+}
+
+/// What a kernel's network is joined to.
+#[derive(Clone, Copy)]
+pub(super) struct Join<'a> {
+    pub(super) around: Around<'a>,
+    pub(super) listener: &'a Listener,
+    pub(super) wireguard: &'a Wireguard,
+    pub(super) interface: &'a Interface,
+    /// Where packets are read and written.
+    pub(super) place: Place,
+}
+
+/// An interface of the host, with its routes.
+pub(super) fn host(join: Join<'_>) -> Result<Kernel<HostNetwork>, StartError> {
+    let Join { listener, wireguard, .. } = join;
+    let settings = HostSettings {
+        node: wireguard.tun_node.clone(),
+        name: listener.name.clone(),
+        mtu: wireguard.mtu,
+        offload: knob(wireguard.offload),
+        addresses: prefixes(wireguard),
+        routes: routes(wireguard),
+        mark: mark(listener),
+        masquerade: wireguard.masquerade,
+    };
+    let mut tries = 0;
+    let (network, tun) = loop {
+        match HostNetwork::start(&settings) {
+            Ok(made) => break made,
+            // After a reload: the actor of the interface before ends in its own time.
+            Err(HostError::Tun(TunError::Make(error)))
+                if error.kind() == std::io::ErrorKind::ResourceBusy && tries < TRIES.0 =>
+            {
+                tries += 1;
+                std::thread::sleep(TRIES.1);
+            }
+            Err(error) => return Err(refuse(listener, error.to_string())),
+        }
+    };
+    let mut prepared = Vec::new();
+    for service in &wireguard.services {
+        let socket = tcp::bind(service.listen).map_err(|error| error.to_string());
+        prepared.push(prepare(join, as_listener(listener, service), socket)?);
+    }
+    start(join, network, tun, prepared)
+}
+
+/// The mark of the tunnel's own datagrams, where everything else goes into the tunnel.
+pub(super) fn mark(listener: &Listener) -> u32 {
+    u32::from(listener.listen.port()).max(1)
+}
+
+/// Whether a tunnel on the host takes everything of some family.
+pub(super) fn takes_all(wireguard: &Wireguard) -> bool {
+    routes(wireguard).iter().any(|route| route.bits == 0)
+}
+
+/// A private network, or why this host gives none.
+pub(super) fn private(join: Join<'_>) -> Result<Result<Kernel<PrivateNetwork>, StartError>, String> {
+    let Join { around, wireguard, .. } = join;
+    let program = around.helper.ok_or("this program brings no helper that makes one")?;
+    let settings = PrivateSettings {
+        program: program.clone(),
+        arguments: vec![HELPER.to_owned()],
+        node: wireguard.tun_node.clone(),
+        name: "tun0".to_owned(),
+        mtu: wireguard.mtu,
+        offload: wireguard.offload != Offload::Off,
+        addresses: prefixes(wireguard),
+        congestion: None,
+    };
+    let (network, tun) = PrivateNetwork::start(&settings).map_err(|error| error.to_string())?;
+    let onward = if wireguard.forward.is_empty() {
+        Vec::new()
+    } else {
+        onward(join, &network).map_err(|error| format!("nothing can be forwarded from it: {error}"))?
+    };
+    Ok(with_services(join, network, tun, onward))
+}
+
+fn with_services(
+    join: Join<'_>,
+    network: PrivateNetwork,
+    tun: Tun,
+    mut prepared: Vec<Prepared>,
+) -> Result<Kernel<PrivateNetwork>, StartError> {
+    for service in &join.wireguard.services {
+        let socket = network.tcp_listener(service.listen, false).map_err(|error| error.to_string());
+        prepared.push(prepare(join, as_listener(join.listener, service), socket)?);
+    }
+    start(join, network, tun, prepared)
+}
+
+/// Acceptors for connections to anywhere, and the redirect that brings these there.
+fn onward(join: Join<'_>, network: &PrivateNetwork) -> Result<Vec<Prepared>, String> {
+    let v4 = network.tcp_listener((Ipv4Addr::UNSPECIFIED, 0).into(), false).map_err(|error| error.to_string())?;
+    let port = v4.local_addr().map_err(|error| error.to_string())?.port();
+    let v6 = network.tcp_listener((Ipv6Addr::UNSPECIFIED, port).into(), false).map_err(|error| error.to_string())?;
+    network.redirect_tcp(port).map_err(|error| error.to_string())?;
+    let one = |socket: TcpListener, listen: SocketAddr| {
+        let listener = Listener {
+            name: format!("{}-forward", join.listener.name),
+            listen,
+            place: join.listener.place.clone(),
+            limits: join.listener.limits.clone(),
+            protocol: Protocol::Custom { protocol: "forward".to_owned(), options: toml::Table::new() },
+        };
+        let (name, idle) = (Arc::<str>::from(listener.name.as_str()), listener.limits.idle);
+        let idle = (!idle.is_zero()).then_some(idle);
+        let allowed = join.wireguard.forward.clone();
+        let made = Box::new(move || Box::new(Onward::new(name.clone(), allowed.clone(), idle)) as Box<dyn OnAccept>);
+        Prepared { listener, socket: Arc::new(socket), made, web: None, occupancy: Arc::default() }
+    };
+    Ok(vec![one(v4, (Ipv4Addr::UNSPECIFIED, port).into()), one(v6, (Ipv6Addr::UNSPECIFIED, port).into())])
+}
+
+fn prepare(join: Join<'_>, own: Listener, socket: Result<TcpListener, String>) -> Result<Prepared, StartError> {
+    let socket = socket.map_err(|why| refuse(&own, format!("cannot listen on {}: {why}", own.listen)))?;
+    let made = listeners::made(&own, &std::collections::BTreeMap::new(), join.around.upstreams)?;
+    Ok(Prepared { listener: own, socket: Arc::new(socket), made, web: None, occupancy: Arc::default() })
+}
+
+/// The actor of the interface, and the acceptors behind it.
+fn start<N>(join: Join<'_>, network: N, tun: Tun, prepared: Vec<Prepared>) -> Result<Kernel<N>, StartError> {
+    let router = join.interface.router();
+    let scope: Arc<str> = Arc::from(join.listener.name.as_str());
+    let spec = Spec::named(scope.clone()).inbox(TUN_INBOX.0, TUN_INBOX.1);
+    let mesh = join.around.mesh;
+    let tun = mesh.spawn(join.place, spec, move || TunActor::new(tun, scope, router)).map_err(StartError::Spawn)?;
+    let into = ToTun(tun.clone());
+    join.interface.attach(move || Box::new(into.clone()));
+    let services = listeners::start_all(mesh, prepared, join.around.budget).inspect_err(|_| {
+        tun.control(Control::Stop);
+    })?;
+    Ok(Kernel { tun, services, network: Mutex::new(Some(network)) })
+}
+
+fn refuse(listener: &Listener, message: String) -> StartError {
+    StartError::Options { listener: listener.name.clone(), place: listener.place.clone(), message }
+}
+
+const fn knob(offload: Offload) -> OffloadKnob {
+    match offload {
+        Offload::Auto => OffloadKnob::Auto,
+        Offload::Tcp => OffloadKnob::TcpOnly,
+        Offload::Off => OffloadKnob::Off,
+    }
+}
+
+fn routes(wireguard: &Wireguard) -> Vec<Prefix> {
+    wireguard.peers.iter().flat_map(|peer| &peer.settings.allowed).map(prefix).collect()
+}
+
+fn prefixes(wireguard: &Wireguard) -> Vec<Prefix> {
+    wireguard.addresses.iter().map(|(address, network)| Prefix { address: *address, bits: network.prefix() }).collect()
+}
+
+fn prefix(network: &Network) -> Prefix {
+    Prefix { address: network.address(), bits: network.prefix() }
+}
+
+/// Where Linux keeps the TUN node.
+pub(super) fn default_node() -> PathBuf {
+    PathBuf::from("/dev/net/tun")
+}

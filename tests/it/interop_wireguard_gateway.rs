@@ -1,0 +1,228 @@
+//! The whole gateway as a WireGuard server, in modes `tun` and `private`, with wireguard-go as its client. Needs root;
+//! the gateway in mode `private` does not have it.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use portway::transports::wireguard::public_key;
+
+use crate::gateway::Client;
+use crate::interop_wireguard::{Keys, secret, shown, theirs};
+use crate::netns::{Netns, Pair, run, unique};
+use crate::private_network::{NOBODY, Unprivileged};
+use crate::probe::{SOON, eventually};
+
+/// A gateway in namespace `a`, and its configuration.
+struct Gateway {
+    pair: Pair,
+    keys: Keys,
+    user: Unprivileged,
+    name: String,
+    process: u32,
+}
+
+impl Gateway {
+    /// `more` goes into `[listener.wireguard]`; key 1 is ours, key 2 the peer's.
+    fn start(mode: &str, root: bool, more: &str) -> Self {
+        let user = Unprivileged::new();
+        let keys = Keys::new();
+        let name = unique("pwgw");
+        let mut gateway = Self { pair: Pair::new(), keys, user, name, process: 0 };
+        gateway.write(mode, more, "");
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", gateway.pair.a.name()]);
+        if !root {
+            command.args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--"]);
+        }
+        command.arg(gateway.user.program()).args(["run", "-c"]).arg(gateway.config());
+        gateway.process = gateway.pair.a.adopt(&mut command);
+        gateway
+    }
+
+    fn config(&self) -> PathBuf {
+        self.user.dir.join("config.toml")
+    }
+
+    fn write(&self, mode: &str, more: &str, peers: &str) {
+        let key = self.user.dir.join("wg0.key");
+        std::fs::write(&key, secret(1).to_base64().as_bytes()).unwrap();
+        chown(&key, Some(NOBODY), Some(NOBODY)).unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let text = format!(
+            "version = 1\n[admin]\nlisten = \"127.0.0.1:9180\"\n[[listener]]\nname = \"{}\"\nlisten = \"[::]:51820\"\n\
+             protocol = \"wireguard\"\n[listener.wireguard]\nprivate_key_file = \"wg0.key\"\n\
+             addresses = [\"10.98.0.1/24\", \"fd98::1/64\"]\nmode = \"{mode}\"\ntun_node = \"tun\"\n{more}\n\
+             [[listener.wireguard.peer]]\nname = \"phone\"\npublic_key = \"{}\"\n\
+             allowed_ips = [\"10.98.0.2/32\", \"fd98::2/128\"]\n{peers}\
+             [[listener.wireguard.service]]\nlisten = \"10.98.0.1:7001\"\nprotocol = \"framed\"\nservice = \"echo\"\n\
+             [[listener.wireguard.service]]\nlisten = \"[fd98::1]:443\"\nprotocol = \"framed\"\nservice = \"echo\"\n",
+            self.name,
+            public_key(&secret(2)),
+        );
+        std::fs::write(self.config(), text).unwrap();
+    }
+
+    /// Brings up wireguard-go in `b` for the networks that `allowed` names.
+    fn client(&mut self, allowed: &str) -> String {
+        let words = ["endpoint", "10.99.0.1:51820", "allowed-ips", allowed];
+        theirs(&mut self.pair.b, &self.keys, &["10.98.0.2/24", "fd98::2/64"], &words)
+    }
+
+    fn echoes(&self, to: &str) {
+        let to: SocketAddr = to.parse().unwrap();
+        self.pair.b.inside(move || {
+            let mut client = Client::to(to);
+            client.echoes(b"through the tunnel");
+            client.echoes(&vec![7; 200_000]);
+        });
+    }
+
+    fn metrics(&self) -> String {
+        self.pair.a.run("curl", &["-s", "http://127.0.0.1:9180/metrics"])
+    }
+}
+
+fn connected(netns: &Netns, to: &str) -> TcpStream {
+    let to: SocketAddr = to.parse().unwrap();
+    let stream = netns.inside(move || TcpStream::connect_timeout(&to, SOON).expect("it connects"));
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream
+}
+
+#[test]
+fn interop_wireguard_gateway_serves_on_an_interface_of_the_host() {
+    let mut gateway = Gateway::start("tun", true, "");
+    gateway.client("10.98.0.0/24,fd98::/64");
+    gateway.pair.b.reaches("10.98.0.1");
+    gateway.pair.b.reaches("fd98::1");
+    gateway.echoes("10.98.0.1:7001");
+    gateway.echoes("[fd98::1]:443");
+    let link = gateway.pair.a.ip(&["addr", "show", "dev", &gateway.name]);
+    assert!(link.contains("10.98.0.1/24") && link.contains("mtu 1420"), "{link}");
+    // wg sees it, and by the name of its listener.
+    eventually("the handshake shows", || shown(&gateway.name)[0][4] != "0");
+}
+
+#[test]
+fn interop_wireguard_gateway_serves_in_a_private_network_without_root() {
+    for mode in ["private", "auto"] {
+        let mut gateway = Gateway::start(mode, false, "uapi = \"off\"");
+        gateway.client("10.98.0.0/24,fd98::/64");
+        gateway.pair.b.reaches("10.98.0.1");
+        gateway.echoes("10.98.0.1:7001");
+        // A port below 1024, without a right to it.
+        gateway.echoes("[fd98::1]:443");
+        assert!(!gateway.pair.a.ip(&["link"]).contains("tun"), "nothing shows on the host");
+        let api = gateway.pair.a.run("curl", &["-s", "http://127.0.0.1:9180/api/wireguard"]);
+        assert!(api.contains("\"private\""), "{api}");
+        assert!(gateway.metrics().contains("wireguard"), "{}", gateway.metrics());
+        // The end of the gateway is the end of its helper.
+        let process = gateway.process.to_string();
+        let children = run("pgrep", &["-P", &process]);
+        assert_eq!(children.lines().count(), 1, "the helper is its child");
+        gateway.pair.a.kill(gateway.process);
+        eventually("the helper ends", || children.lines().all(|child| !Path::new("/proc").join(child).exists()));
+    }
+}
+
+#[test]
+fn interop_wireguard_gateway_forwards_out_of_a_private_network_where_it_may() {
+    let more = "uapi = \"off\"\nforward = [\"203.0.113.0/24\"]";
+    let mut gateway = Gateway::start("private", false, more);
+    gateway.pair.a.ip(&["addr", "add", "203.0.113.5/32", "dev", "lo"]);
+    let name = gateway.client("10.98.0.0/24,203.0.113.0/24,198.51.100.0/24");
+    for network in ["203.0.113.0/24", "198.51.100.0/24"] {
+        gateway.pair.b.ip(&["route", "add", network, "dev", &name]);
+    }
+    let server = gateway.pair.a.inside(|| TcpListener::bind("203.0.113.5:8080").expect("a server"));
+    gateway.pair.b.reaches("10.98.0.1");
+    let mut stream = connected(&gateway.pair.b, "203.0.113.5:8080");
+    let (mut accepted, from) = server.accept().unwrap();
+    assert_eq!(from.ip().to_string(), "203.0.113.5", "by a socket of the host");
+    stream.write_all(b"hello").unwrap();
+    let mut got = [0; 5];
+    accepted.read_exact(&mut got).unwrap();
+    accepted.write_all(b"world").unwrap();
+    let mut neighbour = stream;
+    // Where it may not, the connection is reset, and the other goes on.
+    let to: SocketAddr = "198.51.100.1:80".parse().unwrap();
+    let refused = gateway.pair.b.inside(move || {
+        TcpStream::connect_timeout(&to, SOON).and_then(|mut stream| {
+            stream.set_read_timeout(Some(SOON))?;
+            stream.read(&mut [0; 1])
+        })
+    });
+    assert!(refused.is_err(), "{refused:?}");
+    neighbour.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"world");
+}
+
+#[test]
+fn interop_wireguard_gateway_reloads_peers_and_their_routes_and_keeps_sessions() {
+    let mut gateway = Gateway::start("tun", true, "");
+    gateway.client("10.98.0.0/24");
+    gateway.pair.b.reaches("10.98.0.1");
+    let before = shown(&gateway.name);
+    let other = "[[listener.wireguard.peer]]\nname = \"other\"\npublic_key = \"yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\"\n\
+                 allowed_ips = [\"192.168.77.0/24\"]\n";
+    gateway.write("tun", "", other);
+    run("kill", &["-HUP", &gateway.process.to_string()]);
+    eventually("the new peer shows", || shown(&gateway.name).len() == 2);
+    eventually("its route is there", || gateway.pair.a.ip(&["route"]).contains("192.168.77.0/24"));
+    assert_eq!(gateway.pair.b.pings("10.98.0.1", 3), 3);
+    let phone =
+        |lines: &[Vec<String>]| lines.iter().find(|line| line[3].contains("10.98.0.2")).map(|line| line[4].clone());
+    eventually("it still shows its handshake", || phone(&shown(&gateway.name)) != Some("0".to_owned()));
+    let first = phone(&before).filter(|at| at != "0");
+    assert!(first.is_none() || phone(&shown(&gateway.name)) == first, "the session of before");
+    // And gone again, with its route.
+    gateway.write("tun", "", "");
+    run("kill", &["-HUP", &gateway.process.to_string()]);
+    eventually("the peer is gone", || shown(&gateway.name).len() == 1);
+    eventually("its route is gone", || !gateway.pair.a.ip(&["route"]).contains("192.168.77.0/24"));
+    // A change of the interface itself: made anew under its name.
+    gateway.write("tun", "mtu = 1300", "");
+    run("kill", &["-HUP", &gateway.process.to_string()]);
+    eventually("the new MTU", || {
+        gateway.pair.a.output("ip", &["link", "show", &gateway.name]).stdout.windows(8).any(|w| w == b"mtu 1300")
+    });
+    // The peer notices after 15 s without an answer that we know its session no more.
+    assert!((0..40).any(|_| gateway.pair.b.pings("10.98.0.1", 1) == 1), "a new session");
+    eventually("wg sees the new one", || {
+        Path::new("/var/run/wireguard").join(format!("{}.sock", gateway.name)).exists()
+    });
+}
+
+#[test]
+fn interop_wireguard_gateway_prints_a_file_that_wg_quick_takes() {
+    let gateway = Gateway::start("tun", true, "");
+    gateway.pair.a.reaches("10.98.0.1");
+    let key = gateway.keys.file("phone.key", &secret(2));
+    let print = |more: &[&str]| {
+        let out = Command::new(gateway.user.program())
+            .args(["wireguard", "client", "phone", "-c"])
+            .arg(gateway.config())
+            .args(more)
+            .output()
+            .unwrap();
+        (out.status.code(), String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (code, _, error) = print(&[]);
+    assert_eq!(code, Some(2), "it listens everywhere: {error}");
+    assert!(error.contains("--endpoint"), "{error}");
+    let (_, text, _) = print(&["--endpoint", "10.99.0.1:51820"]);
+    assert!(text.contains("# PrivateKey"), "{text}");
+    let (code, text, error) = print(&["--endpoint", "10.99.0.1:51820", "--private-key", &key]);
+    assert_eq!(code, Some(0), "{error}");
+    let path = gateway.keys.0.join(format!("{}.conf", unique("wq")));
+    std::fs::write(&path, &text).unwrap();
+    let path = path.display().to_string();
+    let environment = ["WG_QUICK_USERSPACE_IMPLEMENTATION=wireguard-go", "WG_SUDO=true", "wg-quick"];
+    gateway.pair.b.run("env", &[&environment[..], &["up", &path]].concat());
+    gateway.pair.b.reaches("10.98.0.1");
+    gateway.echoes("10.98.0.1:7001");
+    gateway.pair.b.run("wg-quick", &["down", &path]);
+}

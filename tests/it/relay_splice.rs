@@ -1,0 +1,267 @@
+//! Relayed streams whose bytes the kernel moves through pipes: nothing but the CPU time may differ.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use portway::transports::kit::balance::Address;
+use portway::transports::relay::{Header, ProxyVersion};
+
+use crate::probe::eventually;
+use crate::relay::{ECHO, FLOOD, Running, SINK, Server, is_reset, patient, pattern};
+
+/// More than any buffer on the way takes.
+const MUCH: usize = 24 << 20;
+
+fn spliced(running: &Running) -> u64 {
+    running.totals().get("relay_bytes_spliced", "relay", "")
+}
+
+/// Writes `bytes` and then ends its direction, on a thread of its own.
+fn writing(client: &TcpStream, bytes: &[u8]) -> std::thread::JoinHandle<()> {
+    let (mut writer, bytes) = (client.try_clone().unwrap(), bytes.to_vec());
+    std::thread::spawn(move || {
+        writer.write_all(&bytes).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    })
+}
+
+#[test]
+fn most_of_a_large_stream_is_spliced_and_arrives_as_it_was_sent() {
+    let server = Server::start();
+    let running = Running::to(server.servers());
+    let mut neighbour = running.neighbour();
+    let bytes = pattern(MUCH);
+    let mut client = running.asks(ECHO);
+    let writing = writing(&client, &bytes);
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).unwrap();
+    writing.join().unwrap();
+    assert!(got == bytes);
+    running.closed("finished");
+    assert!(spliced(&running) > MUCH as u64, "{} of twice {MUCH}", spliced(&running));
+    neighbour.works();
+    drop(neighbour);
+    running.is_empty();
+    let moved =
+        running.totals().get("relay_bytes_up", "relay", "") + running.totals().get("relay_bytes_down", "relay", "");
+    assert_eq!(moved, 2 * MUCH as u64 + 22, "every byte is counted once, the neighbour's and the commands' too");
+}
+
+#[test]
+fn few_bytes_are_not_spliced() {
+    let server = Server::start();
+    let running = Running::to(server.servers());
+    let mut neighbour = running.neighbour();
+    // More than 64 KiB in all, but in small pieces.
+    (0..20_000).for_each(|_| neighbour.works());
+    let mut client = running.asks(ECHO);
+    writing(&client, &pattern(60_000)).join().unwrap();
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).unwrap();
+    assert_eq!(got.len(), 60_000);
+    assert_eq!(spliced(&running), 0);
+}
+
+#[test]
+fn a_unix_socket_is_spliced_too_behind_a_proxy_header() {
+    let folder = std::env::temp_dir().join(format!("portway-splice-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("app.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        stream.write_all(&all).unwrap();
+    });
+    let running = Running::with(vec![Address::Unix(path)], |settings| settings.proxy_out = Some(ProxyVersion::V2));
+    let bytes = pattern(MUCH);
+    let mut client = running.client();
+    let header = Header::Proxied { source: client.local_addr().unwrap(), destination: client.peer_addr().unwrap() };
+    let writing = writing(&client, &bytes);
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).unwrap();
+    writing.join().unwrap();
+    serving.join().unwrap();
+    let header = header.encode(ProxyVersion::V2);
+    assert!(got == [&header[..], &bytes].concat());
+    running.closed("finished");
+    assert!(spliced(&running) > MUCH as u64, "{}", spliced(&running));
+    assert_eq!(running.totals().get("relay_bytes_up", "relay", ""), MUCH as u64, "the header is not counted");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_pipe_that_cannot_be_emptied_is_leased_and_holds_one_piece() {
+    let server = Server::start();
+    let running = Running::to(server.servers());
+    let mut neighbour = running.neighbour();
+    // The server floods, the client takes a little and then nothing.
+    let mut client = running.asks(FLOOD);
+    client.read_exact(&mut vec![0; 4 << 20]).unwrap();
+    let mut before = 0;
+    eventually("the flood stands still", || {
+        let now = running.totals().get("relay_bytes_down", "relay", "");
+        std::thread::sleep(Duration::from_millis(50));
+        std::mem::replace(&mut before, now) == now && running.held() > 0
+    });
+    assert!(running.held() <= 256 << 10, "{}", running.held());
+    assert!(running.budget.used() >= running.held(), "{} of {}", running.budget.used(), running.held());
+    assert!(spliced(&running) > 0);
+    neighbour.works();
+    // It goes on where it stood, and its end ends the server's.
+    client.read_exact(&mut vec![0; 8 << 20]).unwrap();
+    drop(client);
+    server.fate(FLOOD);
+    running.closed("client_reset");
+    drop(neighbour);
+    running.is_empty();
+}
+
+#[test]
+fn a_half_close_behind_a_full_pipe_waits_for_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let running = Running::to(vec![Address::Tcp(listener.local_addr().unwrap())]);
+    let client = running.client();
+    let mut served = patient(listener.accept().unwrap().0);
+    let bytes = pattern(MUCH);
+    let writing = writing(&client, &bytes);
+    // Some of it is taken, the rest stands in the pipe and in the sockets until the sender has long been waiting.
+    let mut got = vec![0; 4 << 20];
+    served.read_exact(&mut got).unwrap();
+    eventually("it stands", || running.held() > 0);
+    served.write_all(b"answer").unwrap();
+    served.shutdown(Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    (&client).read_to_end(&mut answer).unwrap();
+    assert_eq!(answer, b"answer", "the other direction ends on its own");
+    served.read_to_end(&mut got).unwrap();
+    writing.join().unwrap();
+    assert!(got == bytes && spliced(&running) > 0);
+    running.closed("finished");
+    running.is_empty();
+}
+
+#[test]
+fn a_reset_over_a_full_pipe_is_passed_on_and_the_pipe_is_not_used_again() {
+    let server = Server::start();
+    let running = Running::to(server.servers());
+    let mut neighbour = running.neighbour();
+    for round in 1..=20 {
+        let mut client = running.asks(FLOOD);
+        client.read_exact(&mut vec![0; 2 << 20]).unwrap();
+        eventually("something is in a pipe", || running.held() > 0);
+        socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+        server.fate(FLOOD);
+        running.counts("connections_closed", "relay", "client_reset", round);
+    }
+    // Whoever gets the next pipe finds nothing of others in it.
+    let bytes = pattern(MUCH);
+    let mut client = running.asks(ECHO);
+    let writing = writing(&client, &bytes);
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).unwrap();
+    writing.join().unwrap();
+    assert!(got == bytes);
+    neighbour.works();
+    drop(neighbour);
+    running.is_empty();
+}
+
+#[test]
+fn an_upstream_that_resets_under_a_full_pipe() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let running = Running::to(vec![Address::Tcp(listener.local_addr().unwrap())]);
+    let mut client = running.client();
+    client.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut served = patient(listener.accept().unwrap().0);
+    let reading = std::thread::spawn(move || {
+        served.read_exact(&mut vec![0; 4 << 20]).unwrap();
+        served
+    });
+    while client.write(&[7; 65_536]).is_ok() {}
+    let served = reading.join().unwrap();
+    while client.write(&[7; 65_536]).is_ok() {}
+    assert!(running.held() > 0 && spliced(&running) > 0);
+    socket2::SockRef::from(&served).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(served);
+    is_reset(&mut client);
+    running.closed("upstream_reset");
+    running.counts("upstream_failures", "app", "upstream_reset", 1);
+    running.is_empty();
+}
+
+#[test]
+fn the_idle_limit_cuts_a_stream_that_stands_in_a_pipe() {
+    let server = Server::start();
+    let running = Running::with(server.servers(), |settings| settings.idle = Some(Duration::from_millis(600)));
+    let mut client = running.asks(FLOOD);
+    client.read_exact(&mut vec![0; 4 << 20]).unwrap();
+    eventually("it stands", || running.held() > 0);
+    running.closed("idle");
+    server.fate(FLOOD);
+    running.is_empty();
+}
+
+/// splice stops in front of urgent data, as if there were nothing to read.
+#[test]
+fn urgent_data_does_not_stop_a_spliced_stream() {
+    let server = Server::start();
+    let running = Running::to(server.servers());
+    let mut client = running.asks(SINK);
+    let piece = [5; 64 << 10];
+    for n in 0..300 {
+        client.write_all(&piece).unwrap();
+        if n % 10 == 9 {
+            assert_eq!(socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap(), 1);
+        }
+    }
+    client.shutdown(Shutdown::Write).unwrap();
+    // Urgent bytes are not part of the stream for who does not ask for them.
+    let got = server.fate(SINK);
+    assert!((300 * 65_536..=300 * 65_536 + 30).contains(&got), "{got}");
+    running.closed("finished");
+    assert!(spliced(&running) > 0);
+}
+
+/// Both ends of a stall at once: neither side reads, both have sent all they could.
+#[test]
+fn both_sides_that_stall_hold_one_piece_each() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let running = Running::to(vec![Address::Tcp(listener.local_addr().unwrap())]);
+    let mut client = running.client();
+    let mut served = patient(listener.accept().unwrap().0);
+    let give = |stream: &mut TcpStream| {
+        stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        let mut sent = 0;
+        while let Ok(count) = stream.write(&[9; 65_536]) {
+            sent += count;
+        }
+        sent
+    };
+    let (mut up, mut down) = (0, 0);
+    for _ in 0..3 {
+        up += give(&mut client);
+        down += give(&mut served);
+        for stream in [&mut client, &mut served] {
+            stream.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        }
+    }
+    assert!(running.held() <= 512 << 10, "{}", running.held());
+    client.shutdown(Shutdown::Write).unwrap();
+    served.shutdown(Shutdown::Write).unwrap();
+    let reading = std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        served.read_to_end(&mut rest).unwrap();
+        rest.len()
+    });
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest.len() + (3 << 20), down);
+    assert_eq!(reading.join().unwrap() + (3 << 20), up);
+    running.closed("finished");
+    running.is_empty();
+}
