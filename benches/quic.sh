@@ -64,10 +64,12 @@ start() { # side, CPUs, arguments...
 load() { # side, mode, quicload's arguments...
     local name="$1 $2" line
     shift 2
-    if line=$(timeout 120 "$bin/quicload" --target "127.0.0.1:$port" --pid "$server" --name "$name" "$@" 2> "$dir/fault"); then
+    if line=$(timeout 60 "$bin/quicload" --target "127.0.0.1:$port" --pid "$server" --name "$name" "$@" 2> "$dir/fault"); then
         echo "$line" | tee -a "$dir/lines"
     else
         echo "$name failed: $(head -n 3 "$dir/fault" | tr '\n' ' ')" | tee -a "$dir/failed"
+        # What cannot be measured must not hold the machine.
+        [ "$(wc -l < "$dir/failed")" -lt 3 ] || { echo "three runs failed" >&2; exit 1; }
     fi
 }
 

@@ -89,7 +89,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::actors::{DrainReport, Mail, Mesh, MeshConfig, MeshError, SpawnError, clock};
-use crate::memory::{Budget, Level};
+use crate::memory::{Budget, Busy, Level, Shared, Snapshot, ThreadSafe, Version};
 use crate::transports::kit::admission::Occupancy;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
@@ -235,7 +235,7 @@ impl Builder {
                 admin,
                 protocols: self.protocols.clone(),
                 helper: self.helper.clone(),
-                config: Mutex::new(config),
+                config: Snapshot::new(config),
             }),
             Err(error) => {
                 let _not_on_arbiter = mesh.stop();
@@ -294,12 +294,13 @@ impl Builder {
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
             budget: parts.budget,
-            listeners: Mutex::new(listeners),
+            listeners: Snapshot::new(listeners),
             tunnels: Mutex::new(tunnels),
-            upstreams: Mutex::new(upstreams),
+            upstreams: Snapshot::new(upstreams),
             certificates: Mutex::new(certificates),
             started: clock::now(),
-            last_reload: Mutex::default(),
+            last_reload: Snapshot::default(),
+            reloading: Shared::default(),
             #[cfg(feature = "quic")]
             over_quic: Mutex::new(OverQuic { certificates: parts.certificates, links }),
         });
@@ -339,13 +340,15 @@ fn in_order(listeners: &mut [Arc<ListenerStatus>], config: &Config) {
 pub(crate) struct Status {
     draining: AtomicBool,
     budget: Budget,
-    listeners: Mutex<Vec<Arc<ListenerStatus>>>,
+    listeners: Snapshot<Vec<Arc<ListenerStatus>>>,
     tunnels: Tunnels,
-    upstreams: Mutex<Upstreams>,
+    upstreams: Snapshot<Upstreams>,
     certificates: Mutex<sites::Certificates>,
     started: Instant,
     /// When the last reload was, whether it was applied, and what it did.
-    last_reload: Mutex<Option<(Instant, bool, String)>>,
+    last_reload: Snapshot<Option<(Instant, bool, String)>>,
+    /// Held while a reload is applied: one at a time.
+    reloading: Shared<(), ThreadSafe>,
     #[cfg(feature = "quic")]
     over_quic: Mutex<OverQuic>,
 }
@@ -389,7 +392,7 @@ impl Status {
     }
 
     fn last_reload(&self) -> Option<LastReload> {
-        let last = self.last_reload.lock();
+        let last = self.last_reload.read();
         last.as_ref().map(|(at, applied, message)| LastReload {
             ago_s: clock::now().saturating_duration_since(*at).as_secs(),
             applied: *applied,
@@ -398,27 +401,19 @@ impl Status {
     }
 
     fn note_reload(&self, applied: bool, message: String) {
-        *self.last_reload.lock() = Some((clock::now(), applied, message));
+        self.last_reload.publish(Some((clock::now(), applied, message)));
     }
 
-    fn upstreams(&self) -> Upstreams {
-        self.upstreams.lock().clone()
+    fn upstreams(&self) -> Version<Upstreams> {
+        self.upstreams.read()
     }
 
-    fn set_upstreams(&self, upstreams: Upstreams) {
-        *self.upstreams.lock() = upstreams;
-    }
-
-    fn listeners(&self) -> Vec<Arc<ListenerStatus>> {
-        self.listeners.lock().clone()
+    fn listeners(&self) -> Version<Vec<Arc<ListenerStatus>>> {
+        self.listeners.read()
     }
 
     fn tunnels(&self) -> Vec<Arc<Tunnel>> {
         self.tunnels.lock().clone()
-    }
-
-    fn set_listeners(&self, listeners: Vec<Arc<ListenerStatus>>) {
-        *self.listeners.lock() = listeners;
     }
 }
 
@@ -429,7 +424,8 @@ pub struct Gateway {
     admin: Option<Mail<Never>>,
     protocols: BTreeMap<String, Factory>,
     helper: Option<PathBuf>,
-    config: Mutex<Config>,
+    /// What the gateway runs by.
+    config: Snapshot<Config>,
 }
 
 impl fmt::Debug for Gateway {
@@ -497,7 +493,7 @@ impl Gateway {
     /// they accepted. Then [`stop`](Self::stop) it.
     pub async fn drain(&self) -> DrainReport {
         self.status.draining.store(true, Ordering::Release);
-        let time = self.config.lock().runtime.drain;
+        let time = self.config.read().runtime.drain;
         tunnels::drain(&self.status.tunnels(), time);
         let report = self.mesh.drain(time).await;
         // Last: until here connections may still have been looking for a server.
@@ -540,6 +536,8 @@ pub enum StartError {
         /// What it said.
         message: String,
     },
+    /// Another reload goes on, and has for too long.
+    Reloading(Busy),
     /// A certificate, or what else TLS is told.
     #[cfg(any(feature = "http", feature = "quic"))]
     Tls {
@@ -569,6 +567,7 @@ impl fmt::Display for StartError {
                 write!(f, "{place}: listener `{listener}` cannot listen on {address}: {error}")
             }
             Self::Options { listener, place, message } => write!(f, "{place}: listener `{listener}`: {message}"),
+            Self::Reloading(_) => f.write_str("another reload is being applied"),
             #[cfg(any(feature = "http", feature = "quic"))]
             Self::Tls { of, error } => write!(f, "{of}: {error}"),
             #[cfg(feature = "quic")]

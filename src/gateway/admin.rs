@@ -14,6 +14,8 @@
 //! once: one more ends the oldest. One that has not sent its request in 10 seconds is closed, and any after 30.
 
 mod api;
+#[cfg(feature = "quic")]
+mod api_connections;
 mod metrics;
 mod metrics_memory;
 
@@ -155,12 +157,25 @@ async fn answer(mesh: &Mesh, status: &Status, request: &Request<Incoming>) -> Re
         "/api/status" => json(serde_json::to_string_pretty(&Overview::of(&mesh.view().await, status))),
         "/api/wireguard" => json(super::tunnels::api(&status.tunnels()).await),
         "/api/listeners" => json(api::listeners(&mesh.view().await, status)),
+        "/api/connections" => json(connections(status).await),
         "/" => text(
             StatusCode::OK,
-            "portway admin (read only)\n/healthz\n/readyz\n/metrics\n/api/actors\n/api/listeners\n/api/status\n/api/wireguard\n",
+            "portway admin (read only)\n/healthz\n/readyz\n/metrics\n/api/actors\n/api/connections\n/api/listeners\n\
+             /api/status\n/api/wireguard\n",
         ),
         _ => text(StatusCode::NOT_FOUND, "no such page; / lists what there is\n"),
     }
+}
+
+#[cfg(feature = "quic")]
+async fn connections(status: &Status) -> Result<String, serde_json::Error> {
+    api_connections::connections(status).await
+}
+
+#[cfg(not(feature = "quic"))]
+#[expect(clippy::unused_async, reason = "with QUIC it waits for the arbiters")]
+async fn connections(_: &Status) -> Result<String, serde_json::Error> {
+    Ok("[]".to_owned())
 }
 
 /// RFC 9110 section 7.2 makes `Host` the client's idea of who we are: a browser led here by a foreign name says that

@@ -81,9 +81,7 @@ impl Certificates {
         settings.protocols = protocols;
         settings.clients = tls.client_ca.clone().map(ClientCertificates::signed_by).transpose()?;
         settings.tickets = Some(self.tickets.clone());
-        if let Some(curves) = &tls.curves {
-            settings.curves = Curves::new(curves.clone())?;
-        }
+        settings.curves = Curves::new(tls.curves.clone())?;
         settings.keylog = tls.keylog.as_deref().map(keylog).transpose()?;
         Ok(settings)
     }
@@ -101,9 +99,7 @@ impl Certificates {
         };
         settings.protocols = vec![tls.alpn.as_bytes().to_vec()];
         settings.certificate = tls.certificate.as_deref().map(|name| self.get(name)).transpose()?;
-        if let Some(curves) = &tls.curves {
-            settings.curves = Curves::new(curves.clone())?;
-        }
+        settings.curves = Curves::new(tls.curves.clone())?;
         settings.keylog = tls.keylog.as_deref().map(keylog).transpose()?;
         // Once now, so that what cannot work is found before a connection needs it.
         settings.builder()?;

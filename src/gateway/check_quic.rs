@@ -154,7 +154,7 @@ pub(super) fn listener_tls(
     let mut tls = ListenerTls { certificates: named, ..ListenerTls::default() };
     if let Some(At { value: raw, .. }) = raw {
         tls.client_ca = is(&raw.client_ca).and_then(|file| authorities("client_ca", file, around.folder, mistakes));
-        tls.curves = curves(&raw.curves, mistakes);
+        tls.curves = curves(&raw.curves, mistakes).unwrap_or(tls.curves);
         tls.keylog = path(&raw.keylog, around.folder);
         no_early_data(&raw.early_data, mistakes);
     }
@@ -364,14 +364,15 @@ pub(super) fn upstream_tls(
         }
         Field::Bad => None,
     };
+    let default = UpstreamTls::new(alpn?);
     Some(UpstreamTls {
         ca: is(&raw.ca).and_then(|file| authorities("ca", file, folder, mistakes)),
         trust: is(&raw.trust).and_then(|name| certificates.need(name, mistakes)),
         name: name.map(|name| name.value.text.clone()),
         certificate: is(&raw.certificate).and_then(|name| certificates.need(name, mistakes)),
-        curves: curves(&raw.curves, mistakes),
+        curves: curves(&raw.curves, mistakes).unwrap_or_else(|| default.curves.clone()),
         keylog: path(&raw.keylog, folder),
-        alpn: alpn?,
+        ..default
     })
 }
 

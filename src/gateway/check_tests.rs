@@ -180,11 +180,11 @@ fn every_key_of_quic_reaches_the_checked_configuration() {
         name: Some("inner.example".into()),
         alpn: "tunnel".into(),
         certificate: Some("made".into()),
-        curves: Some(vec!["X25519MLKEM768".into()]),
+        curves: vec!["X25519MLKEM768".into()],
         keylog: Some(file("out.keys")),
     };
     assert_eq!(site.tls.as_ref(), Some(&tls));
-    let tls = UpstreamTls { trust: Some("made".into()), alpn: "echo".into(), ..UpstreamTls::default() };
+    let tls = UpstreamTls { trust: Some("made".into()), ..UpstreamTls::new("echo") };
     assert_eq!(own.tls, Some(tls));
     let udp = |host| Server::Udp { host, port: 53 };
     let local = Host::Address("127.0.0.1".parse().unwrap());
@@ -200,7 +200,7 @@ fn every_key_of_quic_reaches_the_checked_configuration() {
         tls: ListenerTls {
             certificates: vec!["files".into(), "made".into()],
             client_ca: Some(file("../../tls/good.pem")),
-            curves: Some(vec!["X25519".into(), "P-256".into()]),
+            curves: vec!["X25519".into(), "P-256".into()],
             keylog: Some(file("in.keys")),
         },
         routes: vec![
@@ -298,7 +298,11 @@ fn the_shipped_file_states_the_defaults() {
     assert_eq!((&shipped.runtime, &shipped.log), (&Runtime::default(), &Log::default()));
     assert_eq!(shipped.admin.as_ref().unwrap().listen.to_string(), "127.0.0.1:9180");
     assert_eq!(shipped.upstreams, []);
-    let [echo, web, wg0] = shipped.listeners.as_slice() else { panic!("three listeners") };
+    let [echo, web, wg0, on] = shipped.listeners.as_slice() else { panic!("four listeners") };
+    let Protocol::Quic(Quic { tls, routes, settings }) = &on.protocol else { panic!("over QUIC") };
+    assert_eq!((on.listen.to_string().as_str(), settings), ("127.0.0.1:4433", &QuicSettings::default()));
+    assert_eq!(*tls, ListenerTls { certificates: vec!["local".to_owned()], ..ListenerTls::default() });
+    assert!(matches!(routes.as_slice(), [Route { service: QuicService::Echo, datagrams: None, .. }]));
     assert_eq!((echo.name.as_str(), echo.listen.to_string().as_str()), ("echo", "127.0.0.1:7001"));
     assert_eq!((&echo.limits, &echo.protocol), (&Limits::default(), &Protocol::Framed(Framed::default())));
 
@@ -331,10 +335,10 @@ fn the_shipped_file_states_the_defaults() {
     assert_eq!((relay.name.as_str(), &relay.protocol), ("relay", &Protocol::Relay(Relay::new("app"))));
     let Protocol::Quic(Quic { tls, routes, settings }) = &quic.protocol else { panic!("over QUIC") };
     assert_eq!((routes.len(), settings), (2, &QuicSettings::default()));
-    let curves = tls.curves.as_deref().unwrap();
-    assert_eq!(curves, ["X25519", "P-256", "P-384", "X25519MLKEM768"]);
+    let own = site.tls.as_ref().map(|tls| &tls.curves);
+    assert_eq!((&tls.curves, own), (&ListenerTls::default().curves, Some(&tls.curves)));
     #[cfg(feature = "tls")]
-    assert_eq!(crate::transports::tls::Curves::new(curves.to_vec()).unwrap(), Default::default());
+    assert_eq!(crate::transports::tls::Curves::new(tls.curves.clone()).unwrap(), Default::default());
 }
 
 #[test]

@@ -184,7 +184,8 @@ fn secret_file(
     mistakes: &mut Mistakes,
 ) -> Option<SecretKey> {
     let path = folder.join(&file.value.text);
-    let mut text = Zeroizing::new(String::new());
+    // Large enough from the start: growing would leave a copy behind that nobody wipes.
+    let mut text = Zeroizing::new(String::with_capacity(2_048));
     // A key has 44 characters: what is longer is another file.
     let read = File::open(&path).and_then(|file| file.take(1_024).read_to_string(&mut text));
     if let Err(error) = read {

@@ -36,21 +36,21 @@ pub enum CertificateSource {
 
 /// `[listener.tls]`: what a listener says in its handshakes, beside its certificates.
 #[non_exhaustive]
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerTls {
     /// The names of certificates; the first one answers clients that name none of the others' hosts.
     pub certificates: Vec<String>,
     /// With it, clients must show a certificate that an authority in this PEM file signed. Default none.
     pub client_ca: Option<PathBuf>,
     /// Key agreement, most wanted first. Default: X25519, P-256, P-384, X25519MLKEM768.
-    pub curves: Option<Vec<String>>,
+    pub curves: Vec<String>,
     /// A file to which the secrets of all connections are written. Default none.
     pub keylog: Option<PathBuf>,
 }
 
 /// `[upstream.tls]`: what is demanded of servers, and said to them.
 #[non_exhaustive]
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamTls {
     /// Authorities in a PEM file. Default: those of the system.
     pub ca: Option<PathBuf>,
@@ -63,9 +63,27 @@ pub struct UpstreamTls {
     /// The name of a certificate to show servers that ask. Default none.
     pub certificate: Option<String>,
     /// Key agreement, most wanted first. Default: X25519, P-256, P-384, X25519MLKEM768.
-    pub curves: Option<Vec<String>>,
+    pub curves: Vec<String>,
     /// A file to which the secrets of all connections are written. Default none.
     pub keylog: Option<PathBuf>,
+}
+
+fn curves() -> Vec<String> {
+    ["X25519", "P-256", "P-384", "X25519MLKEM768"].map(String::from).to_vec()
+}
+
+impl Default for ListenerTls {
+    fn default() -> Self {
+        Self { certificates: Vec::new(), client_ca: None, curves: curves(), keylog: None }
+    }
+}
+
+impl UpstreamTls {
+    /// This protocol, with the defaults of everything else.
+    #[must_use]
+    pub fn new(alpn: impl Into<String>) -> Self {
+        Self { ca: None, trust: None, name: None, alpn: alpn.into(), certificate: None, curves: curves(), keylog: None }
+    }
 }
 
 /// A listener that speaks QUIC. `[listener.limits]` holds: `half_open` and `first_message` for handshakes, `idle` for

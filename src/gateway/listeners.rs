@@ -94,9 +94,9 @@ pub(super) fn made(
                 ProxyOut::V2 => Some(ProxyVersion::V2),
             };
             let name: Arc<str> = Arc::from(listener.name.as_str());
-            let network = upstreams.network(&relay.upstream);
+            let reach = upstreams.reach(&relay.upstream);
             Ok(Box::new(move || {
-                Box::new(relay::Connections::through(network.clone(), name.clone(), settings.clone()))
+                Box::new(relay::Connections::through(reach.clone(), name.clone(), settings.clone()))
                     as Box<dyn OnAccept>
             }))
         }

@@ -12,19 +12,17 @@ use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use zeroize::Zeroizing;
 
 use super::certificates::Certificates;
 use super::config::{self, Listener, QuicService};
 use super::upstreams::Upstreams;
 use super::{ListenerStatus, StartError};
 use crate::actors::{Driver, Fault, Mail, Mesh, Place, Progress, Protocol, Spec, Turn};
-use crate::memory::Budget;
+use crate::memory::{Budget, Secret, Snapshot};
 use crate::transports::kit::admission::{Admission, Caps, Occupancy, Refusal, Ticket};
 use crate::transports::quic::{
     self as transport, Application, Applications, Closed, Connection, Echo, Event, Info, QuicServer, RetryMode, Session,
@@ -50,7 +48,7 @@ pub(super) struct QuicListener {
 /// What the listener's actor and its applications share.
 struct Shared {
     name: Arc<str>,
-    routes: ArcSwap<Routes>,
+    routes: Snapshot<Routes>,
     door: Mutex<Admission>,
     /// What it says in handshakes.
     tls: Mutex<Arc<ServerSettings>>,
@@ -142,7 +140,7 @@ fn start(
     };
     let shared = Arc::new(Shared {
         name: name.clone(),
-        routes: ArcSwap::from_pointee(routes(listener, quic, around.upstreams)),
+        routes: Snapshot::new(routes(listener, quic, around.upstreams)),
         door: Mutex::new(Admission::new(caps, around.budget.clone(), occupancy)),
         tls: Mutex::new(tls),
     });
@@ -153,7 +151,9 @@ fn start(
                 StartError::Bind { listener, address, place, error: std::io::Error::other(error) }
             }
             transport::StartError::Spawn(error) => StartError::Spawn(error),
-            other => StartError::Options { listener, place, message: other.to_string() },
+            other @ (transport::StartError::Tls(_) | transport::StartError::Settings) => {
+                StartError::Options { listener, place, message: other.to_string() }
+            }
         }
     })?;
     let listening = QuicListener { server: server.clone(), shared };
@@ -197,7 +197,7 @@ pub(super) fn started(
 impl QuicListener {
     /// Other routes for connections from now on.
     pub(super) fn set_routes(&self, listener: &Listener, quic: &config::Quic, upstreams: &Upstreams) {
-        self.shared.routes.store(Arc::new(routes(listener, quic, upstreams)));
+        self.shared.routes.publish(routes(listener, quic, upstreams));
     }
 
     /// Whether these settings differ from those in use.
@@ -264,27 +264,27 @@ fn routes(listener: &Listener, quic: &config::Quic, upstreams: &Upstreams) -> Ro
 fn target(listener: &Listener, streams: Option<&String>, datagrams: Option<&String>, upstreams: &Upstreams) -> Target {
     Target {
         streams: streams.and_then(|name| upstreams.relay(name, &listener.limits)).map(Arc::new),
-        network: streams.map(|name| upstreams.network(name)).unwrap_or_default(),
+        reach: streams.map(|name| upstreams.reach(name)).unwrap_or_default(),
         datagrams: datagrams.and_then(|name| upstreams.get(name)).cloned(),
         links: datagrams.and_then(|name| upstreams.links(name)).cloned(),
     }
 }
 
 /// The secret of Retry tokens and stateless resets.
-fn secret(file: &Path) -> Result<Arc<[u8]>, String> {
-    let bytes = fs::read(file).map(Zeroizing::new);
-    let bytes = bytes.map_err(|error| format!("cannot read `secret_file` {}: {error}", file.display()))?;
-    if bytes.len() < LEAST_SECRET {
+fn secret(file: &Path) -> Result<Secret, String> {
+    let bytes = fs::read(file).map_err(|error| format!("cannot read `secret_file` {}: {error}", file.display()))?;
+    let secret = Secret::from(bytes);
+    if secret.expose().len() < LEAST_SECRET {
         return Err(format!("`secret_file` {} holds fewer than {LEAST_SECRET} bytes", file.display()));
     }
-    Ok(Arc::from(&**bytes))
+    Ok(secret)
 }
 
 /// What runs inside connections: the echo, and the refusal of those that are not let in. All others are left to the
 /// listener's actor.
 fn applications(shared: Arc<Shared>) -> Applications {
     Arc::new(move |info: &Info| {
-        let routes = shared.routes.load();
+        let routes = shared.routes.read();
         match routes.get(&*info.alpn) {
             Some(Way::Relay(_)) => None,
             Some(Way::Echo) => Some(match shared.admit(info.peer.ip()) {
@@ -345,7 +345,7 @@ impl Taker {
 
     fn take(&self, connection: Connection, turn: &Turn<'_, Never>) {
         let shared = &self.listener.shared;
-        let routes = shared.routes.load();
+        let routes = shared.routes.read();
         let Some(Way::Relay(target)) = routes.get(connection.alpn()).cloned() else {
             connection.close(REFUSED, "no_route");
             return;

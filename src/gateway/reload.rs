@@ -8,6 +8,7 @@
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::config::{Config, Listener, Protocol, Runtime};
 use super::sites::{Certificates, Web};
@@ -15,6 +16,9 @@ use super::upstreams::Upstreams;
 use super::{Gateway, ListenerStatus, StartError, in_order, listeners, tunnels};
 use crate::actors::{Control, clock};
 use crate::transports::tcp;
+
+/// How long a reload waits for another to be done.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a reload did, by the names of listeners.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -78,7 +82,8 @@ impl Gateway {
     }
 
     fn apply(&self, new: Config) -> Result<Reloaded, StartError> {
-        let mut running = self.config.lock();
+        let _one_at_a_time = self.status.reloading.write_within(PATIENCE).map_err(StartError::Reloading)?;
+        let running = self.config.read();
         let mut done = Reloaded::default();
         let restart = [
             ("runtime", Runtime { drain: new.runtime.drain, ..running.runtime.clone() } != new.runtime),
@@ -118,12 +123,7 @@ impl Gateway {
             #[cfg(feature = "quic")]
             let started = started
                 .and_then(|started| self.start_quic(&running, &new, &old, &upstreams, &over, &mut done, started));
-            started
-                .map_err(|error| {
-                    upstreams.retire(&before);
-                    error
-                })
-                .map(|started| (upstreams, started))
+            started.inspect_err(|_| upstreams.retire(&before)).map(|started| (upstreams, started))
         });
         let (upstreams, started) = match started {
             Ok(started) => started,
@@ -152,7 +152,7 @@ impl Gateway {
         };
         *self.status.tunnels.lock() = tunnels;
         before.retire(&upstreams);
-        self.status.set_upstreams(upstreams);
+        self.status.upstreams.publish(upstreams);
         *self.status.certificates.lock() = certificates;
         #[cfg(feature = "quic")]
         {
@@ -163,7 +163,7 @@ impl Gateway {
         started.iter().filter_map(|status| status.web.as_ref()).for_each(Web::publish);
         let by = clock::later(clock::now(), running.runtime.drain);
         let mut now = started;
-        for status in old {
+        for status in old.iter().cloned() {
             let goes_on = now.iter().any(|new| Arc::ptr_eq(new, &status));
             if goes_on || done.kept.iter().any(|name| *name == *status.name) {
                 if !goes_on {
@@ -191,11 +191,10 @@ impl Gateway {
             }
         }
         in_order(&mut now, &new);
-        self.status.set_listeners(now);
-        running.listeners = new.listeners;
-        running.upstreams = new.upstreams;
-        running.certificates = new.certificates;
-        running.runtime.drain = new.runtime.drain;
+        self.status.listeners.publish(now);
+        let Config { listeners, upstreams, certificates, .. } = new;
+        let runtime = Runtime { drain: new.runtime.drain, ..running.runtime.clone() };
+        self.config.publish(Config { listeners, upstreams, certificates, runtime, ..running.clone() });
         Ok(done)
     }
 

@@ -182,8 +182,8 @@ fn in_netstack(
                     .relay(&relay.upstream, &own.limits)
                     .ok_or_else(|| refuse(format!("there is no upstream `{}`", relay.upstream)))?;
                 settings.attempts = usize::try_from(relay.attempts).unwrap_or(usize::MAX);
-                let (network, settings) = (around.upstreams.network(&relay.upstream), Arc::new(settings));
-                Arc::new(move || Box::new(Relayed::new(network.clone(), name.clone(), settings.clone())))
+                let (reach, settings) = (around.upstreams.reach(&relay.upstream), Arc::new(settings));
+                Arc::new(move || Box::new(Relayed::new(reach.clone(), name.clone(), settings.clone())))
             }
         };
         all.push((service.listen, make));

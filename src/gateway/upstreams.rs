@@ -32,7 +32,7 @@ use crate::actors::{Budget, Control, Fault, Mail, Mesh, Place, Progress, Protoco
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer, Policy, ServerId, ServerView};
 #[cfg(feature = "quic")]
 use crate::transports::relay::Links;
-use crate::transports::relay::{Network, RelaySettings};
+use crate::transports::relay::{Reach, RelaySettings};
 
 /// Servers of one upstream that are checked at the same time.
 const CHECKS: usize = 64;
@@ -108,14 +108,14 @@ impl Upstreams {
     }
 
     /// What reaches the servers of an upstream.
-    pub(super) fn network(&self, name: &str) -> Network {
+    pub(super) fn reach(&self, name: &str) -> Reach {
         #[cfg(feature = "quic")]
         if let Some(links) = self.links(name) {
-            return Network::over(links.clone());
+            return Reach::over(links.clone());
         }
         // Each upstream is reached in the same way where there is no QUIC.
         let _ = name;
-        Network::default()
+        Reach::default()
     }
 
     /// How streams are relayed to an upstream, with the defaults of what only a relay's listener has; nothing if there

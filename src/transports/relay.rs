@@ -41,7 +41,7 @@ mod state_way;
 
 pub use actor::{Connections, Relay};
 pub use codec::{Header, MAX_V1, MAX_V2, Malformed, ProxyVersion};
-pub use dial::{Dial, Network, Upstream, Wire};
+pub use dial::{Dial, Network, Reach, Upstream, Wire};
 pub use onward::Onward;
 pub use pipe::Plain;
 #[cfg(feature = "quic")]

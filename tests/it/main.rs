@@ -31,6 +31,8 @@ mod quic_ends;
 #[cfg(feature = "quic")]
 mod quic_gateway;
 #[cfg(feature = "quic")]
+mod quic_interop;
+#[cfg(feature = "quic")]
 mod quic_moving;
 #[cfg(feature = "quic")]
 mod quic_strangers;

@@ -109,6 +109,11 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        // A daemon that is killed leaves its socket behind, under the name of its interface.
+        let links = Command::new("ip").args(["-n", &self.name, "-br", "link"]).output();
+        let links = String::from_utf8_lossy(&links.map(|out| out.stdout).unwrap_or_default()).into_owned();
+        let sockets = links.lines().filter_map(|line| line.split_whitespace().next());
+        let sockets: Vec<String> = sockets.map(|name| format!("/var/run/wireguard/{name}.sock")).collect();
         for child in &mut self.children {
             let _gone_already = child.kill();
             let _reaped = child.wait();
@@ -119,6 +124,9 @@ impl Drop for Netns {
             let _gone_already = Command::new("kill").args(["-9", process]).status();
         }
         let _gone_already = Command::new("ip").args(["netns", "del", &self.name]).status();
+        for socket in sockets {
+            let _not_one = std::fs::remove_file(socket);
+        }
     }
 }
 

@@ -32,23 +32,21 @@ impl Application for Unruly {
         if self.over {
             self.seen.after.fetch_add(1, Ordering::SeqCst);
         }
-        match event {
-            Event::Readable(stream) if self.close_on_data => {
-                session.close(1, "first");
-                assert_eq!(session.read(stream, 10), Err(StreamError::Closed));
-                assert_eq!(session.write(stream, Bytes::from("x")), Err(StreamError::Closed));
-                session.close(2, "second");
+        if let Event::Readable(stream) = event
+            && self.close_on_data
+        {
+            session.close(1, "first");
+            assert_eq!(session.read(stream, 10), Err(StreamError::Closed));
+            assert_eq!(session.write(stream, Bytes::from("x")), Err(StreamError::Closed));
+            session.close(2, "second");
+        } else if let Event::Closed(end) = event {
+            if self.close_on_data {
+                assert_eq!((end.who, end.code), (Who::Local, Code::Application(1)));
             }
-            Event::Closed(end) => {
-                if self.close_on_data {
-                    assert_eq!((end.who, end.code), (Who::Local, Code::Application(1)));
-                }
-                self.over = true;
-                self.seen.closed.fetch_add(1, Ordering::SeqCst);
-                session.close(3, "third");
-                assert!(session.open(StreamKind::Bidirectional, Priority::default()).is_err());
-            }
-            _ => {}
+            self.over = true;
+            self.seen.closed.fetch_add(1, Ordering::SeqCst);
+            session.close(3, "third");
+            assert!(session.open(StreamKind::Bidirectional, Priority::default()).is_err());
         }
     }
 }

@@ -87,7 +87,7 @@ async fn translate(
         if cut.load(Ordering::SeqCst) {
             continue;
         }
-        if !ports.contains_key(&client) {
+        if let std::collections::hash_map::Entry::Vacant(place) = ports.entry(client) {
             let port = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
             port.connect(server).await.expect("connected");
             let (back, answers, cut) = (front.clone(), port.clone(), cut.clone());
@@ -99,7 +99,7 @@ async fn translate(
                     }
                 }
             });
-            ports.insert(client, (port, task));
+            place.insert((port, task));
         }
         let _full = ports[&client].0.send(&buffer[..length]).await;
     }

@@ -163,7 +163,7 @@ fn tokens_prove_an_address_once_and_in_time() {
 fn tokens_hold_across_a_restart_with_a_secret() {
     let secret = |server: &mut ServerSettings| {
         server.limits.retry = RetryMode::Always;
-        server.secret = Some(b"the same for both".as_slice().into());
+        server.secret = Some(b"the same for both".to_vec().into());
     };
     let before = Stranger::new(2, secret);
     before.send(&initial(&[7; 8], &[], 1_200));

@@ -22,21 +22,17 @@ struct Source(Vec<Priority>);
 
 impl Application for Source {
     fn on(&mut self, event: Event, session: &mut dyn Session) {
-        match event {
-            Event::Connected => {
-                for priority in self.0.clone() {
-                    let stream = session.open(StreamKind::Unidirectional, priority).expect("allowed");
-                    session.want_room(stream);
-                }
-            }
-            Event::Writable(stream) => {
-                while session.room(stream) > 0 {
-                    let piece = session.room(stream).min(16 << 10);
-                    session.write(stream, Bytes::from(vec![1; piece])).expect("room");
-                }
+        if event == Event::Connected {
+            for priority in self.0.clone() {
+                let stream = session.open(StreamKind::Unidirectional, priority).expect("allowed");
                 session.want_room(stream);
             }
-            _ => {}
+        } else if let Event::Writable(stream) = event {
+            while session.room(stream) > 0 {
+                let piece = session.room(stream).min(16 << 10);
+                session.write(stream, Bytes::from(vec![1; piece])).expect("room");
+            }
+            session.want_room(stream);
         }
     }
 }

@@ -202,8 +202,8 @@ fn a_server_behind_a_tunnel_is_dialled_through_it() {
     let dial = |stack: &Mail<NetMsg>, port: u16| {
         let mut via = Via::new(stack.clone());
         let to = format!("10.98.0.1:{port}").parse().unwrap();
-        let stream = via.dial(&portway::transports::kit::balance::Address::Tcp(to)).unwrap();
-        wait(std::future::poll_fn(|cx| via.poll_connected(&stream, cx))).map(|()| stream)
+        let mut stream = via.dial(&portway::transports::kit::balance::Address::Tcp(to)).unwrap();
+        wait(std::future::poll_fn(|cx| via.poll_connected(&mut stream, cx))).map(|()| stream)
     };
     assert!(dial(&client.stack, 7001).is_ok_and(|stream| !stream.is_broken()));
     let refused = dial(&client.stack, 7002).map(drop).map_err(|error| error.kind());

@@ -53,7 +53,7 @@ impl Dial for Servers {
         Ok(plug.open())
     }
 
-    fn poll_connected(&mut self, _: &mut Stream, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_connected(&mut self, _: &Stream, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.fate {
             Fate::Connects => Poll::Ready(Ok(())),
             Fate::Refuses => Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into())),

@@ -43,6 +43,26 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("messages_dropped", "listener", "reason", "Messages dropped for a slow reader"),
     ("messages_in", "listener", "", "Messages received whole"),
     ("messages_out", "listener", "", "Messages accepted for sending"),
+    ("quic_bytes_in", "listener", "", "Bytes of UDP datagrams received for QUIC connections"),
+    ("quic_bytes_out", "listener", "", "Bytes of UDP datagrams sent by QUIC connections"),
+    ("quic_connections_closed", "listener", "reason", "QUIC connections closed, by reason"),
+    ("quic_connections_opened", "listener", "", "QUIC handshakes begun"),
+    ("quic_connections_refused", "listener", "reason", "QUIC handshakes and connections refused, by reason"),
+    ("quic_datagrams_dropped", "listener", "reason", "QUIC datagrams dropped in a connection's queue, by reason"),
+    ("quic_datagrams_relayed", "listener", "way", "QUIC datagrams relayed: up from clients, down from servers"),
+    ("quic_datagrams_unrelayed", "listener", "reason", "QUIC datagrams that were not relayed, by reason"),
+    ("quic_forwarded", "listener", "", "UDP datagrams forwarded to the arbiter of their connection"),
+    ("quic_migrations", "listener", "", "QUIC connections that moved to another path"),
+    ("quic_packets_dropped", "listener", "reason", "UDP datagrams dropped before any QUIC connection, by reason"),
+    ("quic_packets_in", "listener", "", "UDP datagrams received for QUIC connections"),
+    ("quic_packets_out", "listener", "", "UDP datagrams sent by QUIC connections"),
+    ("quic_receive_errors", "listener", "", "Reads of UDP sockets that failed"),
+    ("quic_resets_sent", "listener", "", "Stateless resets sent"),
+    ("quic_retries", "listener", "result", "Retry packets sent, and tokens that came back, by result"),
+    ("quic_send_blocked", "listener", "", "Sends that waited for room in a UDP socket"),
+    ("quic_send_errors", "listener", "", "UDP datagrams that the system refused to send"),
+    ("quic_streams_refused", "listener", "reason", "Streams of clients given up at once, by reason"),
+    ("quic_version_negotiations", "listener", "", "Version negotiations sent"),
     ("relay_bytes_down", "listener", "", "Bytes relayed from servers to clients"),
     ("relay_bytes_up", "listener", "", "Bytes relayed from clients to servers"),
     ("netstack_accepted", "listener", "", "Connections inside tunnels that a netstack served"),
@@ -95,6 +115,7 @@ pub(super) fn render(view: &MeshView, status: &Status) -> Result<String, fmt::Er
     let mut registry = Registry::with_prefix("portway");
     registry.register_collector(Box::new(Page { gauges: gauges(view, status), totals: view.totals.clone() }));
     registry.register_collector(Box::new(metrics_memory::Pools::of(view)));
+    registry.register_collector(Box::new(metrics_memory::Locks(status.reloading.contention())));
     let mut out = String::new();
     encode(&mut out, &registry)?;
     Ok(out)

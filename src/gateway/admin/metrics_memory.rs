@@ -10,7 +10,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::actors::MeshView;
-use crate::memory::PoolStats;
+use crate::memory::{Contention, PoolStats};
 
 /// The pools of all arbiters.
 #[derive(Debug)]
@@ -25,17 +25,35 @@ impl Pools {
     }
 }
 
+/// How often a reload found another one going on.
+#[derive(Debug)]
+pub(super) struct Locks(pub(super) Contention);
+
+impl Collector for Locks {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Contention { refused, waited, timed_out } = self.0;
+        for (name, help, value) in [
+            ("lock_refused", "Times a lock was not free and nobody waited", refused),
+            ("lock_waited", "Times somebody had to wait for a lock", waited),
+            ("lock_timed_out", "Waits for a lock that were for nothing", timed_out),
+        ] {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(metric.encode_family(&[("lock", "reload")])?)?;
+        }
+        Ok(())
+    }
+}
+
 type Read = fn(&PoolStats) -> u64;
 
 const GAUGES: &[(&str, &str, Read)] = &[
-    ("pool_buffers", "Buffers that a pool has, in use or not", |pool| pool.made as u64),
+    ("pool_buffers", "Buffers that a pool has, in use or not", |pool| pool.made),
     ("pool_buffers_limit", "Buffers that a pool may have", |pool| pool.limit as u64),
     ("pool_buffers_out", "Buffers of a pool in use", |pool| pool.out),
     ("pool_buffers_high", "The most buffers of a pool that ever were in use at once", |pool| pool.high),
 ];
 
 const COUNTERS: &[(&str, &str, Read)] = &[
-    ("pool_taken", "Buffers taken from a pool", |pool| pool.taken),
     ("pool_exhausted", "Times a pool had no buffer to give", |pool| pool.exhausted),
     ("pool_came_home", "Buffers that came back to a pool from another thread", |pool| pool.came_home),
     ("pool_resized", "Buffers that came back to a pool with another size", |pool| pool.resized),

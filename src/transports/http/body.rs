@@ -91,7 +91,7 @@ impl Body for ToServer {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                let since = *body.since.get_or_insert(notes.driver.now());
+                let since = *body.since.get_or_insert_with(|| notes.driver.now());
                 if body.timer.poll(&notes, later(since, body.silence), cx).is_ready() {
                     return body.fail(Failure::SlowBody);
                 }
@@ -231,7 +231,7 @@ impl FromServer {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                let since = *self.since.get_or_insert(notes.driver.now());
+                let since = *self.since.get_or_insert_with(|| notes.driver.now());
                 if self.timer.poll(notes, later(since, self.silence), cx).is_ready() {
                     self.source.ended(false, notes);
                     record.broke("stalled");

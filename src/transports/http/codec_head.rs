@@ -230,8 +230,13 @@ impl Guard {
         match self.state {
             State::ChunkSize if self.partial.len() + more > CHUNK_LINE => Err(Refusal::Chunk),
             State::ChunkEnd if self.partial.len() + more > 2 => Err(Refusal::Chunk),
-            State::ChunkSize | State::ChunkEnd => Ok(()),
-            _ => {
+            State::ChunkSize
+            | State::ChunkEnd
+            | State::Fixed(_)
+            | State::ChunkData(_)
+            | State::Open
+            | State::Refused(_) => Ok(()),
+            State::Start(_) | State::Fields | State::Trailers => {
                 self.head.bytes += more;
                 if self.head.bytes > self.limits.bytes { Err(Refusal::TooLarge) } else { Ok(()) }
             }
@@ -354,10 +359,8 @@ pub(super) const fn is_token(b: u8) -> bool {
 /// Whether the version is older than 1.1.
 fn request_line(line: &[u8]) -> Result<bool, Refusal> {
     let mut parts = line.split(|b| *b == b' ');
-    let (method, target, version) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some(method), Some(target), Some(version), None) => (method, target, version),
-        _ => return Err(Refusal::RequestLine),
-    };
+    let parts = (parts.next(), parts.next(), parts.next(), parts.next());
+    let (Some(method), Some(target), Some(version), None) = parts else { return Err(Refusal::RequestLine) };
     let plain = |b: &u8| b.is_ascii_graphic();
     if method.is_empty() || !method.iter().copied().all(is_token) || target.is_empty() || !target.iter().all(plain) {
         return Err(Refusal::RequestLine);

@@ -194,7 +194,7 @@ fn forwarded(client: &Client, head: &mut http::request::Parts, route: &Route, au
     let target = head.uri.path_and_query().map_or("/", uri::PathAndQuery::as_str);
     let target = target.get(route.strip..).unwrap_or_default();
     let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
-    head.uri = target.parse().unwrap_or(Uri::from_static("/"));
+    head.uri = target.parse().unwrap_or_else(|_| Uri::from_static("/"));
 }
 
 /// A place at a server, for one attempt.
@@ -368,7 +368,7 @@ fn absolute(head: &Head) -> Uri {
     parts.scheme = Some(uri::Scheme::HTTP);
     parts.authority = uri::Authority::try_from(host).ok();
     parts.path_and_query = head.uri.path_and_query().cloned();
-    Uri::from_parts(parts).unwrap_or(Uri::from_static("/"))
+    Uri::from_parts(parts).unwrap_or_else(|_| Uri::from_static("/"))
 }
 
 /// A server's answer as the client gets it.

@@ -53,7 +53,12 @@ pub(super) fn answer(
             }
             return response;
         }
-        _ => return empty(StatusCode::NOT_FOUND, record),
+        FileType::Symlink
+        | FileType::Fifo
+        | FileType::Socket
+        | FileType::CharacterDevice
+        | FileType::BlockDevice
+        | FileType::Unknown => return empty(StatusCode::NOT_FOUND, record),
     }
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);

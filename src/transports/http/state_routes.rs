@@ -102,7 +102,7 @@ impl Table {
             }
         }
         let mut rules: Vec<_> = rules.into_iter().enumerate().collect();
-        rules.sort_by(|(_, a), (_, b)| rank(b).cmp(&rank(a)));
+        rules.sort_by_key(|(_, rule)| std::cmp::Reverse(rank(rule)));
         Ok(Self { rules })
     }
 

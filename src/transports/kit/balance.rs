@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+
+use crate::memory::Snapshot;
 
 /// An ejection is never longer than this many times the first.
 const LONGEST: u32 = 10;
@@ -196,7 +197,7 @@ impl Server {
 #[derive(Debug)]
 pub struct Balancer {
     settings: BalanceSettings,
-    servers: ArcSwap<Vec<Arc<Server>>>,
+    servers: Snapshot<Vec<Arc<Server>>>,
     next_id: AtomicU64,
     turn: AtomicU64,
     /// The first instant this balancer saw: instants become numbers that fit into an atomic.
@@ -248,7 +249,7 @@ impl Balancer {
     pub fn new(servers: Vec<Address>, settings: BalanceSettings) -> Arc<Self> {
         let balancer = Self {
             settings,
-            servers: ArcSwap::from_pointee(Vec::new()),
+            servers: Snapshot::default(),
             next_id: AtomicU64::new(0),
             turn: AtomicU64::new(0),
             epoch: OnceLock::new(),
@@ -263,7 +264,7 @@ impl Balancer {
     /// # Errors
     /// Why there is none; nothing has changed then.
     pub fn pick(self: &Arc<Self>, now: Instant, random: u64, tried: &[ServerId]) -> Result<Picked, NoServer> {
-        let servers = self.servers.load();
+        let servers = self.servers.read();
         let now = self.since_epoch(now);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         for _ in 0..RACES {
@@ -324,7 +325,7 @@ impl Balancer {
     /// those that went go on.
     pub fn set_servers(&self, servers: Vec<Address>) {
         let _changing = self.changes.lock();
-        let before = self.servers.load_full();
+        let before = self.servers.read();
         let mut after: Vec<Arc<Server>> = Vec::with_capacity(servers.len());
         for address in servers {
             if after.iter().any(|server| server.address == address) {
@@ -349,13 +350,13 @@ impl Balancer {
         for server in ejected.into_iter().skip(self.settings.may_eject(after.len())) {
             server.ejected_until.store(0, Ordering::Relaxed);
         }
-        self.servers.store(Arc::new(after));
+        self.servers.publish(after);
     }
 
     /// What an active check found. A server that comes back is no longer ejected either: it has just been reached.
     pub fn set_health(&self, id: ServerId, healthy: bool) {
         let _changing = self.changes.lock();
-        let servers = self.servers.load();
+        let servers = self.servers.read();
         let Some(server) = servers.iter().find(|server| server.id == id) else { return };
         if !server.healthy.swap(healthy, Ordering::Relaxed) && healthy {
             server.failures.store(0, Ordering::Relaxed);
@@ -378,7 +379,7 @@ impl Balancer {
                 left => Some(Duration::from_micros(left)),
             },
         };
-        self.servers.load().iter().map(view).collect()
+        self.servers.read().iter().map(view).collect()
     }
 
     fn succeeded(&self, server: &Server, now: Instant) {
@@ -412,7 +413,7 @@ impl Balancer {
             return;
         }
         let _changing = self.changes.lock();
-        let servers = self.servers.load();
+        let servers = self.servers.read();
         let out = servers.iter().filter(|server| server.is_ejected(now)).count();
         let is_ours = servers.iter().any(|other| other.id == server.id);
         if !is_ours || server.is_ejected(now) || out >= self.settings.may_eject(servers.len()) {

@@ -13,7 +13,7 @@ use super::stream::{NetStream, pair};
 use crate::actors::{Mail, Place, Refused, SpawnError, Spec, Turn, clock};
 use crate::transports::framed::{Connection, Service, Settings};
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer};
-use crate::transports::relay::{Dial, Network, Relay, RelaySettings};
+use crate::transports::relay::{Dial, Network, Reach, Relay, RelaySettings};
 
 /// Framed messages, answered by what `service` makes.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl<V: Service + Send + 'static, F: Fn() -> V + 'static> Serve for Framed<F> {
 /// Each connection joined to a server of an upstream.
 #[derive(Debug)]
 pub struct Relayed {
-    network: Network,
+    reach: Reach,
     listener: Arc<str>,
     settings: Arc<RelaySettings>,
     random: RandomState,
@@ -49,10 +49,10 @@ pub struct Relayed {
 }
 
 impl Relayed {
-    /// Servers are reached through `network`; `listener` is the scope of the counters.
+    /// `reach` opens the streams to servers; `listener` is the scope of the counters.
     #[must_use]
-    pub fn new(network: Network, listener: Arc<str>, settings: Arc<RelaySettings>) -> Self {
-        Self { network, listener, settings, random: RandomState::new(), count: 0 }
+    pub fn new(reach: Reach, listener: Arc<str>, settings: Arc<RelaySettings>) -> Self {
+        Self { reach, listener, settings, random: RandomState::new(), count: 0 }
     }
 }
 
@@ -60,8 +60,8 @@ impl Serve for Relayed {
     fn serve(&mut self, visitor: Visitor, turn: &Turn<'_, NetMsg>) -> Result<(), SpawnError> {
         self.count += 1;
         let random = self.random.hash_one(self.count);
-        let (network, listener, settings) = (self.network.clone(), self.listener.clone(), self.settings.clone());
-        let make = move || Relay::new(visitor.stream, network, listener, settings, random);
+        let (reach, listener, settings) = (self.reach.clone(), self.listener.clone(), self.settings.clone());
+        let make = move || Relay::new(visitor.stream, reach, listener, settings, random);
         turn.spawn(Place::Here, Spec::default(), make).map(drop)
     }
 }
@@ -88,7 +88,7 @@ impl Serve for Forwarded {
         settings.idle = self.idle;
         settings.attempts = 1;
         let listener = self.listener.clone();
-        let make = move || Relay::new(visitor.stream, Network::default(), listener, Arc::new(settings), 0);
+        let make = move || Relay::new(visitor.stream, Network, listener, Arc::new(settings), 0);
         turn.spawn(Place::Here, Spec::default(), make).map(drop)
     }
 }
@@ -140,7 +140,7 @@ impl Dial for Via {
         }
     }
 
-    fn poll_connected(&mut self, stream: &mut NetStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_connected(&mut self, stream: &NetStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         stream.poll_connected(cx)
     }
 }

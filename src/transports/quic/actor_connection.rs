@@ -14,7 +14,7 @@ use super::actor_engine::{Engine, Phase};
 use super::actor_remote::Remote;
 use super::actor_send::{Outlet, Sent};
 use super::actor_shared::Shared;
-use super::codec::Cid;
+use super::codec::{Cid, handshake_packets};
 use super::handle::Connection as Handle;
 use super::messages::{ConnectError, Farewell, Packets, Request, SlotId, ToConnection, ToEndpoint};
 use super::server::Arrivals;
@@ -127,10 +127,17 @@ impl ConnectionActor {
     fn packets(&mut self, mut packets: Packets) {
         let info = quiche::RecvInfo { from: packets.from, to: packets.to };
         let length = packets.len;
+        self.engine.heard = true;
         let datagrams = packets.buffer.get_mut(..length).unwrap_or_default().chunks_mut(packets.stride.max(1));
         let mut count = 0;
         for datagram in datagrams {
             count += 1;
+            // quiche drops a whole datagram when it has no keys any more for its first packet. A peer that closes at
+            // once does so in a Handshake packet, for which a server has none, and behind it in one that it can read.
+            let done = self.engine.quic.is_established();
+            let skip = if done { handshake_packets(datagram) } else { 0 };
+            let from = if skip < datagram.len() { skip } else { 0 };
+            let datagram = datagram.get_mut(from..).unwrap_or_default();
             // An error closes the connection with it: `notice_end` says so.
             if let Err(error) = self.engine.quic.recv(datagram, info)
                 && error != quiche::Error::Done

@@ -119,6 +119,8 @@ pub(super) struct Engine {
     look_at: usize,
     /// Stops of the peer that were looked for.
     stops: u64,
+    /// Packets have come in this turn.
+    pub(super) heard: bool,
 }
 
 impl Engine {
@@ -145,6 +147,7 @@ impl Engine {
             leaving: Vec::new(),
             look_at: LEAVING,
             stops: 0,
+            heard: false,
             settings,
         }
     }
@@ -228,6 +231,10 @@ impl Engine {
     /// quiche says nothing of a stop for a stream that it has reported as writable and that was not written since. So
     /// the streams are looked through whenever it has counted one.
     fn look_for_stopped(&mut self) {
+        // Only a packet can bring one, and to ask costs a walk over the streams.
+        if !std::mem::replace(&mut self.heard, false) {
+            return;
+        }
         let count = self.quic.stats().stopped_stream_count_remote;
         if std::mem::replace(&mut self.stops, count) == count {
             return;

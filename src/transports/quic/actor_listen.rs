@@ -166,19 +166,30 @@ impl Endpoint {
         config.set_stateless_reset_token(Some(token_of_reset));
         let ours = quiche::ConnectionId::from_ref(id.bytes());
         let (local, peer) = (packets.to, packets.from);
-        let quic: Result<Quic, _> = match original {
-            Some(original) => quiche::accept_with_retry(
-                &ours,
-                quiche::RetryConnectionIds {
-                    original_destination_cid: &quiche::ConnectionId::from_ref(original),
-                    retry_source_cid: &quiche::ConnectionId::from_ref(dcid),
-                },
-                local,
-                peer,
-                config,
-            ),
-            None => quiche::accept_with_buf_factory(&ours, None, local, peer, config),
+        let accept = |config: &mut quiche::Config| -> quiche::Result<Quic> {
+            match original {
+                Some(original) => quiche::accept_with_retry(
+                    &ours,
+                    quiche::RetryConnectionIds {
+                        original_destination_cid: &quiche::ConnectionId::from_ref(original),
+                        retry_source_cid: &quiche::ConnectionId::from_ref(dcid),
+                    },
+                    local,
+                    peer,
+                    config,
+                ),
+                None => quiche::accept_with_buf_factory(&ours, None, local, peer, config),
+            }
         };
+        let quic = accept(config).or_else(|error| {
+            // quiche has 128 bytes for our transport parameters. After a Retry of a client with long ids (quinn's have
+            // 20 bytes) they are longer; the reset token of the first id is what can be missed.
+            if error != quiche::Error::BufferTooShort {
+                return Err(error);
+            }
+            config.set_stateless_reset_token(None);
+            accept(config)
+        });
         let quic = quic.map_err(|_| "quic")?;
         let purpose = if self.quiet { Purpose::Refused } else { Purpose::Arrived(arrivals) };
         self.start(quic, Role::Server, id, Key::new(dcid), purpose, turn).ok_or("closing")

@@ -163,6 +163,35 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Bytes of the Handshake packets at the front of a datagram, which other packets may follow (RFC 9000, section 12.2);
+/// 0 if it begins with something else or is cut short.
+#[must_use]
+pub fn handshake_packets(datagram: &[u8]) -> usize {
+    let one = |rest: &[u8]| -> Result<usize, PeekError> {
+        let mut reader = Reader(rest);
+        // RFC 9000, section 17.2.4: a long header with type 2.
+        if reader.byte()? & 0xb0 != 0xa0 {
+            return Ok(0);
+        }
+        reader.take(4)?;
+        for _ in 0..2 {
+            let length = usize::from(reader.byte()?);
+            reader.take(length)?;
+        }
+        let length = usize::try_from(reader.varint()?).map_err(|_| PeekError::Truncated)?;
+        reader.take(length)?;
+        Ok(rest.len() - reader.0.len())
+    };
+    let mut skipped = 0;
+    while let Some(rest) = datagram.get(skipped..)
+        && let Ok(length) = one(rest)
+        && length > 0
+    {
+        skipped += length;
+    }
+    skipped
+}
+
 /// Reads the header of the first packet in a datagram.
 ///
 /// # Errors
@@ -213,6 +242,29 @@ mod tests {
         packet.extend([0x40 | (token.len() >> 8) as u8, token.len() as u8]);
         packet.extend(token);
         packet
+    }
+
+    #[test]
+    fn handshake_packets_in_front_are_measured() {
+        let handshake = |body: usize| {
+            let mut packet = vec![0xe1, 0, 0, 0, 1, 2, 7, 7, 1, 9, body as u8];
+            packet.extend(vec![0; body]);
+            packet
+        };
+        let short = [0x41; 30];
+        for (packets, skipped) in [
+            ([handshake(20), short.to_vec()].concat(), 31),
+            ([handshake(20), handshake(3), short.to_vec()].concat(), 31 + 14),
+            (handshake(20), 31),
+            (short.to_vec(), 0),
+            (handshake(20)[..30].to_vec(), 0),
+            (vec![0xe1], 0),
+            (vec![], 0),
+            // An Initial is none.
+            ([vec![0xc1], handshake(20)[1..].to_vec()].concat(), 0),
+        ] {
+            assert_eq!(handshake_packets(&packets), skipped, "{packets:?}");
+        }
     }
 
     #[test]

@@ -113,7 +113,8 @@ impl QuicServer {
         // Once here, so that what cannot work fails before anything is bound.
         let builder = settings.tls.builder().map_err(StartError::Tls)?;
         settings.transport.check(builder).map_err(|_| StartError::Settings)?;
-        let secrets = Arc::new(secrets(settings.secret.as_deref()).ok_or(StartError::Settings)?);
+        let secret = settings.secret.as_ref().map(|secret| secret.expose().as_slice());
+        let secrets = Arc::new(secrets(secret).ok_or(StartError::Settings)?);
         let arbiters = mesh.arbiters();
         let group = Group::bind(settings.listen, arbiters, settings.steer).map_err(StartError::Bind)?;
         let backlog = settings.backlog;

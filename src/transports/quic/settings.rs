@@ -11,6 +11,7 @@ use super::actor_engine::SharedBytes;
 use super::codec::{CID_LEN, MAX_CID_LEN, MIN_CLIENT_DCID};
 use super::state_admission::Limits;
 use super::state_datagrams::DatagramLimits;
+use crate::memory::Secret;
 use crate::transports::tls;
 
 /// Which congestion control is used.
@@ -123,7 +124,7 @@ pub struct ServerSettings {
     /// Whether the kernel is asked to hand each datagram to its arbiter. Default yes; without, they are forwarded.
     pub steer: bool,
     /// The secret of Retry tokens and stateless resets. With one, both survive a restart; without, random.
-    pub secret: Option<Arc<[u8]>>,
+    pub secret: Option<Secret>,
     /// How long a client has to come back with a Retry token. Default 30 s.
     pub retry_life: Duration,
     /// Connections that may wait to be accepted; more are closed, and counted. Default 1,024.

@@ -18,7 +18,7 @@ use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
 use super::codec::Header;
-use super::dial::{Dial, Network, Wire, failure_of};
+use super::dial::{Dial, Reach, Wire, failure_of};
 use super::pipe::{Pipe, Plain};
 use super::state::{Blame, Input, Next, RelaySettings, Side, State};
 use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn, clock};
@@ -40,7 +40,7 @@ const PIPE_READ: usize = 256 << 10;
 pub struct Connections {
     listener: Arc<str>,
     settings: Arc<RelaySettings>,
-    network: Network,
+    reach: Reach,
     random: RandomState,
     count: u64,
 }
@@ -49,24 +49,24 @@ impl Connections {
     /// For a listener of this name.
     #[must_use]
     pub fn new(listener: Arc<str>, settings: RelaySettings) -> Self {
-        Self::through(Network::default(), listener, settings)
+        Self::through(Reach::default(), listener, settings)
     }
 
-    /// As [`new`](Self::new), to servers that this network reaches.
+    /// As [`new`](Self::new), to all servers that this reaches.
     #[must_use]
-    pub fn through(network: Network, listener: Arc<str>, settings: RelaySettings) -> Self {
-        Self { listener, settings: Arc::new(settings), network, random: RandomState::new(), count: 0 }
+    pub fn through(reach: Reach, listener: Arc<str>, settings: RelaySettings) -> Self {
+        Self { listener, settings: Arc::new(settings), reach, random: RandomState::new(), count: 0 }
     }
 }
 
 impl OnAccept for Connections {
     fn accepted(&mut self, accepted: Accepted, turn: &Turn<'_, Never>) -> Result<(), SpawnError> {
-        let (listener, settings, network) = (self.listener.clone(), self.settings.clone(), self.network.clone());
+        let (listener, settings, reach) = (self.listener.clone(), self.settings.clone(), self.reach.clone());
         self.count += 1;
         let mut hasher = self.random.build_hasher();
         hasher.write_u64(self.count);
         let random = hasher.finish();
-        let make = move || Relay::accepted(accepted, network, listener, settings, random);
+        let make = move || Relay::accepted(accepted, reach, listener, settings, random);
         turn.spawn(Place::LeastLoaded, Spec::default(), make).map(drop)
     }
 }
@@ -186,11 +186,11 @@ impl<C: Wire, U: Wire> Ends<C, U> {
     }
 }
 
-impl Relay<TcpStream, Network> {
+impl Relay<TcpStream, Reach> {
     /// The stream of a client that a listener accepted.
     pub fn accepted(
         accepted: Accepted,
-        network: Network,
+        reach: Reach,
         listener: Arc<str>,
         settings: Arc<RelaySettings>,
         random: u64,
@@ -200,7 +200,7 @@ impl Relay<TcpStream, Network> {
             Some(Ok(destination)) => Header::Proxied { source: peer, destination },
             Some(Err(_)) | None => Header::Local,
         };
-        let mut relay = Self::make(TcpStream::from_std(stream), network, header, listener, settings, random);
+        let mut relay = Self::make(TcpStream::from_std(stream), reach, header, listener, settings, random);
         relay.peer = Some(peer);
         relay.ticket = Some(ticket);
         relay
@@ -270,7 +270,7 @@ impl<C: Wire, D: Dial> Relay<C, D> {
                 }
                 self.server = Some(address);
             } else if self.state.connecting()
-                && let Some(stream) = &mut self.ends.upstream
+                && let Some(stream) = &self.ends.upstream
             {
                 match self.dial.poll_connected(stream, &mut turn.cx()) {
                     Poll::Pending => return,

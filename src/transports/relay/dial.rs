@@ -76,22 +76,42 @@ pub trait Dial: 'static {
     fn dial(&mut self, to: &Address) -> io::Result<Self::Stream>;
 
     /// Whether the stream is connected.
-    fn poll_connected(&mut self, stream: &mut Self::Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn poll_connected(&mut self, stream: &Self::Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
-/// Opens TCP and Unix sockets, and streams of QUIC connections where it is given a way to make these.
+/// Opens TCP and Unix sockets.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Network;
+
+/// Opens what [`Network`] opens, and streams of QUIC connections where it is given a way to make these.
 #[derive(Debug, Clone, Default)]
-pub struct Network {
+pub struct Reach {
     #[cfg(feature = "quic")]
-    pub(super) links: Option<super::quic_links::Links>,
+    links: Option<super::quic_links::Links>,
 }
 
 #[cfg(feature = "quic")]
-impl Network {
+impl Reach {
     /// One that also reaches servers over QUIC, by this way.
     #[must_use]
     pub const fn over(links: super::quic_links::Links) -> Self {
         Self { links: Some(links) }
+    }
+}
+
+impl Dial for Reach {
+    type Stream = Upstream;
+
+    fn dial(&mut self, to: &Address) -> io::Result<Upstream> {
+        #[cfg(feature = "quic")]
+        if let (Address::Quic { address, name }, Some(links)) = (to, &self.links) {
+            return Ok(Upstream::Quic(Box::new(links.open(*address, name.clone()))));
+        }
+        Network.dial(to)
+    }
+
+    fn poll_connected(&mut self, stream: &Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Network.poll_connected(stream, cx)
     }
 }
 
@@ -124,10 +144,6 @@ impl Dial for Network {
         let (domain, address) = match to {
             Address::Tcp(address) => (Domain::for_address(*address), SockAddr::from(*address)),
             Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
-            #[cfg(feature = "quic")]
-            Address::Quic { address, name } if let Some(links) = &self.links => {
-                return Ok(Upstream::Quic(Box::new(links.open(*address, name.clone()))));
-            }
             Address::Quic { .. } | Address::Udp(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
@@ -146,7 +162,7 @@ impl Dial for Network {
         }
     }
 
-    fn poll_connected(&mut self, stream: &mut Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_connected(&mut self, stream: &Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let (writable, readable) = match stream {
             Upstream::Tcp(tcp) => (tcp.poll_write_ready(cx), tcp.poll_read_ready(cx)),
             Upstream::Unix(unix) => (unix.poll_write_ready(cx), unix.poll_read_ready(cx)),
@@ -287,9 +303,8 @@ mod tests {
     }
 
     async fn connect(to: &Address) -> io::Result<Upstream> {
-        let mut network = Network::default();
-        let mut stream = network.dial(to)?;
-        poll_fn(|cx| network.poll_connected(&mut stream, cx)).await?;
+        let stream = Network.dial(to)?;
+        poll_fn(|cx| Network.poll_connected(&stream, cx)).await?;
         Ok(stream)
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use socket2::SockRef;
 
 use super::actor::Relay;
-use super::dial::Network as Sockets;
+use super::dial::Reach;
 use super::state::RelaySettings;
 use crate::actors::{Place, SpawnError, Spec, Turn};
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer};
@@ -59,7 +59,7 @@ impl OnAccept for Onward {
         settings.attempts = 1;
         self.count += 1;
         let (listener, random) = (self.listener.clone(), self.random.hash_one(self.count));
-        let make = move || Relay::accepted(accepted, Sockets::default(), listener, Arc::new(settings), random);
+        let make = move || Relay::accepted(accepted, Reach::default(), listener, Arc::new(settings), random);
         turn.spawn(Place::LeastLoaded, Spec::default(), make).map(drop)
     }
 }

@@ -223,7 +223,12 @@ fn meaning(error: &ConnectError) -> io::Error {
         ConnectError::Ended(end) if end.reason == "handshake_timeout" => io::ErrorKind::TimedOut,
         ConnectError::Ended(_) => io::ErrorKind::ConnectionRefused,
         ConnectError::Timeout => io::ErrorKind::TimedOut,
-        _ => io::ErrorKind::Other,
+        ConnectError::Tls(_)
+        | ConnectError::Quic(_)
+        | ConnectError::NoSocket
+        | ConnectError::Full
+        | ConnectError::Closed
+        | ConnectError::OnArbiter => io::ErrorKind::Other,
     };
     io::Error::new(kind, error.to_string())
 }

@@ -20,7 +20,7 @@ use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
 use super::actor::Relay;
-use super::dial::Network;
+use super::dial::Reach;
 use super::quic_links::Links;
 use super::quic_wire::REFUSED;
 use super::state::RelaySettings;
@@ -42,7 +42,7 @@ pub struct Target {
     /// Where each stream goes; `None`: nowhere, it is given up.
     pub streams: Option<Arc<RelaySettings>>,
     /// How servers are reached.
-    pub network: Network,
+    pub reach: Reach,
     /// Where datagrams go; `None`: nowhere, they are dropped and counted.
     pub datagrams: Option<Arc<Balancer>>,
     /// The way to servers that take datagrams over QUIC.
@@ -148,8 +148,8 @@ impl QuicSession {
         let mut hasher = self.random.build_hasher();
         hasher.write_u64(self.count);
         let random = hasher.finish();
-        let (listener, network, peer) = (self.listener.clone(), self.target.network.clone(), self.connection.peer());
-        let make = move || Relay::stream(stream, peer, network, listener, settings, random);
+        let (listener, reach, peer) = (self.listener.clone(), self.target.reach.clone(), self.connection.peer());
+        let make = move || Relay::stream(stream, peer, reach, listener, settings, random);
         // With the actor the stream is dropped, and the client's end of it.
         if turn.spawn(Place::On(turn.arbiter()), Spec::default(), make).is_err() {
             turn.counter("quic_streams_refused", &self.listener, "closing").add(1);

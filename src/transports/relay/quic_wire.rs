@@ -1,6 +1,7 @@
 //! A stream of a QUIC connection in the shape of a socket, for the relay: one that a client opened, or one that is being
 //! opened to a server.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -35,7 +36,7 @@ impl Wire for Duplex {
 type Opens = Pin<Box<dyn Future<Output = io::Result<Duplex>> + Send>>;
 
 /// A stream to a server: first awaited, then used.
-pub struct Opening(State);
+pub struct Opening(RefCell<State>);
 
 enum State {
     Awaited(Opens),
@@ -45,40 +46,42 @@ enum State {
 
 impl fmt::Debug for Opening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match &self.0 {
-            State::Awaited(_) => "Awaited",
-            State::Open(_) => "Open",
-            State::Failed => "Failed",
+        f.write_str(match self.0.try_borrow().as_deref() {
+            Ok(State::Open(_)) => "Open",
+            Ok(State::Failed) => "Failed",
+            Ok(State::Awaited(_)) | Err(_) => "Awaited",
         })
     }
 }
 
 impl Opening {
     pub(super) fn new(opens: impl Future<Output = io::Result<Duplex>> + Send + 'static) -> Self {
-        Self(State::Awaited(Box::pin(opens)))
+        Self(RefCell::new(State::Awaited(Box::pin(opens))))
     }
 
     /// Ready once there is a stream, or why there is none.
-    pub(super) fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let opened = match &mut self.0 {
+    pub(super) fn poll_open(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // One actor owns it and does nothing else with it meanwhile.
+        let Ok(mut state) = self.0.try_borrow_mut() else { return Poll::Pending };
+        let opened = match &mut *state {
             State::Awaited(opens) => ready!(opens.as_mut().poll(cx)),
             State::Open(_) => return Poll::Ready(Ok(())),
             State::Failed => return Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         };
         Poll::Ready(match opened {
             Ok(stream) => {
-                self.0 = State::Open(Box::new(stream));
+                *state = State::Open(Box::new(stream));
                 Ok(())
             }
             Err(error) => {
-                self.0 = State::Failed;
+                *state = State::Failed;
                 Err(error)
             }
         })
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut Duplex>> {
-        match &mut self.0 {
+        match self.0.get_mut() {
             State::Open(stream) => Ok(Pin::new(stream)),
             State::Awaited(_) | State::Failed => Err(io::ErrorKind::NotConnected.into()),
         }
@@ -87,19 +90,19 @@ impl Opening {
 
 impl Wire for Opening {
     fn abort(&mut self) {
-        if let State::Open(stream) = &mut self.0 {
+        if let State::Open(stream) = self.0.get_mut() {
             Wire::abort(&mut **stream);
         }
     }
 
     fn refuse(&mut self) {
-        if let State::Open(stream) = &mut self.0 {
+        if let State::Open(stream) = self.0.get_mut() {
             Wire::refuse(&mut **stream);
         }
     }
 
     fn is_broken(&self) -> bool {
-        matches!(&self.0, State::Open(stream) if stream.is_broken())
+        self.0.try_borrow().is_ok_and(|state| matches!(&*state, State::Open(stream) if stream.is_broken()))
     }
 }
 

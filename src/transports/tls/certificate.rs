@@ -13,9 +13,9 @@ use boring::nid::Nid;
 use boring::pkey::{PKey, Private};
 use boring::x509::extension::{BasicConstraints, ExtendedKeyUsage, SubjectAlternativeName};
 use boring::x509::{X509, X509Builder, X509Name};
-use zeroize::Zeroizing;
 
 use super::{TlsError, reason};
+use crate::memory::Secret;
 
 /// How long a generated certificate is valid. It is made anew at each start, and clients that pin it learn so.
 const GENERATED_DAYS: u32 = 90;
@@ -60,8 +60,8 @@ impl Certificate {
     /// A file that cannot be read or holds something else, or a key of another certificate; the error names the file.
     pub fn from_files(cert: &Path, key: &Path) -> Result<Self, TlsError> {
         let chain = certificates(cert)?;
-        let text = Zeroizing::new(read(key)?);
-        let private = private_key(&text).map_err(|reason| TlsError::Parse { file: key.into(), reason })?;
+        let text = Secret::from(read(key)?);
+        let private = private_key(text.expose()).map_err(|reason| TlsError::Parse { file: key.into(), reason })?;
         Self::new(chain, private, cert, key)
     }
 

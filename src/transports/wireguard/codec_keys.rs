@@ -5,7 +5,9 @@
 
 use std::fmt;
 
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::Zeroizing;
+
+use crate::memory::Secret;
 
 /// Bytes of a key.
 pub const KEY: usize = 32;
@@ -40,42 +42,34 @@ impl fmt::Debug for PublicKey {
 }
 
 /// A private or preshared key.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct SecretKey([u8; KEY]);
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretKey(Secret<[u8; KEY]>);
 
 impl SecretKey {
     /// Takes the bytes of a key; the caller's copy is the caller's to wipe.
     #[must_use]
-    pub const fn new(bytes: [u8; KEY]) -> Self {
-        Self(bytes)
+    pub fn new(bytes: [u8; KEY]) -> Self {
+        Self(Secret::new(bytes))
     }
 
     /// Reads 44 characters of base64.
     #[must_use]
     pub fn from_base64(text: &str) -> Option<Self> {
-        decode(text).map(|bytes| Self(*bytes))
+        decode(text).map(|bytes| Self::new(*bytes))
     }
 
     /// The text form, wiped when it is dropped.
     #[must_use]
     pub fn to_base64(&self) -> Zeroizing<String> {
-        Zeroizing::new(encode(&self.0))
+        Zeroizing::new(encode(self.bytes()))
     }
 
     /// The bytes.
     #[must_use]
-    pub const fn bytes(&self) -> &[u8; KEY] {
-        &self.0
+    pub fn bytes(&self) -> &[u8; KEY] {
+        self.0.expose()
     }
 }
-
-impl PartialEq for SecretKey {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.iter().zip(&other.0).fold(0, |different, (a, b)| different | (a ^ b)) == 0
-    }
-}
-
-impl Eq for SecretKey {}
 
 impl fmt::Debug for SecretKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
