@@ -133,8 +133,7 @@ fn path(here: &RawHttpRoute, mistakes: &mut Mistakes) -> Option<HttpPath> {
         (_, _, Field::Is(at)) => {
             if let Err(error) = Regex::new(&at.value.text) {
                 let large = matches!(error, regex::Error::CompiledTooBig(_));
-                let why =
-                    if large { "it is too large" } else { "see https://docs.rs/regex for what can be written" };
+                let why = if large { "it is too large" } else { "see https://docs.rs/regex for what can be written" };
                 mistakes.add(at.span, format!("{} is not a regular expression", at.value.shown()), why);
                 return None;
             }

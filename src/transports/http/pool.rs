@@ -210,9 +210,8 @@ impl Pool {
 /// Opens a stream to a server.
 pub(super) async fn dial(address: &Address) -> std::io::Result<ServerStream> {
     // Over TCP and Unix sockets; the configuration lets no others come here.
-    let mut network = Network::default();
-    let mut stream = network.dial(address)?;
-    poll_fn(|cx| network.poll_connected(&mut stream, cx)).await?;
+    let stream = Network.dial(address)?;
+    poll_fn(|cx| Network.poll_connected(&stream, cx)).await?;
     Ok(stream)
 }
 

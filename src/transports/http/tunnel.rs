@@ -61,12 +61,9 @@ pub(super) async fn open(
         Err(failure) => return failed(failure),
     };
     let until = later(notes.driver.now(), upstream.connect_timeout);
-    let stream = match notes.until(until, dial(picked.address())).await {
-        Some(Ok(stream)) => stream,
-        Some(Err(_)) | None => {
-            picked.failed(notes.driver.now());
-            return failed(Failure::NotConnected);
-        }
+    let Some(Ok(stream)) = notes.until(until, dial(picked.address())).await else {
+        picked.failed(notes.driver.now());
+        return failed(Failure::NotConnected);
     };
     let Ok((mut sender, connection)) = http1::Builder::new().handshake(TokioIo::new(stream)).await else {
         return failed(Failure::NotConnected);
