@@ -7,9 +7,15 @@
 
 mod admin;
 mod ask;
-#[cfg(feature = "quic")]
+#[cfg(any(feature = "http", feature = "quic"))]
+#[cfg_attr(
+    not(feature = "quic"),
+    expect(dead_code, reason = "QUIC is a client as well, and turns the keys of tickets")
+)]
 mod certificates;
 pub mod check;
+#[cfg(feature = "http")]
+mod check_http;
 mod check_listener;
 mod check_quic;
 #[cfg(test)]
@@ -19,6 +25,7 @@ mod check_upstream;
 mod check_wireguard;
 pub mod cli;
 pub mod config;
+mod config_http;
 mod config_quic;
 #[cfg(feature = "wireguard")]
 mod config_wireguard;
@@ -34,6 +41,7 @@ mod overview;
 #[cfg(feature = "quic")]
 mod quic;
 mod raw;
+mod raw_http;
 mod raw_quic;
 mod raw_secrets;
 mod raw_section;
@@ -47,6 +55,8 @@ mod reload_quic;
 pub mod report;
 mod report_source;
 mod service;
+#[cfg_attr(not(feature = "http"), path = "gateway/sites_none.rs")]
+mod sites;
 #[cfg(feature = "wireguard")]
 mod tunnels;
 #[cfg(not(feature = "wireguard"))]
@@ -85,6 +95,7 @@ use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
 pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview, ServerRow};
 pub use reload::Reloaded;
+use sites::Web;
 use tunnels::{Tunnel, Tunnels};
 use upstreams::Upstreams;
 
@@ -167,8 +178,10 @@ impl Builder {
     fn check_options(&self, listener: &config::Listener) -> Result<(), StartError> {
         match &listener.protocol {
             config::Protocol::Custom { .. } => {
-                listeners::prepare(listener, &self.protocols, &Upstreams::default()).map(drop)
+                listeners::made(listener, &self.protocols, &Upstreams::default()).map(drop)
             }
+            #[cfg(feature = "http")]
+            config::Protocol::Http(_) => Ok(()),
             config::Protocol::Framed(_) | config::Protocol::Relay(_) | config::Protocol::Quic(_) => Ok(()),
             #[cfg(feature = "wireguard")]
             config::Protocol::Wireguard(_) => Ok(()),
@@ -254,11 +267,20 @@ impl Builder {
             &links,
         );
         let upstreams = upstreams.map_err(StartError::Spawn)?;
+        #[cfg(all(feature = "http", feature = "quic"))]
+        let certificates = parts.certificates.clone();
+        #[cfg(all(feature = "http", not(feature = "quic")))]
+        let certificates = certificates::Certificates::load(&config.certificates, None)?;
+        #[cfg(not(feature = "http"))]
+        let certificates = sites::Certificates;
         let mut prepared = Vec::new();
         let tcp = config.listeners.iter().filter(|listener| tunnels::is_tcp(listener));
         for (listener, socket) in tcp.zip(parts.bound) {
-            let made = listeners::prepare(listener, &self.protocols, &upstreams)?;
-            prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, occupancy: Arc::default() });
+            let around =
+                listeners::Around { protocols: &self.protocols, upstreams: &upstreams, certificates: &certificates };
+            let (made, web) = listeners::prepare(listener, around, None)?;
+            let occupancy = Arc::default();
+            prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }
         #[cfg_attr(not(feature = "quic"), expect(unused_mut, reason = "QUIC listeners are added"))]
         let mut listeners = listeners::start_all(mesh, prepared, &parts.budget)?;
@@ -282,6 +304,7 @@ impl Builder {
             listeners: Snapshot::new(listeners),
             tunnels: Mutex::new(tunnels),
             upstreams: Snapshot::new(upstreams),
+            certificates: Mutex::new(certificates),
             started: clock::now(),
             last_reload: Snapshot::default(),
             reloading: Shared::default(),
@@ -327,6 +350,7 @@ pub(crate) struct Status {
     listeners: Snapshot<Vec<Arc<ListenerStatus>>>,
     tunnels: Tunnels,
     upstreams: Snapshot<Upstreams>,
+    certificates: Mutex<sites::Certificates>,
     started: Instant,
     /// When the last reload was, whether it was applied, and what it did.
     last_reload: Snapshot<Option<(Instant, bool, String)>>,
@@ -346,6 +370,8 @@ pub(crate) struct ListenerStatus {
     socket: Weak<TcpListener>,
     protocol: String,
     occupancy: Arc<Occupancy>,
+    /// The site, if it has one; a reload hands it on to the next.
+    web: Option<Web>,
     acceptor: Mail<Never>,
     #[cfg(feature = "quic")]
     quic: Option<quic::QuicListener>,
@@ -522,7 +548,7 @@ pub enum StartError {
     /// Another reload goes on, and has for too long.
     Reloading(Busy),
     /// A certificate, or what else TLS is told.
-    #[cfg(feature = "quic")]
+    #[cfg(any(feature = "http", feature = "quic"))]
     Tls {
         /// Whose.
         of: String,
@@ -557,7 +583,7 @@ impl fmt::Display for StartError {
             }
             Self::Options { listener, place, message } => write!(f, "{place}: listener `{listener}`: {message}"),
             Self::Reloading(_) => f.write_str("another reload is being applied"),
-            #[cfg(feature = "quic")]
+            #[cfg(any(feature = "http", feature = "quic"))]
             Self::Tls { of, error } => write!(f, "{of}: {error}"),
             #[cfg(feature = "quic")]
             Self::TlsReload { listener, error } => write!(f, "listener `{listener}`: {error}"),

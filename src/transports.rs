@@ -2,6 +2,8 @@
 //! decisions) know no socket, clock or runtime; `actor` does the I/O.
 
 pub mod framed;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod kit;
 #[cfg(feature = "wireguard")]
 pub mod netstack;

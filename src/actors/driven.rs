@@ -8,11 +8,14 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
+use super::clock;
 use super::mailbox::Mail;
 use super::mesh::{Mesh, Place, SpawnError, Spec};
+use super::metrics::Counter;
 use super::protocol::{Fault, Progress, Protocol, Turn};
 
 /// What a driven future can see of its host.
@@ -26,6 +29,9 @@ struct Asked {
     quiet: Cell<bool>,
     by: Cell<Option<Instant>>,
     waiting: RefCell<Vec<Waker>>,
+    now: Cell<Option<Instant>>,
+    alarm: Cell<Option<Instant>>,
+    held: Cell<usize>,
 }
 
 impl Driver {
@@ -43,6 +49,35 @@ impl Driver {
     /// Waits until the actor is asked to finish. A future that goes on beyond [`draining`](Self::draining) is dropped.
     pub async fn drained(&self) {
         self.until(|asked| asked.by.get().is_some()).await;
+    }
+
+    /// The time at which this turn began; read once per turn.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.inner.now.get().unwrap_or_else(clock::now)
+    }
+
+    /// Has the future polled at `at`, or not. One alarm for an actor; far ones cost the event loop nothing, where a
+    /// [`clock::Sleep`] would.
+    pub fn alarm(&self, at: Option<Instant>) {
+        self.inner.alarm.set(at);
+    }
+
+    /// Says how many bytes the future holds in buffers of its own, for the memory budget.
+    pub fn holds(&self, bytes: usize) {
+        self.inner.held.set(bytes);
+    }
+
+    /// The mesh and the arbiter the future lives on, to start actors beside it.
+    #[must_use]
+    pub fn here(&self) -> Option<(Mesh, Place)> {
+        super::local::current().map(|local| (local.mesh.clone(), Place::On(local.index)))
+    }
+
+    /// A counter of this arbiter, to be kept. Looking it up costs a map access.
+    #[must_use]
+    pub fn counter(&self, family: &'static str, scope: &Arc<str>, reason: &'static str) -> Counter {
+        super::local::current().map(|local| local.counters.counter(family, scope, reason)).unwrap_or_default()
     }
 
     /// Adds one to a counter of the arbiter the future runs on. Costs a map access.
@@ -94,7 +129,21 @@ impl<F: Future<Output = Result<(), Fault>> + 'static, K: Kind> Protocol for Driv
         match m {}
     }
 
+    fn deadline(&self) -> Option<Instant> {
+        self.driver.inner.alarm.get()
+    }
+
+    fn on_deadline(&mut self, _: &mut Turn<'_, Infallible>) -> Result<(), Fault> {
+        self.driver.inner.alarm.set(None);
+        Ok(())
+    }
+
+    fn held(&self) -> usize {
+        self.driver.inner.held.get()
+    }
+
     fn io(&mut self, turn: &mut Turn<'_, Infallible>) -> Result<Progress, Fault> {
+        self.driver.inner.now.set(Some(turn.now()));
         match self.future.as_mut().poll(&mut turn.cx()) {
             Poll::Pending => {}
             Poll::Ready(Ok(())) => turn.stop(),

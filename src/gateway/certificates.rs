@@ -52,6 +52,15 @@ impl Certificates {
         }
     }
 
+    /// Whether a listener would say the same in its handshakes with these others.
+    #[cfg(feature = "http")]
+    pub(super) fn same_for(&self, other: &Self, tls: &ListenerTls) -> bool {
+        tls.certificates.iter().all(|name| match (self.get(name), other.get(name)) {
+            (Ok(a), Ok(b)) => Arc::ptr_eq(&a, &b),
+            _ => false,
+        })
+    }
+
     fn get(&self, name: &str) -> Result<Arc<Certificate>, TlsError> {
         let found = self.by_name.get(name).map(|(_, certificate)| certificate.clone());
         found.ok_or_else(|| TlsError::Value(format!("there is no certificate `{name}`")))

@@ -36,7 +36,7 @@ pub struct Known {
 impl Known {
     /// Adds a protocol: a listener may name it, and its `[listener.options]` reach the program unchecked.
     ///
-    /// A word that a later version reserves (`http`, say) may be taken; `framed`, `relay` and `quic` stay the built-in
+    /// A word that a later version reserves (`moq`, say) may be taken; `framed`, `relay`, `http` and `quic` stay the built-in
     /// ones.
     #[must_use]
     pub fn protocol(mut self, name: impl Into<String>) -> Self {

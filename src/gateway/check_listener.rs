@@ -115,6 +115,7 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
     let (name, own) = match &protocol.value {
         RawProtocol::Framed => ("framed", "[listener.framed]"),
         RawProtocol::Relay => ("relay", "[listener.relay]"),
+        RawProtocol::Http => ("http", "[listener.http]"),
         RawProtocol::Quic => ("quic", "[listener.quic]"),
         RawProtocol::Wireguard => ("wireguard", "[listener.wireguard]"),
         RawProtocol::Custom(name) => (name.as_str(), "[listener.options]"),
@@ -123,15 +124,17 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
         ("[listener.options]", raw.options.as_ref().map(|at| at.span)),
         ("[listener.framed]", raw.framed.as_ref().map(|at| at.span)),
         ("[listener.relay]", raw.relay.as_ref().map(|at| at.span)),
+        ("[listener.http]", raw.http.as_ref().map(|at| at.span)),
         ("[listener.quic]", raw.quic.as_ref().map(|at| at.span)),
         ("[listener.wireguard]", raw.wireguard.as_ref().map(|at| at.span)),
     ];
+    let routed = matches!(protocol.value, RawProtocol::Http | RawProtocol::Quic);
     let words = [
         ("service", span_of(&raw.service).filter(|_| name != "framed")),
         ("upstream", span_of(&raw.upstream).filter(|_| !matches!(name, "relay" | "framed"))),
-        ("certificate", span_of(&raw.certificate).filter(|_| name != "quic")),
-        ("[listener.tls]", raw.tls.as_ref().map(|at| at.span).filter(|_| name != "quic")),
-        ("[[listener.route]]", raw.routes.first().map(|route| route.header).filter(|_| name != "quic")),
+        ("certificate", span_of(&raw.certificate).filter(|_| !routed)),
+        ("[listener.tls]", raw.tls.as_ref().map(|at| at.span).filter(|_| !routed)),
+        ("[[listener.route]]", raw.routes.first().map(|route| route.header).filter(|_| !routed)),
     ];
     let own_tables = tables.into_iter().filter(|(table, _)| *table != own);
     let own_tables = own_tables.map(|(table, span)| (table, span, format!("its own settings stand in `{own}`")));
@@ -165,6 +168,7 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
             Some(Protocol::Framed(Framed { service: service?, upstream, ..framed }))
         }
         RawProtocol::Relay => relay(raw, around, mistakes).map(Protocol::Relay),
+        RawProtocol::Http => http(raw, around, mistakes),
         RawProtocol::Quic => check_quic::quic(raw, around, mistakes).map(Protocol::Quic),
         RawProtocol::Wireguard => wireguard(raw, around, mistakes),
         RawProtocol::Custom(name) => {
@@ -172,6 +176,17 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
             Some(Protocol::Custom { protocol: name.clone(), options })
         }
     }
+}
+
+#[cfg(feature = "http")]
+fn http(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Protocol> {
+    super::check_http::http(raw, around, mistakes).map(|http| Protocol::Http(Box::new(http)))
+}
+
+#[cfg(not(feature = "http"))]
+fn http(raw: &RawListener, _: &Around<'_>, mistakes: &mut Mistakes) -> Option<Protocol> {
+    mistakes.add(raw.header, "protocol `http` needs a build with the feature `http`", "take the listener out");
+    None
 }
 
 #[cfg(feature = "wireguard")]

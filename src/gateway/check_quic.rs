@@ -6,7 +6,7 @@ use super::check_listener::{copied, count};
 use super::check_upstream::{Kind, Names};
 use super::config::{Certificate, CertificateSource, ListenerTls, Quic, QuicService, QuicSettings, Route, UpstreamTls};
 use super::raw::RawListener;
-use super::raw_quic::{RawCertificate, RawQuic, RawRoute, RawTls, Texts};
+use super::raw_quic::{RawCertificate, RawQuic, RawRoute, RawTls, RouteService, Texts};
 use super::raw_section::{At, Field};
 use super::raw_text::Text;
 use super::raw_upstream::{RawUpstreamTls, is_name};
@@ -234,6 +234,18 @@ pub(super) fn quic(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistak
 }
 
 fn route(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Route> {
+    for (key, span) in raw.http.given() {
+        mistakes.add(span, format!("`{key}` does not belong to a route of QUIC"), "take it out");
+    }
+    if matches!(raw.alpn, Field::Absent) {
+        mistakes.add(raw.header, "a `[[listener.route]]` of QUIC lacks `alpn`", "add `alpn = \"echo\"`");
+    }
+    if let Field::Is(At { value: RouteService::Static | RouteService::Respond | RouteService::Demo, span }) =
+        raw.service
+    {
+        mistakes.add(span, "this service is one of protocol `http`", "write `service = \"echo\"`");
+        return None;
+    }
     let alpn = is(&raw.alpn)?;
     if !(1..=255).contains(&alpn.value.text.len()) {
         mistakes.add(alpn.span, "`alpn` has 1 to 255 bytes", "write the name of a protocol, such as \"echo\"");
@@ -364,7 +376,7 @@ pub(super) fn upstream_tls(
     })
 }
 
-fn is<T>(field: &Field<T>) -> Option<&At<T>> {
+pub(super) fn is<T>(field: &Field<T>) -> Option<&At<T>> {
     match field {
         Field::Is(at) => Some(at),
         Field::Absent | Field::Bad => None,

@@ -141,6 +141,7 @@ fn every_key_reaches_the_checked_configuration() {
         resolve: Duration::from_secs(60),
         limits: UpstreamLimits { connections: 50, connect_timeout: Duration::from_millis(250) },
         health: Health {
+            path: "/".to_owned(),
             eject_after: 0,
             eject_for: Duration::from_secs(1),
             check: Check::Tcp,
@@ -149,6 +150,7 @@ fn every_key_reaches_the_checked_configuration() {
             healthy_after: 1,
             unhealthy_after: 5,
         },
+        http: UpstreamHttp::default(),
         tls: None,
     };
     assert_eq!(config.upstreams, [upstream]);
@@ -297,7 +299,7 @@ fn the_shipped_file_states_the_defaults() {
     assert_eq!((&shipped.runtime, &shipped.log), (&Runtime::default(), &Log::default()));
     assert_eq!(shipped.admin.as_ref().unwrap().listen.to_string(), "127.0.0.1:9180");
     assert_eq!(shipped.upstreams, []);
-    let [echo, wg0, on] = shipped.listeners.as_slice() else { panic!("three listeners") };
+    let [echo, web, wg0, on] = shipped.listeners.as_slice() else { panic!("four listeners") };
     let Protocol::Quic(Quic { tls, routes, settings }) = &on.protocol else { panic!("over QUIC") };
     assert_eq!((on.listen.to_string().as_str(), settings), ("127.0.0.1:4433", &QuicSettings::default()));
     assert_eq!(*tls, ListenerTls { certificates: vec!["local".to_owned()], ..ListenerTls::default() });
@@ -305,6 +307,12 @@ fn the_shipped_file_states_the_defaults() {
     assert_eq!((echo.name.as_str(), echo.listen.to_string().as_str()), ("echo", "127.0.0.1:7001"));
     assert_eq!((&echo.limits, &echo.protocol), (&Limits::default(), &Protocol::Framed(Framed::default())));
 
+    #[cfg(feature = "http")]
+    {
+        let Protocol::Http(http) = &web.protocol else { panic!("HTTP") };
+        assert_eq!((&web.limits, &http.settings), (&Limits::default(), &HttpSettings::default()));
+        assert_eq!((http.routes.len(), &http.routes[0].action), (1, &HttpAction::Demo));
+    }
     let Protocol::Wireguard(tunnel) = &wg0.protocol else { panic!("a tunnel") };
     let expected = Wireguard {
         addresses: vec![("10.98.0.1".parse().unwrap(), "10.98.0.0/24".parse().unwrap())],
@@ -319,8 +327,8 @@ fn the_shipped_file_states_the_defaults() {
     let udp = Server::Udp { host: Host::Address("127.0.0.1".parse().unwrap()), port: 9001 };
     assert_eq!(*datagrams, Upstream::new("datagrams", vec![udp]));
     assert!(site.tls.is_some());
-    let [first, tunnel, relay, quic] = all.listeners.as_slice() else { panic!("four listeners") };
-    assert_eq!(first, echo);
+    let [first, second, tunnel, relay, quic] = all.listeners.as_slice() else { panic!("five listeners") };
+    assert_eq!((first, second), (echo, web));
     let Protocol::Wireguard(peers) = &tunnel.protocol else { panic!("a tunnel") };
     let mut settings = PeerSettings::new(peers.peers[0].settings.public_key, vec!["10.98.0.2".parse().unwrap()]);
     settings.name = Some("phone".into());
@@ -382,6 +390,10 @@ fn every_listed_key_is_read() {
                 let route = if name == "[[listener.route]]" { "" } else { route };
                 let quic = with(&format!("{route}{name}\n{body}"));
                 quic.replace("\"framed\"\nservice", "\"quic\"\ncertificate")
+            }
+            "[listener.http]" => {
+                let route = "[[listener.route]]\nservice = \"demo\"\n";
+                with(&format!("{route}{name}\n{body}")).replace("\"framed\"\nservice = \"echo\"", "\"http\"")
             }
             name if name.contains("listener.wireguard") => {
                 let key = "[listener.wireguard]\ngenerate_key = true\naddresses = [\"10.0.0.1/8\"]\n";

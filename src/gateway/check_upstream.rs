@@ -3,7 +3,8 @@ use std::collections::BTreeMap;
 
 use super::check_listener::{copied, count, small};
 use super::check_quic::{self, Around};
-use super::config::{Check, Health, Server, Upstream, UpstreamLimits};
+use super::config::{Check, Health, Server, Upstream, UpstreamHttp, UpstreamLimits};
+use super::raw_http::RawUpstreamHttp;
 use super::raw_section::{At, Field};
 use super::raw_text::Text;
 use super::raw_upstream::{RawHealth, RawUpstream, RawUpstreamLimits};
@@ -127,7 +128,7 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
         }
         _ => {}
     }
-    if let (Kind::Quic | Kind::Udp, Some(Field::Is(At { value: Check::Tcp, span }))) =
+    if let (Kind::Quic | Kind::Udp, Some(Field::Is(At { value: Check::Tcp | Check::Http, span }))) =
         (kind, raw.health.as_ref().map(|health| &health.check))
     {
         mistakes.add(*span, "servers over QUIC and UDP cannot be checked over TCP", "write `check = \"off\"`");
@@ -145,7 +146,8 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
         balance: raw.balance.value().unwrap_or(default.balance),
         resolve: raw.resolve.value().unwrap_or(default.resolve),
         limits: raw.limits.map(|raw| limits(&raw)).unwrap_or_default(),
-        health: raw.health.map(|raw| health(&raw)).unwrap_or_default(),
+        health: raw.health.map(|raw| health(&raw, mistakes)).unwrap_or_default(),
+        http: raw.http.map(|raw| http(&raw.value)).unwrap_or_default(),
         ..default
     })
 }
@@ -158,12 +160,33 @@ fn limits(raw: &RawUpstreamLimits) -> UpstreamLimits {
     }
 }
 
-fn health(raw: &RawHealth) -> Health {
+fn http(raw: &RawUpstreamHttp) -> UpstreamHttp {
+    let default = UpstreamHttp::default();
+    UpstreamHttp {
+        http2: copied(&raw.http2, default.http2),
+        idle: copied(&raw.idle, default.idle),
+        idle_connections: count(&raw.idle_connections, default.idle_connections),
+        pending: count(&raw.pending, default.pending),
+    }
+}
+
+fn health(raw: &RawHealth, mistakes: &mut Mistakes) -> Health {
     let default = Health::default();
+    let mut path = default.path;
+    if let Field::Is(At { value, span }) = &raw.path {
+        if !value.text.starts_with('/') || !value.text.bytes().all(|b| b.is_ascii_graphic()) {
+            mistakes.add(*span, format!("{} is not a path", value.shown()), "write a path such as \"/health\"");
+        }
+        if copied(&raw.check, default.check) != Check::Http {
+            mistakes.add(*span, "`path` is for `check = \"http\"`", "take it out, or write `check = \"http\"`");
+        }
+        path.clone_from(&value.text);
+    }
     Health {
         eject_after: small(&raw.eject_after, default.eject_after),
         eject_for: copied(&raw.eject_for, default.eject_for),
         check: copied(&raw.check, default.check),
+        path,
         interval: copied(&raw.interval, default.interval),
         timeout: copied(&raw.timeout, default.timeout),
         healthy_after: small(&raw.healthy_after, default.healthy_after),

@@ -10,6 +10,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use super::config_http::{Http, HttpAction, HttpPath, HttpRoute, HttpSettings, UpstreamHttp};
 pub use super::config_quic::{
     Certificate, CertificateSource, Congestion, ListenerTls, Quic, QuicService, QuicSettings, Retry, Route, UpstreamTls,
 };
@@ -124,6 +125,8 @@ pub struct Upstream {
     pub limits: UpstreamLimits,
     /// How a server is found to be down.
     pub health: Health,
+    /// How servers are spoken to that answer HTTP.
+    pub http: UpstreamHttp,
     /// What is demanded of servers over QUIC, and said to them; there if and only if the servers speak QUIC.
     pub tls: Option<UpstreamTls>,
 }
@@ -139,6 +142,7 @@ impl Upstream {
             resolve: Duration::from_secs(30),
             limits: UpstreamLimits::default(),
             health: Health::default(),
+            http: UpstreamHttp::default(),
             tls: None,
         }
     }
@@ -233,6 +237,8 @@ pub struct Health {
     pub eject_for: Duration,
     /// Whether servers are asked even when nobody needs them. Default off.
     pub check: Check,
+    /// What is asked for with [`Check::Http`]. Default `/`.
+    pub path: String,
     /// Time between two checks of a server. Default 10 s.
     pub interval: Duration,
     /// How long a server may take to answer a check. Default 2 s.
@@ -249,6 +255,7 @@ impl Default for Health {
             eject_after: 3,
             eject_for: Duration::from_secs(10),
             check: Check::Off,
+            path: "/".to_owned(),
             interval: Duration::from_secs(10),
             timeout: Duration::from_secs(2),
             healthy_after: 2,
@@ -266,6 +273,8 @@ pub enum Check {
     Off,
     /// By a connection that is closed at once.
     Tcp,
+    /// By a request, which a status from 200 to 399 answers.
+    Http,
 }
 
 /// `[[listener]]`: one address and what is spoken there.
@@ -322,6 +331,9 @@ pub enum Protocol {
     Framed(Framed),
     /// Byte streams over TCP, handed to a server of an upstream.
     Relay(Relay),
+    /// HTTP/1.1 and HTTP/2.
+    #[cfg(feature = "http")]
+    Http(Box<Http>),
     /// Streams and datagrams over QUIC.
     Quic(Quic),
     /// Tunnels, and what is inside.
@@ -342,6 +354,8 @@ impl fmt::Debug for Protocol {
         match self {
             Self::Framed(framed) => f.debug_tuple("Framed").field(framed).finish(),
             Self::Relay(relay) => f.debug_tuple("Relay").field(relay).finish(),
+            #[cfg(feature = "http")]
+            Self::Http(http) => f.debug_tuple("Http").field(http).finish(),
             Self::Quic(quic) => f.debug_tuple("Quic").field(quic).finish(),
             #[cfg(feature = "wireguard")]
             Self::Wireguard(wireguard) => f.debug_tuple("Wireguard").field(wireguard).finish(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::{self, FramedService, Listener, Place, ProxyOut};
+use super::sites::{Certificates, Web};
 use super::upstreams::Upstreams;
 use super::{Factory, ListenerStatus, Made, StartError};
 use crate::actors::{Budget, Control, Mesh};
@@ -29,8 +30,35 @@ pub(super) fn bind(name: &str, address: SocketAddr, place: &Place) -> Result<Tcp
     })
 }
 
-/// Makes what will start the connections of a listener.
+/// What is needed to make a listener.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'a> {
+    pub(super) protocols: &'a BTreeMap<String, Factory>,
+    pub(super) upstreams: &'a Upstreams,
+    pub(super) certificates: &'a Certificates,
+}
+
+/// Makes what will start the connections of a listener, whose predecessor is `before`.
 pub(super) fn prepare(
+    listener: &Listener,
+    around: Around<'_>,
+    before: Option<&ListenerStatus>,
+) -> Result<(Made, Option<Web>), StartError> {
+    #[cfg(feature = "http")]
+    if let config::Protocol::Http(http) = &listener.protocol {
+        let web = before.and_then(|before| before.web.as_ref());
+        let made = super::sites::make(listener, http, around.upstreams, around.certificates, web);
+        return made.map(|(made, web)| (made, Some(web))).map_err(|message| StartError::Options {
+            listener: listener.name.clone(),
+            place: listener.place.clone(),
+            message,
+        });
+    }
+    let (_, _) = (before, around.certificates);
+    made(listener, around.protocols, around.upstreams).map(|made| (made, None))
+}
+
+pub(super) fn made(
     listener: &Listener,
     protocols: &BTreeMap<String, Factory>,
     upstreams: &Upstreams,
@@ -83,6 +111,8 @@ pub(super) fn prepare(
                     as Box<dyn OnAccept>
             }))
         }
+        #[cfg(feature = "http")]
+        config::Protocol::Http(_) => Err(refuse("an HTTP listener is made of its site".to_owned())),
         config::Protocol::Quic(_) => Err(refuse("protocol `quic` is not served over TCP".to_owned())),
         #[cfg(feature = "wireguard")]
         config::Protocol::Wireguard(_) => Err(refuse("a tunnel is no listener of TCP".to_owned())),
@@ -132,6 +162,7 @@ pub(super) struct Prepared {
     pub(super) listener: Listener,
     pub(super) socket: Arc<TcpListener>,
     pub(super) made: Made,
+    pub(super) web: Option<Web>,
     /// Who is in: of the listener's predecessor, if it has one.
     pub(super) occupancy: Arc<Occupancy>,
 }
@@ -143,7 +174,7 @@ pub(super) fn start_all(
     budget: &memory::Budget,
 ) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
     let mut started = Vec::new();
-    for (index, Prepared { listener, socket, made, occupancy }) in bound.into_iter().enumerate() {
+    for (index, Prepared { listener, socket, made, web, occupancy }) in bound.into_iter().enumerate() {
         let address = socket.local_addr().unwrap_or(listener.listen);
         let name: Arc<str> = Arc::from(listener.name.as_str());
         let settings = AcceptorSettings {
@@ -175,6 +206,7 @@ pub(super) fn start_all(
             socket: weak,
             protocol: name_of(&listener.protocol).to_owned(),
             occupancy,
+            web,
             acceptor,
             #[cfg(feature = "quic")]
             quic: None,
@@ -187,6 +219,8 @@ pub(super) fn name_of(protocol: &config::Protocol) -> &str {
     match protocol {
         config::Protocol::Framed(_) => "framed",
         config::Protocol::Relay(_) => "relay",
+        #[cfg(feature = "http")]
+        config::Protocol::Http(_) => "http",
         config::Protocol::Quic(_) => "quic",
         #[cfg(feature = "wireguard")]
         config::Protocol::Wireguard(_) => "wireguard",

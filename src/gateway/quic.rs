@@ -182,6 +182,7 @@ pub(super) fn started(
     let address = running.server.local_addr();
     tracing::info!(listener = %listener.name, %address, steered = running.server.steered(), protocol = "quic", "listening");
     Ok(ListenerStatus {
+        web: None,
         name: running.shared.name.clone(),
         address,
         configured: listener.listen,

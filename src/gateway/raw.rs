@@ -11,6 +11,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::check::Known;
 use super::config::{ByteOrder, FramedService, Level, LogFormat, ProxyOut, WhenSlow};
+use super::raw_http::{self, RawHttp};
 use super::raw_quic::{self, RawCertificate, RawQuic, RawRoute, RawTls};
 use super::raw_section::{At, Field, Reader, Section, kind};
 use super::raw_text::Text;
@@ -36,6 +37,7 @@ const LISTENER_KEYS: &[&str] = &[
     "route",
     "framed",
     "relay",
+    "http",
     "quic",
     "wireguard",
     "options",
@@ -54,7 +56,7 @@ const FRAMED_KEYS: &[&str] = &[
 const RELAY_KEYS: &[&str] = &["proxy_in", "proxy_out", "attempts"];
 
 /// Every table and its keys, to say where a misplaced key belongs.
-pub(super) const TABLES: [(&str, &[&str]); 18] = [
+pub(super) const TABLES: [(&str, &[&str]); 20] = [
     ("[runtime]", RUNTIME_KEYS),
     ("[admin]", ADMIN_KEYS),
     ("[log]", LOG_KEYS),
@@ -65,6 +67,7 @@ pub(super) const TABLES: [(&str, &[&str]); 18] = [
     ("[listener.relay]", RELAY_KEYS),
     (raw_quic::TLS, raw_quic::TLS_KEYS),
     (raw_quic::ROUTE, raw_quic::ROUTE_KEYS),
+    (raw_http::HTTP, raw_http::HTTP_KEYS),
     (raw_quic::QUIC, raw_quic::QUIC_KEYS),
     (raw_wireguard::WIREGUARD, raw_wireguard::WIREGUARD_KEYS),
     (raw_wireguard::PEER, raw_wireguard::PEER_KEYS),
@@ -73,11 +76,12 @@ pub(super) const TABLES: [(&str, &[&str]); 18] = [
     (raw_upstream::LIMITS, raw_upstream::LIMITS_KEYS),
     (raw_upstream::HEALTH, raw_upstream::HEALTH_KEYS),
     (raw_upstream::TLS, raw_upstream::TLS_KEYS),
+    (raw_http::UPSTREAM_HTTP, raw_http::UPSTREAM_HTTP_KEYS),
 ];
 
 /// Words of later versions: known, so that nobody takes them for typing mistakes.
-const LATER_LISTENER_KEYS: [&str; 3] = ["udp", "http", "moq"];
-const LATER_PROTOCOLS: [&str; 3] = ["udp", "http", "moq"];
+const LATER_LISTENER_KEYS: [&str; 2] = ["udp", "moq"];
+const LATER_PROTOCOLS: [&str; 2] = ["udp", "moq"];
 const LATER_SERVICES: [&str; 4] = ["static", "demo", "respond", "moq"];
 
 const SERVICES: [(&str, FramedService); 3] =
@@ -153,6 +157,7 @@ pub(super) struct RawListener {
     pub(super) certificate: Field<Vec<Field<Text>>>,
     pub(super) tls: Option<At<RawTls>>,
     pub(super) routes: Vec<RawRoute>,
+    pub(super) http: Option<At<RawHttp>>,
     pub(super) quic: Option<At<RawQuic>>,
     pub(super) wireguard: Option<At<RawWireguard>>,
     pub(super) options: Option<At<toml::Table>>,
@@ -163,6 +168,7 @@ pub(super) struct RawListener {
 pub(super) enum RawProtocol {
     Framed,
     Relay,
+    Http,
     Quic,
     Wireguard,
     Custom(String),
@@ -321,6 +327,7 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
         certificate: section.one_or_more("certificate", "\"local\""),
         tls: section.section("tls", raw_quic::TLS, raw_quic::TLS_KEYS).map(raw_quic::tls),
         routes: tables(&mut section, "route", "a route", raw_quic::ROUTE, raw_quic::ROUTE_KEYS, raw_quic::route),
+        http: section.section("http", raw_http::HTTP, raw_http::HTTP_KEYS).map(raw_http::http),
         quic: section.section("quic", raw_quic::QUIC, raw_quic::QUIC_KEYS).map(raw_quic::quic),
         wireguard: section
             .section("wireguard", raw_wireguard::WIREGUARD, raw_wireguard::WIREGUARD_KEYS)
@@ -354,6 +361,7 @@ fn protocol(section: &mut Section<'_, '_>, known: &Known) -> (Field<RawProtocol>
     let built_in = [
         ("framed", RawProtocol::Framed),
         ("relay", RawProtocol::Relay),
+        ("http", RawProtocol::Http),
         ("quic", RawProtocol::Quic),
         ("wireguard", RawProtocol::Wireguard),
     ];

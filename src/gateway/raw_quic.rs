@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::config::{Congestion, Retry};
 use super::raw::{DAY, name, unknown_keys};
+use super::raw_http::{self, RawHttpRoute};
 use super::raw_section::{At, Field, Section};
 use super::raw_text::Text;
 use super::report::Span;
@@ -14,7 +15,28 @@ pub(super) const ROUTE: &str = "[[listener.route]]";
 pub(super) const QUIC: &str = "[listener.quic]";
 pub(super) const CERTIFICATE_KEYS: &[&str] = &["name", "cert", "key", "generate"];
 pub(super) const TLS_KEYS: &[&str] = &["client_ca", "curves", "keylog", "early_data"];
-pub(super) const ROUTE_KEYS: &[&str] = &["alpn", "service", "upstream", "datagrams"];
+pub(super) const ROUTE_KEYS: &[&str] = &[
+    "alpn",
+    "service",
+    "upstream",
+    "datagrams",
+    "name",
+    "host",
+    "path",
+    "path_exact",
+    "path_regex",
+    "method",
+    "header",
+    "redirect",
+    "status",
+    "body",
+    "root",
+    "index",
+    "strip_prefix",
+    "timeout",
+    "retries",
+    "max_body",
+];
 pub(super) const QUIC_KEYS: &[&str] = &[
     "idle_timeout",
     "streams",
@@ -34,7 +56,21 @@ pub(super) const QUIC_KEYS: &[&str] = &[
 
 const CONGESTION: [(&str, Congestion); 2] = [("cubic", Congestion::Cubic), ("bbr2", Congestion::Bbr2)];
 const RETRY: [(&str, Retry); 3] = [("auto", Retry::Auto), ("always", Retry::Always), ("never", Retry::Never)];
-const SERVICES: [(&str, ()); 1] = [("echo", ())];
+const SERVICES: [(&str, RouteService); 4] = [
+    ("echo", RouteService::Echo),
+    ("static", RouteService::Static),
+    ("respond", RouteService::Respond),
+    ("demo", RouteService::Demo),
+];
+
+/// The word behind `service` of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RouteService {
+    Echo,
+    Static,
+    Respond,
+    Demo,
+}
 
 const LEAST_IDLE: Duration = Duration::from_secs(1);
 const WINDOW: RangeInclusive<u64> = 16 * 1024..=1 << 30;
@@ -70,9 +106,10 @@ pub(super) struct RawTls {
 pub(super) struct RawRoute {
     pub(super) header: Span,
     pub(super) alpn: Field<Text>,
-    pub(super) service: Field<()>,
+    pub(super) service: Field<RouteService>,
     pub(super) upstream: Field<Text>,
     pub(super) datagrams: Field<Text>,
+    pub(super) http: RawHttpRoute,
 }
 
 /// `[listener.quic]`.
@@ -130,8 +167,8 @@ pub(super) fn route(mut section: Section<'_, '_>) -> RawRoute {
         service: section.choice("service", &SERVICES),
         upstream: section.text("upstream", "\"app\""),
         datagrams: section.text("datagrams", "\"app\""),
+        http: raw_http::route(&mut section),
     };
-    section.need(&raw.alpn, "alpn", "\"echo\"");
     unknown_keys(section, &[], false);
     raw
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::config::{Balance, Check, Host, Server};
 use super::raw::{CONNECTIONS, DAY, LEAST_TIMEOUT, name, unknown_keys};
+use super::raw_http::{RawUpstreamHttp, UPSTREAM_HTTP, UPSTREAM_HTTP_KEYS, upstream_http};
 use super::raw_quic::{Texts, curves};
 use super::raw_section::{At, Field, Section};
 use super::raw_text::Text;
@@ -15,18 +16,18 @@ pub(super) const UPSTREAM: &str = "[[upstream]]";
 pub(super) const LIMITS: &str = "[upstream.limits]";
 pub(super) const HEALTH: &str = "[upstream.health]";
 pub(super) const TLS: &str = "[upstream.tls]";
-pub(super) const KEYS: &[&str] = &["name", "servers", "balance", "resolve", "limits", "health", "tls"];
+pub(super) const KEYS: &[&str] = &["name", "servers", "balance", "resolve", "limits", "health", "http", "tls"];
 pub(super) const TLS_KEYS: &[&str] = &["ca", "trust", "name", "alpn", "certificate", "curves", "keylog", "early_data"];
 pub(super) const LIMITS_KEYS: &[&str] = &["connections", "connect_timeout"];
 pub(super) const HEALTH_KEYS: &[&str] =
-    &["eject_after", "eject_for", "check", "interval", "timeout", "healthy_after", "unhealthy_after"];
+    &["eject_after", "eject_for", "check", "path", "interval", "timeout", "healthy_after", "unhealthy_after"];
 
 const BALANCE: [(&str, Balance); 3] = [
     ("round-robin", Balance::RoundRobin),
     ("least-connections", Balance::LeastConnections),
     ("random-of-two", Balance::RandomOfTwo),
 ];
-const CHECK: [(&str, Check); 2] = [("off", Check::Off), ("tcp", Check::Tcp)];
+const CHECK: [(&str, Check); 3] = [("off", Check::Off), ("tcp", Check::Tcp), ("http", Check::Http)];
 
 const SERVERS: &str = "[\"127.0.0.1:9000\"]";
 /// Names are looked up, and servers asked, no more often than this.
@@ -44,6 +45,7 @@ pub(super) struct RawUpstream {
     pub(super) resolve: Field<Duration>,
     pub(super) limits: Option<RawUpstreamLimits>,
     pub(super) health: Option<RawHealth>,
+    pub(super) http: Option<At<RawUpstreamHttp>>,
     pub(super) tls: Option<At<RawUpstreamTls>>,
     pub(super) header: Span,
 }
@@ -74,6 +76,7 @@ pub(super) struct RawHealth {
     pub(super) eject_after: Field<u64>,
     pub(super) eject_for: Field<Duration>,
     pub(super) check: Field<Check>,
+    pub(super) path: Field<Text>,
     pub(super) interval: Field<Duration>,
     pub(super) timeout: Field<Duration>,
     pub(super) healthy_after: Field<u64>,
@@ -88,6 +91,7 @@ pub(super) fn upstream(mut section: Section<'_, '_>) -> RawUpstream {
         resolve: section.duration("resolve", LEAST_PERIOD..=DAY),
         limits: section.section("limits", LIMITS, LIMITS_KEYS).map(limits),
         health: section.section("health", HEALTH, HEALTH_KEYS).map(health),
+        http: section.section("http", UPSTREAM_HTTP, UPSTREAM_HTTP_KEYS).map(upstream_http),
         tls: section.section("tls", TLS, TLS_KEYS).map(tls),
         header: section.header,
     };
@@ -111,6 +115,7 @@ fn health(mut section: Section<'_, '_>) -> RawHealth {
         eject_after: section.whole("eject_after", 0..=1_000_000),
         eject_for: section.duration("eject_for", LEAST_TIMEOUT..=DAY),
         check: section.choice("check", &CHECK),
+        path: section.text("path", "\"/health\""),
         interval: section.duration("interval", LEAST_PERIOD..=DAY),
         timeout: section.duration("timeout", LEAST_TIMEOUT..=DAY),
         healthy_after: section.whole("healthy_after", IN_A_ROW),

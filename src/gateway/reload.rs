@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::{Config, Listener, Protocol, Runtime};
+use super::sites::{Certificates, Web};
 use super::upstreams::Upstreams;
 use super::{Gateway, ListenerStatus, StartError, in_order, listeners, tunnels};
 use crate::actors::{Control, clock};
@@ -44,6 +45,16 @@ impl fmt::Display for Reloaded {
         }
         if self.restart.is_empty() { Ok(()) } else { write!(f, "; needs a restart: {}", self.restart.join(", ")) }
     }
+}
+
+/// From which configuration to which.
+#[derive(Clone, Copy)]
+struct Step<'a> {
+    running: &'a Config,
+    new: &'a Config,
+    old: &'a [Arc<ListenerStatus>],
+    before: (&'a Upstreams, &'a Certificates),
+    now: (&'a Upstreams, &'a Certificates),
 }
 
 /// The same listener, wherever in the file it stands.
@@ -86,6 +97,13 @@ impl Gateway {
         // What can be refused.
         #[cfg(feature = "quic")]
         let over = self.renewed_over_quic(&new)?;
+        let certificates_before = self.status.certificates.lock().clone();
+        #[cfg(all(feature = "http", feature = "quic"))]
+        let certificates = over.certificates.clone();
+        #[cfg(all(feature = "http", not(feature = "quic")))]
+        let certificates = Certificates::load(&new.certificates, Some(&certificates_before))?;
+        #[cfg(not(feature = "http"))]
+        let certificates = Certificates;
         let before = self.status.upstreams();
         let upstreams = before.renewed(
             &self.mesh,
@@ -94,7 +112,14 @@ impl Gateway {
             &over.links,
         );
         let started = upstreams.map_err(StartError::Spawn).and_then(|upstreams| {
-            let started = self.start_new(&running, &new, &old, &before, &upstreams, &mut done);
+            let step = Step {
+                running: &running,
+                new: &new,
+                old: &old,
+                before: (&before, &certificates_before),
+                now: (&upstreams, &certificates),
+            };
+            let started = self.start_new(&step, &mut done);
             #[cfg(feature = "quic")]
             let started = started
                 .and_then(|started| self.start_quic(&running, &new, &old, &upstreams, &over, &mut done, started));
@@ -128,12 +153,14 @@ impl Gateway {
         *self.status.tunnels.lock() = tunnels;
         before.retire(&upstreams);
         self.status.upstreams.publish(upstreams);
+        *self.status.certificates.lock() = certificates;
         #[cfg(feature = "quic")]
         {
             let retired = std::mem::replace(&mut *self.status.over_quic.lock(), over);
             retired.links.retire(&self.status.over_quic.lock().links);
         }
         // From here on nothing fails.
+        started.iter().filter_map(|status| status.web.as_ref()).for_each(Web::publish);
         let by = clock::later(clock::now(), running.runtime.drain);
         let mut now = started;
         for status in old.iter().cloned() {
@@ -172,29 +199,28 @@ impl Gateway {
     }
 
     /// Prepares and starts the listeners that are new or changed.
-    fn start_new(
-        &self,
-        running: &Config,
-        new: &Config,
-        old: &[Arc<ListenerStatus>],
-        before: &Upstreams,
-        upstreams: &Upstreams,
-        done: &mut Reloaded,
-    ) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
+    fn start_new(&self, step: &Step<'_>, done: &mut Reloaded) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
+        let Step { running, new, old, before, now } = *step;
+        let ((before, old_certificates), (upstreams, certificates)) = (before, now);
         let mut start = Vec::new();
         for listener in new.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             let was = running.listeners.iter().find(|old| old.name == listener.name);
-            let upstream = match &listener.protocol {
-                Protocol::Relay(relay) => Some(relay.upstream.as_str()),
-                Protocol::Framed(framed) => framed.upstream.as_deref(),
-                Protocol::Quic(_) | Protocol::Custom { .. } => None,
-                #[cfg(feature = "wireguard")]
-                Protocol::Wireguard(_) => None,
-            };
-            let same_upstream = upstream.is_none_or(|name| match (before.get(name), upstreams.get(name)) {
+            let unchanged = |name: &str| match (before.get(name), upstreams.get(name)) {
                 (Some(a), Some(b)) => Arc::ptr_eq(a, b),
                 (_, None) | (None, _) => false,
-            });
+            };
+            let same_upstream = match &listener.protocol {
+                Protocol::Relay(relay) => unchanged(&relay.upstream),
+                Protocol::Framed(framed) => framed.upstream.as_deref().is_none_or(unchanged),
+                #[cfg(feature = "http")]
+                Protocol::Http(http) => {
+                    super::sites::upstreams_of(http).all(unchanged)
+                        && http.tls.as_ref().is_none_or(|tls| old_certificates.same_for(certificates, tls))
+                }
+                Protocol::Quic(_) | Protocol::Custom { .. } => true,
+                #[cfg(feature = "wireguard")]
+                Protocol::Wireguard(_) => true,
+            };
             let alive = old.iter().any(|status| *status.name == *listener.name && status.accepting());
             if alive && same_upstream && was.is_some_and(|was| same(was, listener)) {
                 done.kept.push(listener.name.clone());
@@ -202,14 +228,15 @@ impl Gateway {
             }
             let names = if was.is_some() { &mut done.changed } else { &mut done.added };
             names.push(listener.name.clone());
-            let made = listeners::prepare(listener, &self.protocols, upstreams)?;
             let socket = match socket_of(old, listener) {
                 Some(socket) => socket,
                 None => Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?),
             };
             let predecessor = old.iter().find(|status| *status.name == *listener.name);
+            let around = listeners::Around { protocols: &self.protocols, upstreams, certificates };
+            let (made, web) = listeners::prepare(listener, around, predecessor.map(|status| &**status))?;
             let occupancy = predecessor.map_or_else(Arc::default, |status| status.occupancy.clone());
-            start.push(listeners::Prepared { listener: listener.clone(), socket, made, occupancy });
+            start.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }
         listeners::start_all(&self.mesh, start, &self.status.budget)
     }

@@ -82,6 +82,8 @@ fn bind_one(listener: &Listener) -> Result<Bound, StartError> {
 pub(super) fn of(listener: &Listener) -> Option<&Wireguard> {
     match &listener.protocol {
         Protocol::Wireguard(wireguard) => Some(wireguard),
+        #[cfg(feature = "http")]
+        Protocol::Http(_) => None,
         Protocol::Framed(_) | Protocol::Relay(_) | Protocol::Quic(_) | Protocol::Custom { .. } => None,
     }
 }

@@ -176,15 +176,15 @@ fn onward(join: Join<'_>, network: &PrivateNetwork) -> Result<Vec<Prepared>, Str
         let idle = (!idle.is_zero()).then_some(idle);
         let allowed = join.wireguard.forward.clone();
         let made = Box::new(move || Box::new(Onward::new(name.clone(), allowed.clone(), idle)) as Box<dyn OnAccept>);
-        Prepared { listener, socket: Arc::new(socket), made, occupancy: Arc::default() }
+        Prepared { listener, socket: Arc::new(socket), made, web: None, occupancy: Arc::default() }
     };
     Ok(vec![one(v4, (Ipv4Addr::UNSPECIFIED, port).into()), one(v6, (Ipv6Addr::UNSPECIFIED, port).into())])
 }
 
 fn prepare(join: Join<'_>, own: Listener, socket: Result<TcpListener, String>) -> Result<Prepared, StartError> {
     let socket = socket.map_err(|why| refuse(&own, format!("cannot listen on {}: {why}", own.listen)))?;
-    let made = listeners::prepare(&own, &std::collections::BTreeMap::new(), join.around.upstreams)?;
-    Ok(Prepared { listener: own, socket: Arc::new(socket), made, occupancy: Arc::default() })
+    let made = listeners::made(&own, &std::collections::BTreeMap::new(), join.around.upstreams)?;
+    Ok(Prepared { listener: own, socket: Arc::new(socket), made, web: None, occupancy: Arc::default() })
 }
 
 /// The actor of the interface, and the acceptors behind it.

@@ -20,6 +20,7 @@ use futures_util::StreamExt;
 use futures_util::future::{LocalBoxFuture, join, join_all};
 use futures_util::stream;
 use rustix::io::Errno;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 
@@ -55,6 +56,8 @@ struct Running {
     config: config::Upstream,
     balancer: Arc<Balancer>,
     keeper: Option<Mail<Infallible>>,
+    #[cfg(feature = "http")]
+    http: Arc<crate::transports::http::Upstream>,
     #[cfg(feature = "quic")]
     links: Option<Links>,
 }
@@ -159,6 +162,8 @@ impl Upstreams {
             config: upstream.clone(),
             balancer: balancer.clone(),
             keeper: None,
+            #[cfg(feature = "http")]
+            http: Arc::new(http_of(upstream, &balancer)),
             #[cfg(feature = "quic")]
             links: None,
         };
@@ -179,6 +184,12 @@ impl Upstreams {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<Balancer>> {
         self.by_name.get(name).map(|running| &running.balancer)
+    }
+
+    /// An upstream as HTTP uses it.
+    #[cfg(feature = "http")]
+    pub(super) fn http(&self, name: &str) -> Option<Arc<crate::transports::http::Upstream>> {
+        self.by_name.get(name).map(|running| running.http.clone())
     }
 
     /// All upstreams in the order of their names.
@@ -202,6 +213,19 @@ impl Upstreams {
     /// Ends all of what keeps the balancers true.
     pub fn drain(&self) {
         self.retire(&Self::default());
+    }
+}
+
+#[cfg(feature = "http")]
+fn http_of(upstream: &config::Upstream, balancer: &Arc<Balancer>) -> crate::transports::http::Upstream {
+    crate::transports::http::Upstream {
+        name: Arc::from(upstream.name.as_str()),
+        balancer: balancer.clone(),
+        connect_timeout: upstream.limits.connect_timeout,
+        http2: upstream.http.http2,
+        idle: upstream.http.idle,
+        idle_connections: upstream.http.idle_connections,
+        pending: upstream.http.pending,
     }
 }
 
@@ -309,7 +333,7 @@ async fn keep(upstream: config::Upstream, balancer: Arc<Balancer>, lookup: Looku
     let checks = async {
         match upstream.health.check {
             Check::Off => std::future::pending().await,
-            Check::Tcp => check(&upstream.health, &balancer, &count).await,
+            Check::Tcp | Check::Http => check(&upstream.health, &balancer, &count).await,
         }
     };
     join(join_all(names), checks).await.1
@@ -465,7 +489,7 @@ async fn check(health: &Health, balancer: &Arc<Balancer>, count: &Count) -> Infa
         let began = now();
         let servers = balancer.view(began);
         streaks.retain(|id, _| servers.iter().any(|server| server.id == *id));
-        let checks = servers.into_iter().map(|server| async move { (connects(&server, health.timeout).await, server) });
+        let checks = servers.into_iter().map(|server| async move { (connects(&server, health).await, server) });
         let mut checks = stream::iter(checks).buffer_unordered(CHECKS);
         while let Some((result, server)) = checks.next().await {
             let good = match result {
@@ -498,10 +522,16 @@ enum Found {
     Unknown,
 }
 
-async fn connects(server: &ServerView, timeout: Duration) -> Found {
+async fn connects(server: &ServerView, health: &Health) -> Found {
+    let path = (health.check == Check::Http).then_some(health.path.as_str());
     let connected = match &server.address {
-        Address::Tcp(address) => within(timeout, TcpStream::connect(*address)).await.map(|result| result.map(drop)),
-        Address::Unix(path) => within(timeout, UnixStream::connect(path)).await.map(|result| result.map(drop)),
+        Address::Tcp(address) => {
+            let host = address.to_string();
+            within(health.timeout, async { answers(TcpStream::connect(*address).await?, &host, path).await }).await
+        }
+        Address::Unix(socket) => {
+            within(health.timeout, async { answers(UnixStream::connect(socket).await?, "localhost", path).await }).await
+        }
         // The configuration refuses checks of these.
         Address::Quic { .. } | Address::Udp(_) => return Found::Unknown,
     };
@@ -509,6 +539,26 @@ async fn connects(server: &ServerView, timeout: Duration) -> Found {
         Ok(Ok(())) => Found::Up,
         Ok(Err(error)) if is_ours(&error) => Found::Unknown,
         Ok(Err(_)) | Err(_) => Found::Down,
+    }
+}
+
+/// Whether a server answers a request for `path` well, if it is to be asked.
+async fn answers(
+    mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    host: &str,
+    path: Option<&str>,
+) -> io::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: portway-check\r\naccept: */*\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    // `HTTP/1.1 200`: the status is all that counts.
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await?;
+    match &head {
+        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', b'2' | b'3', _, _] => Ok(()),
+        _ => Err(io::Error::other("the answer is not from 200 to 399")),
     }
 }
 

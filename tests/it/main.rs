@@ -10,6 +10,8 @@ mod embed;
 mod forward;
 mod framed;
 mod gateway;
+#[cfg(feature = "http")]
+mod http;
 #[cfg(feature = "wireguard")]
 mod interop_wireguard;
 #[cfg(feature = "wireguard")]

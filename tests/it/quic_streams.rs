@@ -82,8 +82,8 @@ fn discovery_finds_larger_datagrams_and_holds_nothing_up() {
         1,
         "127.0.0.1:0",
         echo(),
-        |server| (server.transport.discover_mtu, server.transport.datagram_size) = (true, 9_000),
-        |client| (client.transport.discover_mtu, client.transport.datagram_size) = (true, 9_000),
+        |server| (server.transport.discover_mtu, server.transport.datagram_size) = (true, 1_452),
+        |client| (client.transport.discover_mtu, client.transport.datagram_size) = (true, 1_452),
     );
     let connection = wait(pair.connect());
     wait(round_trip(&connection, Bytes::from(vec![7; 4 * MIB])));

@@ -1,0 +1,153 @@
+//! The shape of `[listener.http]`, of `[upstream.http]`, and of what `[[listener.route]]` says for HTTP.
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::raw::{DAY, LEAST_TIMEOUT, unknown_keys};
+use super::raw_quic::Texts;
+use super::raw_section::{At, Field, Section};
+use super::raw_text::Text;
+
+pub(super) const HTTP: &str = "[listener.http]";
+pub(super) const UPSTREAM_HTTP: &str = "[upstream.http]";
+pub(super) const HTTP_KEYS: &[&str] = &[
+    "head_bytes",
+    "head_fields",
+    "head_timeout",
+    "body_timeout",
+    "send_timeout",
+    "requests",
+    "streams",
+    "trusted_proxies",
+    "access_log",
+];
+pub(super) const UPSTREAM_HTTP_KEYS: &[&str] = &["version", "idle", "idle_connections", "pending"];
+
+const KIB: u64 = 1 << 10;
+const TIMES: RangeInclusive<Duration> = LEAST_TIMEOUT..=DAY;
+const VERSIONS: [(&str, bool); 2] = [("1.1", false), ("2", true)];
+
+/// `[listener.http]`.
+#[derive(Debug)]
+pub(super) struct RawHttp {
+    pub(super) head_bytes: Field<u64>,
+    pub(super) head_fields: Field<u64>,
+    pub(super) head_timeout: Field<Duration>,
+    pub(super) body_timeout: Field<Duration>,
+    pub(super) send_timeout: Field<Duration>,
+    pub(super) requests: Field<u64>,
+    pub(super) streams: Field<u64>,
+    pub(super) trusted_proxies: Texts,
+    pub(super) access_log: Field<bool>,
+}
+
+/// `[upstream.http]`.
+#[derive(Debug)]
+pub(super) struct RawUpstreamHttp {
+    pub(super) http2: Field<bool>,
+    pub(super) idle: Field<Duration>,
+    pub(super) idle_connections: Field<u64>,
+    pub(super) pending: Field<u64>,
+}
+
+/// What a route of HTTP says.
+#[derive(Debug)]
+pub(super) struct RawHttpRoute {
+    pub(super) name: Field<Text>,
+    pub(super) host: Field<Text>,
+    pub(super) path: Field<Text>,
+    pub(super) path_exact: Field<Text>,
+    pub(super) path_regex: Field<Text>,
+    pub(super) method: Texts,
+    pub(super) header: Texts,
+    pub(super) redirect: Field<Text>,
+    pub(super) status: Field<u64>,
+    pub(super) body: Field<Text>,
+    pub(super) root: Field<Text>,
+    pub(super) index: Field<Text>,
+    pub(super) strip_prefix: Field<bool>,
+    pub(super) timeout: Field<Duration>,
+    pub(super) retries: Field<u64>,
+    pub(super) max_body: Field<u64>,
+}
+
+pub(super) fn http(mut section: Section<'_, '_>) -> At<RawHttp> {
+    let value = RawHttp {
+        head_bytes: section.size("head_bytes", KIB..=1024 * KIB),
+        head_fields: section.whole("head_fields", 1..=10_000),
+        head_timeout: section.duration("head_timeout", TIMES),
+        body_timeout: section.duration("body_timeout", TIMES),
+        send_timeout: section.duration("send_timeout", TIMES),
+        requests: section.whole("requests", 0..=1_000_000_000),
+        streams: section.whole("streams", 1..=10_000),
+        trusted_proxies: section.texts("trusted_proxies", "[\"10.0.0.0/8\"]"),
+        access_log: section.boolean("access_log"),
+    };
+    let span = section.header;
+    unknown_keys(section, &[], false);
+    At { value, span }
+}
+
+pub(super) fn upstream_http(mut section: Section<'_, '_>) -> At<RawUpstreamHttp> {
+    let span = section.header;
+    let value = RawUpstreamHttp {
+        http2: section.choice("version", &VERSIONS),
+        idle: section.duration("idle", TIMES),
+        idle_connections: section.whole("idle_connections", 0..=100_000),
+        pending: section.whole("pending", 0..=1_000_000),
+    };
+    unknown_keys(section, &[], false);
+    At { value, span }
+}
+
+pub(super) fn route(section: &mut Section<'_, '_>) -> RawHttpRoute {
+    RawHttpRoute {
+        name: super::raw::name(section, "a route", "\"api\""),
+        host: section.text("host", "\"app.example\""),
+        path: section.text("path", "\"/\""),
+        path_exact: section.text("path_exact", "\"/favicon.ico\""),
+        path_regex: section.text("path_regex", "\"^/v[0-9]+/\""),
+        method: section.one_or_more("method", "\"GET\""),
+        header: section.one_or_more("header", "\"x-version: 2\""),
+        redirect: section.text("redirect", "\"https://{host}{path}{query}\""),
+        status: section.whole("status", 200..=599),
+        body: section.text("body", "\"gone\""),
+        root: section.text("root", "\"public\""),
+        index: section.text("index", "\"index.html\""),
+        strip_prefix: section.boolean("strip_prefix"),
+        timeout: section.duration("timeout", TIMES),
+        retries: section.whole("retries", 0..=10),
+        max_body: section.size("max_body", 0..=1 << 50),
+    }
+}
+
+impl RawHttpRoute {
+    /// The first of its keys that is there, and whether each is.
+    pub(super) fn given(&self) -> impl Iterator<Item = (&'static str, super::report::Span)> {
+        let texts = [
+            (&self.name, "name"),
+            (&self.host, "host"),
+            (&self.path, "path"),
+            (&self.path_exact, "path_exact"),
+            (&self.path_regex, "path_regex"),
+            (&self.redirect, "redirect"),
+            (&self.body, "body"),
+            (&self.root, "root"),
+            (&self.index, "index"),
+        ];
+        let lists = [(&self.method, "method"), (&self.header, "header")];
+        let numbers = [(&self.status, "status"), (&self.retries, "retries"), (&self.max_body, "max_body")];
+        let texts = texts.map(|(field, key)| (key, span(field)));
+        let lists = lists.map(|(field, key)| (key, span(field)));
+        let numbers = numbers.map(|(field, key)| (key, span(field)));
+        let others = [("strip_prefix", span(&self.strip_prefix)), ("timeout", span(&self.timeout))];
+        let all = texts.into_iter().chain(lists).chain(numbers).chain(others);
+        all.filter_map(|(key, span)| Some((key, span?)))
+    }
+}
+
+fn span<T>(field: &Field<T>) -> Option<super::report::Span> {
+    match field {
+        Field::Is(at) => Some(at.span),
+        Field::Absent | Field::Bad => None,
+    }
+}

@@ -1,0 +1,124 @@
+//! From the configuration of an HTTP listener to its settings, its site and its certificates.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::StatusCode;
+use rustix::fs::{Mode, OFlags};
+
+use super::Made;
+pub(super) use super::certificates::Certificates;
+use super::check_http::rule;
+use super::config::{self, Http, HttpAction, HttpRoute, Listener};
+use super::upstreams::Upstreams;
+use crate::transports::http::codec_forward::Network;
+use crate::transports::http::codec_head::HeadLimits;
+use crate::transports::http::state_watch::Times;
+use crate::transports::http::{Action, Connections, Published, Route, Settings, Site, Upstream};
+use crate::transports::tcp::OnAccept;
+
+/// The site of a listener: what its connections ask for, and what they are to find there once it is started.
+#[derive(Debug, Clone)]
+pub(super) struct Web {
+    live: Arc<Published>,
+    next: Arc<Site>,
+}
+
+impl Web {
+    /// From now on each request meets this site, also on connections that were let in before.
+    pub(super) fn publish(&self) {
+        self.live.store(self.next.clone());
+    }
+}
+
+/// The names of the upstreams that routes lead to.
+pub(super) fn upstreams_of(http: &Http) -> impl Iterator<Item = &str> {
+    http.routes.iter().filter_map(|route| match &route.action {
+        HttpAction::Upstream(name) => Some(name.as_str()),
+        HttpAction::Respond { .. } | HttpAction::Redirect { .. } | HttpAction::Static { .. } | HttpAction::Demo => None,
+    })
+}
+
+/// What starts the connections of a listener, and its site. Connections of `before` are to meet the same site.
+pub(super) fn make(
+    listener: &Listener,
+    http: &Http,
+    upstreams: &Upstreams,
+    certificates: &Certificates,
+    before: Option<&Web>,
+) -> Result<(Made, Web), String> {
+    let tls = match &http.tls {
+        None => None,
+        Some(tls) => {
+            let protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            let settings = certificates.server(&listener.name, tls, protocols).map_err(|error| error.to_string())?;
+            // Whatever cannot be built is found now, and not with the first client.
+            settings.builder().map_err(|error| error.to_string())?;
+            Some(Arc::new(settings))
+        }
+    };
+    let config::HttpSettings { head_bytes, head_fields, requests, streams, access_log, .. } = http.settings;
+    let settings = Settings {
+        listener: Arc::from(listener.name.as_str()),
+        head: HeadLimits { bytes: head_bytes, fields: head_fields },
+        times: Times {
+            head: http.settings.head_timeout,
+            body: http.settings.body_timeout,
+            send: http.settings.send_timeout,
+            idle: (!listener.limits.idle.is_zero()).then_some(listener.limits.idle),
+        },
+        requests,
+        streams,
+        trusted: http.settings.trusted_proxies.iter().filter_map(|text| Network::parse(text)).collect(),
+        access_log,
+        tls,
+    };
+    let mut servers: BTreeMap<&str, Arc<Upstream>> = BTreeMap::new();
+    for name in upstreams_of(http) {
+        if !servers.contains_key(name) {
+            let upstream = upstreams.http(name).ok_or_else(|| format!("there is no upstream `{name}`"))?;
+            servers.insert(name, upstream);
+        }
+    }
+    let mut routes = Vec::with_capacity(http.routes.len());
+    for route in &http.routes {
+        let rule = rule(route).map_err(|error| error.to_string())?;
+        let strip = if route.strip_prefix { rule.path.prefix_len() } else { 0 };
+        routes.push((rule, self::route(route, strip, &servers)?));
+    }
+    let site = Site::new(routes).map_err(|tie| tie.to_string())?;
+    let (settings, next) = (Arc::new(settings), Arc::new(site));
+    let live = before.map_or_else(|| Arc::new(Published::from(next.clone())), |web| web.live.clone());
+    let web = Web { live: live.clone(), next };
+    let made = move || Box::new(Connections::new(settings.clone(), live.clone())) as Box<dyn OnAccept>;
+    Ok((Box::new(made), web))
+}
+
+fn route(route: &HttpRoute, strip: usize, servers: &BTreeMap<&str, Arc<Upstream>>) -> Result<Route, String> {
+    let status = |status: u16| StatusCode::from_u16(status).map_err(|error| error.to_string());
+    let action = match &route.action {
+        HttpAction::Upstream(name) => {
+            Action::Proxy(servers.get(name.as_str()).cloned().ok_or_else(|| format!("there is no upstream `{name}`"))?)
+        }
+        HttpAction::Respond { status: code, body } => {
+            Action::Respond { status: status(*code)?, body: Bytes::from(body.clone()) }
+        }
+        HttpAction::Redirect { status: code, to } => Action::Redirect { status: status(*code)?, to: to.clone() },
+        HttpAction::Static { root, index } => {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let opened = rustix::fs::open(root, flags, Mode::empty());
+            let root = opened.map_err(|error| format!("cannot open {}: {error}", root.display()))?;
+            Action::Files { root: Arc::new(root), index: index.clone() }
+        }
+        HttpAction::Demo => Action::Demo,
+    };
+    Ok(Route {
+        name: Arc::from(route.name.as_str()),
+        strip,
+        timeout: route.timeout,
+        retries: route.retries,
+        max_body: route.max_body,
+        action,
+    })
+}

@@ -1,0 +1,35 @@
+//! HTTP/1.1 and HTTP/2: a reverse proxy that is strict about what it reads.
+//!
+//! `codec_head` guards the bytes of HTTP/1.1 clients, `codec_forward` changes fields on the way, `codec_file` reads what
+//! is asked of files; `state_routes` finds routes, `state_exchange` decides about attempts, `state_watch` about silence.
+//! None of them knows hyper, so that HTTP/3 can decide in the same way. `actor` is a client's connection, `exchange` one
+//! request inside it, `pool` the connections of an arbiter to servers, each an actor too.
+//!
+//! # Bodies
+//! Bodies are streamed both ways and pulled: who takes nothing holds up who sends. A server that breaks off in the middle
+//! of an answer leaves an answer that is not whole: HTTP/1.1 clients see the connection end too early, HTTP/2 clients a
+//! reset of the stream. A client that goes away takes its request to the server with it.
+//!
+//! # When there is no room
+//! Each server takes as many requests at once as its upstream allows; then requests wait, at most `pending` on each
+//! arbiter and at most the connect timeout, and beyond that are answered by 503.
+
+mod actor;
+mod body;
+pub mod codec_file;
+pub mod codec_forward;
+pub mod codec_head;
+mod exchange;
+mod files;
+mod nursery;
+mod pool;
+mod record;
+mod site;
+pub mod state_exchange;
+pub mod state_routes;
+pub mod state_watch;
+mod tunnel;
+mod wire;
+
+pub use actor::{Connection, Connections};
+pub use site::{Action, Published, Route, Settings, Site, Upstream};

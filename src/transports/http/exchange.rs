@@ -1,0 +1,410 @@
+//! One request and its answer, as hyper hands it over: finds the route, and carries out what it says.
+//!
+//! Part of the client's connection actor. What waits, waits by the alarm of that connection. When the client goes away
+//! hyper drops this, and with it the request to the server.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Uri, Version, uri};
+use hyper::body::{Body, Incoming};
+
+use super::actor::Client;
+use super::body::{self, Source, ToClient, ToServer};
+use super::codec_forward::{self as forward, Sender};
+use super::codec_head::is_authority;
+use super::pool::Pool;
+use super::record::Record;
+use super::site::{Action, Route, Upstream};
+use super::state_exchange::{Attempts, Failure, Next};
+use super::state_routes::{Wanted, host_of, is_plain};
+use super::wire::Timer;
+use super::{files, tunnel};
+use crate::actors::clock::later;
+use crate::transports::kit::balance::{NoServer, Picked, ServerId};
+
+/// How often a request that waits for a server to have room looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// What hyper calls for each request.
+pub(super) struct Service(pub(super) Rc<Client>);
+
+impl hyper::service::Service<Request<Incoming>> for Service {
+    type Response = Response<ToClient>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<ToClient>, Infallible>>>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let client = self.0.clone();
+        let record = client.begin();
+        Box::pin(async move {
+            let mut response = answer(&client, request, &record).await;
+            record.answers(response.status());
+            if client.notes.closing.get() && !client.http2 {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response)
+        })
+    }
+}
+
+/// An answer without a body worth the name.
+pub(super) fn plain(status: StatusCode, record: &Rc<Record>) -> Response<ToClient> {
+    let text = match status.canonical_reason() {
+        Some(reason) if !status.is_redirection() => Bytes::from(format!("{} {reason}\n", status.as_u16())),
+        Some(_) | None => Bytes::new(),
+    };
+    let mut response = Response::new(ToClient::whole(text, record.clone()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Record>) -> Response<ToClient> {
+    let (mut head, incoming) = request.into_parts();
+    let site = client.site();
+    let Some(authority) = authority(&head.uri, &head.headers) else { return plain(StatusCode::BAD_REQUEST, record) };
+    if let Some(line) = &record.line {
+        let mut line = line.borrow_mut();
+        let text = |name: &str| head.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+        head.method.as_str().clone_into(&mut line.method);
+        head.uri.path().clone_into(&mut line.path);
+        authority.clone_into(&mut line.authority);
+        line.version = if client.http2 { "2" } else { "1.1" };
+        line.trace = text("traceparent");
+    }
+    // RFC 9110, section 9.3: a gateway opens no tunnels, and an echo of what its own fields add helps nobody.
+    if head.method == Method::CONNECT || head.method == Method::TRACE {
+        return plain(StatusCode::METHOD_NOT_ALLOWED, record);
+    }
+    if !is_plain(head.uri.path()) {
+        return plain(StatusCode::BAD_REQUEST, record);
+    }
+    let host = host_of(&authority);
+    let wanted = Wanted { host: &host, path: head.uri.path(), method: head.method.as_str() };
+    let fields = &head.headers;
+    let found = site.table.find(wanted, |name| fields.get_all(name).iter().map(HeaderValue::as_bytes));
+    let Some((number, route)) = found.and_then(|number| Some((number, site.routes.get(number)?.clone()))) else {
+        return plain(StatusCode::NOT_FOUND, record);
+    };
+    record.routed(number);
+    if head.headers.get(header::EXPECT).is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return plain(StatusCode::EXPECTATION_FAILED, record);
+    }
+    if incoming.size_hint().lower() > route.max_body {
+        return plain(StatusCode::PAYLOAD_TOO_LARGE, record);
+    }
+    match &route.action {
+        Action::Proxy(upstream) => {
+            let websocket = !client.http2 && forward::asks_for_websocket(&head.headers);
+            forwarded(client, &mut head, &route, &authority, record);
+            let head = Head { method: head.method, uri: head.uri, fields: head.headers };
+            if websocket {
+                tunnel::open(client, upstream, &route, head, record).await
+            } else {
+                proxy(client, upstream, &route, head, incoming, record).await
+            }
+        }
+        Action::Respond { status, body } => {
+            let mut response = plain(*status, record);
+            if !body.is_empty() {
+                *response.body_mut() = ToClient::whole(body.clone(), record.clone());
+            }
+            response
+        }
+        Action::Redirect { status, to } => {
+            let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+            let to = to.replace("{host}", &host).replace("{path}", head.uri.path()).replace("{query}", &query);
+            let mut response = plain(*status, record);
+            match HeaderValue::try_from(to) {
+                Ok(to) => drop(response.headers_mut().insert(header::LOCATION, to)),
+                Err(_) => return plain(StatusCode::BAD_REQUEST, record),
+            }
+            response
+        }
+        Action::Files { root, index } => {
+            let path = head.uri.path().get(route.strip..).filter(|path| path.starts_with('/')).unwrap_or("/");
+            files::answer(root, index, &head.method, path, &head.headers, record)
+        }
+        Action::Demo => demo(client, &head, &authority, record),
+    }
+}
+
+/// What a server is sent, but the body.
+#[derive(Clone)]
+pub(super) struct Head {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    pub(super) fields: HeaderMap,
+}
+
+impl Head {
+    pub(super) fn request(self, body: ToServer, http2: bool) -> Request<ToServer> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method;
+        *request.version_mut() = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+        *request.uri_mut() = self.uri;
+        *request.headers_mut() = self.fields;
+        request
+    }
+}
+
+/// The authority that was asked for, if there is exactly one and it can be one. A target that names it counts for more
+/// than `Host` (RFC 9112, section 3.2.2); two that differ are refused (RFC 9113, section 8.3.1).
+fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
+    let mut hosts = fields.get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (None, _) => None,
+        (Some(host), None) => Some(host.to_str().ok()?),
+        (Some(_), Some(_)) => return None,
+    };
+    let authority = match (uri.authority().map(uri::Authority::as_str), host) {
+        (Some(target), Some(host)) if !target.eq_ignore_ascii_case(host) => return None,
+        (Some(target), _) => target,
+        (None, Some(host)) => host,
+        // HTTP/1.0, where nobody need say.
+        (None, None) => "localhost",
+    };
+    is_authority(authority.as_bytes()).then(|| authority.to_owned())
+}
+
+/// Turns the head of a client's request into that of a request to a server.
+fn forwarded(client: &Client, head: &mut http::request::Parts, route: &Route, authority: &str, record: &Record) {
+    let sender =
+        Sender { address: client.peer.ip(), tls: client.tls, trusted: client.trusted, authority, http2: client.http2 };
+    forward::to_server(&mut head.headers, &sender, || client.request_id());
+    if client.http2 {
+        forward::join_cookies(&mut head.headers);
+    }
+    if let Ok(host) = HeaderValue::try_from(authority) {
+        head.headers.insert(header::HOST, host);
+    }
+    if let Some(line) = &record.line
+        && let Some(Ok(id)) = head.headers.get(forward::X_REQUEST_ID).map(HeaderValue::to_str)
+    {
+        id.clone_into(&mut line.borrow_mut().id);
+    }
+    let target = head.uri.path_and_query().map_or("/", uri::PathAndQuery::as_str);
+    let target = target.get(route.strip..).unwrap_or_default();
+    let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
+    head.uri = target.parse().unwrap_or_else(|_| Uri::from_static("/"));
+}
+
+/// A place at a server, for one attempt.
+pub(super) async fn pick(
+    client: &Client,
+    upstream: &Arc<Upstream>,
+    pool: &Pool,
+    tried: &[ServerId],
+) -> Result<Picked, Failure> {
+    let until = later(client.notes.driver.now(), upstream.connect_timeout);
+    let mut waits = None;
+    loop {
+        let now = client.notes.driver.now();
+        match upstream.balancer.pick(now, client.random(), tried) {
+            Ok(picked) => return Ok(picked),
+            // All were tried: once more at any of them.
+            Err(NoServer::AllTried) if !tried.is_empty() => {
+                return upstream.balancer.pick(now, client.random(), &[]).map_err(|_| Failure::NoServer);
+            }
+            Err(NoServer::Full) if now < until && (waits.is_some() || pool.waiting.get() < upstream.pending) => {
+                waits.get_or_insert_with(|| Waits::new(pool));
+                client.notes.until(later(now, LOOK_AGAIN), std::future::pending::<()>()).await;
+            }
+            Err(why) => {
+                client.notes.driver.raise("upstream_failures", &upstream.name, why.reason());
+                return Err(Failure::NoServer);
+            }
+        }
+    }
+}
+
+/// One of those who wait for a server to have room.
+struct Waits<'a>(&'a Pool);
+
+impl<'a> Waits<'a> {
+    fn new(pool: &'a Pool) -> Self {
+        pool.waiting.set(pool.waiting.get() + 1);
+        Self(pool)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get().saturating_sub(1));
+    }
+}
+
+async fn proxy(
+    client: &Rc<Client>,
+    upstream: &Arc<Upstream>,
+    route: &Route,
+    mut head: Head,
+    incoming: Incoming,
+    record: &Rc<Record>,
+) -> Response<ToClient> {
+    let notes = &client.notes;
+    let has_body = !incoming.is_end_stream();
+    let fault = Rc::new(Cell::new(None));
+    let mut body = Some(if has_body {
+        ToServer::Stream(Box::new(body::Request {
+            incoming,
+            left: route.max_body,
+            silence: client.settings.times.body,
+            record: record.clone(),
+            fault: fault.clone(),
+            timer: Timer::default(),
+            since: None,
+        }))
+    } else {
+        ToServer::Empty
+    });
+    if upstream.http2 {
+        head.uri = absolute(&head);
+        head.fields.remove(header::HOST);
+    }
+    let pool = Pool::of(upstream);
+    pool.budget.borrow_mut().request();
+    let mut attempts = Attempts::new(route.retries, &head.method, has_body);
+    let mut tried: Vec<ServerId> = Vec::new();
+    loop {
+        let failure = match pick(client, upstream, &pool, &tried).await {
+            Err(failure) => failure,
+            Ok(picked) => {
+                tried.push(picked.id());
+                if let Some(line) = &record.line {
+                    line.borrow_mut().server = picked.address().to_string();
+                }
+                match pool.lend(upstream, picked.id(), picked.address(), &notes.driver).await {
+                    Err(failure) => {
+                        picked.failed(notes.driver.now());
+                        failure
+                    }
+                    Ok(mut lent) => {
+                        let Some(sent) = body.take() else { return plain(StatusCode::BAD_GATEWAY, record) };
+                        // A request without a body may be sent again; one with a body is sent once.
+                        let again = if has_body || route.retries == 0 { None } else { Some(head.clone()) };
+                        let request = std::mem::replace(&mut head, again.unwrap_or_else(Head::none))
+                            .request(sent, upstream.http2);
+                        let until = later(notes.driver.now(), route.timeout);
+                        match notes.until(until, lent.send(request)).await {
+                            Some(Ok(response)) => {
+                                picked.succeeded(notes.driver.now());
+                                let source = Source::Pool {
+                                    lent: Some(lent),
+                                    pool,
+                                    upstream: upstream.clone(),
+                                    picked: Some(picked),
+                                };
+                                return from_server(response, source, route, record);
+                            }
+                            Some(Err((error, unsent))) => {
+                                tracing::debug!(upstream = %upstream.name, %error, "no answer");
+                                let failure = match (fault.get(), unsent) {
+                                    (Some(fault), _) => fault,
+                                    (None, Some(request)) => {
+                                        let (parts, whole) = request.into_parts();
+                                        head = Head { method: parts.method, uri: parts.uri, fields: parts.headers };
+                                        body = Some(whole);
+                                        Failure::NotSent
+                                    }
+                                    (None, None) => Failure::Broken,
+                                };
+                                if failure.blames_server() {
+                                    picked.failed(notes.driver.now());
+                                }
+                                failure
+                            }
+                            None => {
+                                picked.failed(notes.driver.now());
+                                fault.get().unwrap_or(Failure::TooSlow)
+                            }
+                        }
+                    }
+                }
+            }
+        };
+        notes.driver.raise("http_failures", &upstream.name, failure.reason());
+        let whole = body.is_some() || !has_body;
+        match attempts.failed(failure, whole, &mut pool.budget.borrow_mut()) {
+            Next::Again => {
+                if body.is_none() {
+                    body = Some(ToServer::Empty);
+                }
+                notes.driver.raise("http_retries", &upstream.name, failure.reason());
+            }
+            Next::Answer(status) => {
+                let mut response = plain(status, record);
+                if fault.get().is_some() {
+                    // What is left of the body is not read.
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    if client.http2 {
+                        response.headers_mut().remove(header::CONNECTION);
+                    }
+                }
+                return response;
+            }
+        }
+    }
+}
+
+impl Head {
+    fn none() -> Self {
+        Self { method: Method::GET, uri: Uri::from_static("/"), fields: HeaderMap::new() }
+    }
+}
+
+/// The target as HTTP/2 sends it.
+fn absolute(head: &Head) -> Uri {
+    let host = head.fields.get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+    let mut parts = uri::Parts::default();
+    parts.scheme = Some(uri::Scheme::HTTP);
+    parts.authority = uri::Authority::try_from(host).ok();
+    parts.path_and_query = head.uri.path_and_query().cloned();
+    Uri::from_parts(parts).unwrap_or_else(|_| Uri::from_static("/"))
+}
+
+/// A server's answer as the client gets it.
+pub(super) fn from_server(
+    response: Response<Incoming>,
+    source: Source,
+    route: &Route,
+    record: &Rc<Record>,
+) -> Response<ToClient> {
+    let (head, incoming) = response.into_parts();
+    let mut response = Response::new(ToClient::server(incoming, source, route.timeout, record.clone()));
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    forward::strip_hop(response.headers_mut());
+    response
+}
+
+fn demo(client: &Client, head: &http::request::Parts, authority: &str, record: &Rc<Record>) -> Response<ToClient> {
+    use std::fmt::Write;
+    let version = if client.http2 { "HTTP/2" } else { "HTTP/1.1" };
+    let tls = if client.tls { "over TLS" } else { "without TLS" };
+    let target = head.uri.path_and_query().map_or("/", uri::PathAndQuery::as_str);
+    let mut text = format!(
+        "Portway\n\n{} {target}\nhost: {authority}\nfrom: {}\n{version} {tls}, request {} of its connection\n\n",
+        head.method,
+        client.peer.ip(),
+        client.requests(),
+    );
+    for (name, value) in &head.headers {
+        // Secrets of the browser do not belong on a page.
+        if *name != header::COOKIE && *name != header::AUTHORIZATION {
+            // Writing to a string cannot fail.
+            let _written = writeln!(text, "{name}: {}", value.as_bytes().escape_ascii());
+        }
+    }
+    let mut response = plain(StatusCode::OK, record);
+    *response.body_mut() = ToClient::whole(text.into(), record.clone());
+    response
+}

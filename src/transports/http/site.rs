@@ -1,0 +1,124 @@
+//! What a listener answers with, as plain data that all arbiters share: routes, upstreams, limits.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::StatusCode;
+
+use super::codec_forward::Network;
+use super::codec_head::HeadLimits;
+use super::state_routes::{Rule, Table, Tie};
+use super::state_watch::Times;
+use crate::transports::kit::balance::Balancer;
+use crate::transports::tls::ServerSettings;
+
+/// The routes of a listener, and what they lead to.
+#[derive(Debug)]
+pub struct Site {
+    pub(super) table: Table,
+    pub(super) routes: Vec<Arc<Route>>,
+}
+
+impl Site {
+    /// A site of these routes.
+    ///
+    /// # Errors
+    /// Two routes that one request could fit equally well.
+    pub fn new(routes: Vec<(Rule, Route)>) -> Result<Self, Tie> {
+        let (rules, routes): (Vec<_>, Vec<_>) = routes.into_iter().map(|(rule, route)| (rule, Arc::new(route))).unzip();
+        Ok(Self { table: Table::new(rules)?, routes })
+    }
+}
+
+/// What becomes of the requests of a route.
+#[derive(Debug)]
+pub struct Route {
+    /// Its name in metrics and logs.
+    pub name: Arc<str>,
+    /// How many bytes are taken off the beginning of the path before it is passed on.
+    pub strip: usize,
+    /// How long a server may take until the head of its answer, and be silent inside it.
+    pub timeout: Duration,
+    /// How often a request that is safe to repeat is sent again.
+    pub retries: u32,
+    /// Bytes of the largest body of a request.
+    pub max_body: u64,
+    /// What answers.
+    pub action: Action,
+}
+
+/// What answers a request.
+#[derive(Debug)]
+pub enum Action {
+    /// A server.
+    Proxy(Arc<Upstream>),
+    /// Always the same.
+    Respond {
+        /// The status.
+        status: StatusCode,
+        /// The body, plain text.
+        body: Bytes,
+    },
+    /// Somewhere else: `{host}`, `{path}` and `{query}` (with its `?`) stand for those of the request.
+    Redirect {
+        /// A status from 301 to 308.
+        status: StatusCode,
+        /// Where.
+        to: String,
+    },
+    /// A file below a folder.
+    Files {
+        /// The folder.
+        root: Arc<OwnedFd>,
+        /// What a path that ends in `/` leads to.
+        index: String,
+    },
+    /// A page that shows the request.
+    Demo,
+}
+
+/// Servers that answer requests.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Its name in metrics and logs.
+    pub name: Arc<str>,
+    /// Which server gets the next request.
+    pub balancer: Arc<Balancer>,
+    /// How long a server may take to accept a connection.
+    pub connect_timeout: Duration,
+    /// Whether its servers speak HTTP/2 (without TLS, known beforehand), else HTTP/1.1.
+    pub http2: bool,
+    /// How long a connection is kept for the next request.
+    pub idle: Duration,
+    /// Connections kept so, for each server and arbiter.
+    pub idle_connections: usize,
+    /// Requests that may wait for a server on each arbiter when all have as many as they may.
+    pub pending: usize,
+}
+
+/// What a listener allows, and how it is spoken to.
+#[derive(Debug)]
+pub struct Settings {
+    /// The name of the listener.
+    pub listener: Arc<str>,
+    /// How large a head may be.
+    pub head: HeadLimits,
+    /// How long a client may be silent.
+    pub times: Times,
+    /// Requests on one connection, then it is closed; 0: any number.
+    pub requests: u64,
+    /// Requests of one HTTP/2 connection at the same time.
+    pub streams: u32,
+    /// Proxies whose word about their clients counts.
+    pub trusted: Vec<Network>,
+    /// Whether each request is logged.
+    pub access_log: bool,
+    /// Certificates and protocols; `None`: no TLS.
+    pub tls: Option<Arc<ServerSettings>>,
+}
+
+/// The site of a listener, replaced while connections run: they ask for it with each request.
+pub type Published = ArcSwap<Site>;

@@ -1,0 +1,320 @@
+//! The stream of a client, with the guard before it, and what is noted of the connection on the way.
+//!
+//! What the guard refuses never reaches hyper. Something that hyper itself refuses stands in its place, so that the
+//! answer comes in its turn, behind the answers to what was asked before: 431 for a head that is too large, else 400.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_boring::SslStream;
+
+use super::codec_head::{Guard, Refusal, Stage};
+use super::state_watch::Watch;
+use crate::actors::{Counter, Driver};
+
+/// No parser takes this for the rest of a head, of a chunk, or of trailers: a NUL, and a line feed without its carriage
+/// return.
+const BAD: &[u8] = b"\0\n\r\n\r\n";
+
+/// What is noted of one connection; its wire, its requests and its actor share it.
+pub(super) struct Notes {
+    pub(super) driver: Driver,
+    listener: Arc<str>,
+    pub(super) watch: RefCell<Watch>,
+    pub(super) refused: Cell<Option<Refusal>>,
+    /// From here on another protocol is spoken.
+    pub(super) opened: Cell<bool>,
+    /// No more requests are wanted.
+    pub(super) closing: Cell<bool>,
+    pub(super) bytes_in: Counter,
+    pub(super) bytes_out: Counter,
+    /// Bytes of this connection alone, both ways.
+    moved: Cell<u64>,
+    timers: RefCell<Vec<(u64, Instant, Waker)>>,
+    next_timer: Cell<u64>,
+}
+
+impl Notes {
+    /// Bytes that moved, both ways.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.moved.get()
+    }
+
+    fn refuse(&self, why: Refusal) {
+        self.refused.set(Some(why));
+        self.driver.raise("http_refused", &self.listener, why.reason());
+    }
+
+    fn moves(&self, counter: &Counter, count: usize) {
+        counter.add(count as u64);
+        self.moved.set(self.moved.get().wrapping_add(count as u64));
+    }
+
+    pub(super) fn new(driver: Driver, listener: Arc<str>, watch: Watch) -> Rc<Self> {
+        let bytes_in = driver.counter("bytes_in", &listener, "");
+        let bytes_out = driver.counter("bytes_out", &listener, "");
+        Rc::new(Self {
+            driver,
+            listener,
+            watch: RefCell::new(watch),
+            refused: Cell::new(None),
+            opened: Cell::new(false),
+            closing: Cell::new(false),
+            bytes_in,
+            bytes_out,
+            moved: Cell::new(0),
+            timers: RefCell::default(),
+            next_timer: Cell::new(0),
+        })
+    }
+
+    /// Wakes the requests whose time has come, and says when to look again.
+    pub(super) fn tick(&self) -> Option<Instant> {
+        let now = self.driver.now();
+        let due: Vec<Waker> = {
+            let mut timers = self.timers.borrow_mut();
+            if timers.iter().any(|(_, at, _)| *at <= now) {
+                timers.extract_if(.., |(_, at, _)| *at <= now).map(|(_, _, waker)| waker).collect()
+            } else {
+                Vec::new()
+            }
+        };
+        due.into_iter().for_each(Waker::wake);
+        let first = self.timers.borrow().iter().map(|(_, at, _)| *at).min();
+        let watch = self.watch.borrow().deadline();
+        first.into_iter().chain(watch).min()
+    }
+
+    /// Waits for `future` until `at`, by the alarm of the connection.
+    pub(super) async fn until<F: Future>(&self, at: Instant, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        let mut timer = Timer::default();
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(out) = future.as_mut().poll(cx) {
+                timer.clear(self);
+                return Poll::Ready(Some(out));
+            }
+            if timer.poll(self, at, cx).is_ready() { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await
+    }
+}
+
+/// One entry in the timers of a connection. Whoever has one clears it; an entry left behind costs one early turn.
+#[derive(Debug, Default)]
+pub(super) struct Timer {
+    key: Option<u64>,
+}
+
+impl Timer {
+    /// Ready at `at`.
+    pub(super) fn poll(&mut self, notes: &Notes, at: Instant, cx: &Context<'_>) -> Poll<()> {
+        if notes.driver.now() >= at {
+            self.clear(notes);
+            return Poll::Ready(());
+        }
+        let mut timers = notes.timers.borrow_mut();
+        let mine = self.key.and_then(|key| timers.iter_mut().find(|(other, _, _)| *other == key));
+        match mine {
+            Some((_, until, waker)) => {
+                *until = at;
+                waker.clone_from(cx.waker());
+            }
+            None => {
+                let key = notes.next_timer.get();
+                notes.next_timer.set(key.wrapping_add(1));
+                self.key = Some(key);
+                timers.push((key, at, cx.waker().clone()));
+            }
+        }
+        Poll::Pending
+    }
+
+    pub(super) fn clear(&mut self, notes: &Notes) {
+        if let Some(key) = self.key.take() {
+            notes.timers.borrow_mut().retain(|(other, _, _)| *other != key);
+        }
+    }
+}
+
+/// A client's stream.
+pub(super) enum ClientStream {
+    Plain(TcpStream),
+    Tls(Box<SslStream<TcpStream>>),
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, all),
+            Self::Tls(tls) => {
+                let first = all.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
+                Pin::new(&mut **tls).poll_write(cx, first)
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A client's stream as hyper sees it.
+pub(super) struct Wire {
+    stream: ClientStream,
+    /// Read already, to tell the versions apart.
+    prefix: Vec<u8>,
+    /// None for HTTP/2, whose framing leaves nothing to guess.
+    guard: Option<Guard>,
+    notes: Rc<Notes>,
+    /// What stands in the place of what was refused has been given.
+    told: bool,
+}
+
+impl Wire {
+    pub(super) const fn new(stream: ClientStream, prefix: Vec<u8>, guard: Option<Guard>, notes: Rc<Notes>) -> Self {
+        Self { stream, prefix, guard, notes, told: false }
+    }
+
+    /// The stream under it, when hyper is done.
+    pub(super) fn into_stream(self) -> ClientStream {
+        self.stream
+    }
+
+    fn instead(&mut self, why: Refusal, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if why == Refusal::TooLarge {
+            // Until hyper's own limit, which is the same, is reached.
+            let room = buf.initialize_unfilled();
+            room.fill(b'a');
+            let filled = room.len();
+            buf.advance(filled);
+        } else if self.told {
+            // It was told, answers and ends.
+            return Poll::Pending;
+        } else {
+            buf.put_slice(BAD.get(..BAD.len().min(buf.remaining())).unwrap_or_default());
+        }
+        self.told = true;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let wire = self.get_mut();
+        if let Some(why) = wire.notes.refused.get() {
+            return wire.instead(why, buf);
+        }
+        let before = buf.filled().len();
+        if !wire.prefix.is_empty() {
+            let count = wire.prefix.len().min(buf.remaining());
+            buf.put_slice(wire.prefix.get(..count).unwrap_or_default());
+            wire.prefix.drain(..count);
+            // With what followed it, so that lines stay whole as far as they have come.
+            if wire.prefix.is_empty() && Pin::new(&mut wire.stream).poll_read(cx, buf)?.is_pending() {
+                wire.prefix = Vec::new();
+            }
+        } else if Pin::new(&mut wire.stream).poll_read(cx, buf)?.is_pending() {
+            wire.notes.watch.borrow_mut().reads(wire.notes.driver.now());
+            return Poll::Pending;
+        }
+        let read = buf.filled().get(before..).unwrap_or_default();
+        wire.notes.moves(&wire.notes.bytes_in, read.len());
+        let mut stage = Stage::Between;
+        if let Some(guard) = &mut wire.guard {
+            if wire.notes.opened.get() {
+                guard.open();
+            }
+            if let Err(refused) = guard.look(read) {
+                wire.notes.refuse(refused.why);
+                buf.set_filled(before + refused.pass);
+                if refused.pass == 0 {
+                    return wire.instead(refused.why, buf);
+                }
+            }
+            stage = guard.stage();
+        }
+        wire.notes.watch.borrow_mut().read(stage, wire.notes.driver.now());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Wire {
+    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &result {
+            Poll::Ready(Ok(count)) => {
+                self.notes.moves(&self.notes.bytes_out, *count);
+                self.notes.watch.borrow_mut().wrote(false, self.notes.driver.now());
+            }
+            Poll::Pending => self.notes.watch.borrow_mut().wrote(true, self.notes.driver.now()),
+            Poll::Ready(Err(_)) => {}
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        all: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, all);
+        self.wrote(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
