@@ -320,6 +320,7 @@ impl<M: Send + 'static> Mail<M> {
 ///
 /// # Errors
 /// [`AskError::OnArbiter`] where blocking would stop actors, [`AskError::Timeout`].
+#[cfg(feature = "quic")]
 pub(crate) fn wait_blocking<F: Future>(within: Duration, future: F) -> Result<F::Output, AskError> {
     if local::on_event_loop() {
         return Err(AskError::OnArbiter);

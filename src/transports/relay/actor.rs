@@ -185,6 +185,13 @@ impl<C: Wire, U: Wire> Ends<C, U> {
         }
     }
 
+    fn end_as_one(&self, side: Side) -> bool {
+        match side {
+            Side::Client => self.client.iter().all(Wire::ends_as_one),
+            Side::Upstream => self.upstream.iter().all(Wire::ends_as_one),
+        }
+    }
+
     fn abort(&mut self, side: Side) {
         match side {
             Side::Client => self.client.iter_mut().for_each(Wire::abort),
@@ -453,7 +460,7 @@ impl<C: Wire, D: Dial> Relay<C, D> {
     /// Cuts what has not ended in order.
     fn abort(&mut self) {
         for side in [Side::Client, Side::Upstream] {
-            if self.state.aborts(side) {
+            if self.state.aborts(side, self.ends.end_as_one(side)) {
                 self.ends.abort(side);
             }
         }

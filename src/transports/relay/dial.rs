@@ -28,6 +28,11 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin {
         false
     }
 
+    /// Whether a reset ends both directions, as TCP's does.
+    fn ends_as_one(&self) -> bool {
+        true
+    }
+
     /// The socket, if what is read and written is what goes over it: then the kernel may move it.
     fn plain(&self) -> Option<Plain<'_>> {
         None
@@ -193,6 +198,14 @@ pub(super) fn failure_of(error: &io::Error) -> Failure {
 }
 
 impl Wire for Upstream {
+    fn ends_as_one(&self) -> bool {
+        #[cfg(feature = "quic")]
+        if matches!(self, Self::Quic(_)) {
+            return false;
+        }
+        true
+    }
+
     fn abort(&mut self) {
         match self {
             Self::Tcp(tcp) => tcp.abort(),

@@ -19,6 +19,10 @@ pub const GIVEN_UP: u64 = 0x101;
 pub const REFUSED: u64 = 0x102;
 
 impl Wire for Duplex {
+    fn ends_as_one(&self) -> bool {
+        false
+    }
+
     fn abort(&mut self) {
         Self::abort(self, GIVEN_UP);
     }

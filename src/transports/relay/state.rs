@@ -252,10 +252,11 @@ impl State {
     }
 
     /// How to close a side when it is over: with a reset if it was not told the end in order. A direction that ended
-    /// in order is left to deliver what the kernel still holds of it; a side that is gone needs nothing.
+    /// in order is left to deliver what the kernel still holds of it; a side that is gone needs nothing, if its two
+    /// directions end as one.
     #[must_use]
-    pub fn aborts(&self, side: Side) -> bool {
-        !self.way_to(side).fin_sent && self.gone != Some(side)
+    pub fn aborts(&self, side: Side, ends_as_one: bool) -> bool {
+        !self.way_to(side).fin_sent && !(ends_as_one && self.gone == Some(side))
     }
 
     /// When [`Input::Deadline`] is due.
@@ -630,7 +631,7 @@ mod tests {
         assert_eq!(state.poll(Side::Client), Next::Finish);
         state.handle(Input::FinSent(Side::Client), now);
         assert_eq!(reason(&state), Some("upstream_reset"));
-        assert!(!state.aborts(Side::Client), "the kernel may still hold the answer");
+        assert!(!state.aborts(Side::Client, true), "the kernel may still hold the answer");
         assert_eq!(state.take_failures(), ["upstream_reset"]);
     }
 
@@ -644,7 +645,7 @@ mod tests {
         assert_eq!(reason(&state), None, "what was sent before it is delivered");
         state.handle(Input::Eof(Side::Upstream), now);
         assert_eq!(reason(&state), Some("upstream_reset"));
-        assert!(state.aborts(Side::Client) && !state.aborts(Side::Upstream));
+        assert!(state.aborts(Side::Client, true) && !state.aborts(Side::Upstream, true));
         assert_eq!(state.take_failures(), ["upstream_reset"], "counted once");
     }
 
