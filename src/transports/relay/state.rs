@@ -256,7 +256,8 @@ impl State {
     /// directions end as one.
     #[must_use]
     pub fn aborts(&self, side: Side, ends_as_one: bool) -> bool {
-        !self.way_to(side).fin_sent && !(ends_as_one && self.gone == Some(side))
+        let needs_nothing = ends_as_one && self.gone == Some(side);
+        !self.way_to(side).fin_sent && !needs_nothing
     }
 
     /// When [`Input::Deadline`] is due.
