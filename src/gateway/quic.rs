@@ -29,7 +29,7 @@ use crate::transports::quic::{
 };
 use crate::transports::relay::{QuicSession, REFUSED, Target};
 use crate::transports::tcp::Never;
-use crate::transports::tls::{ReloadError, ServerSettings};
+use crate::transports::tls::ReloadError;
 
 /// What a connection takes of the memory budget before it buffers anything: QUIC's state, our actors, TLS.
 const BASE_BYTES: usize = 40 << 10;
@@ -50,8 +50,10 @@ struct Shared {
     name: Arc<str>,
     routes: Snapshot<Routes>,
     door: Mutex<Admission>,
-    /// What it says in handshakes.
-    tls: Mutex<Arc<ServerSettings>>,
+    budget: Budget,
+    occupancy: Arc<Occupancy>,
+    /// What new connections begin with.
+    settings: Mutex<transport::ServerSettings>,
 }
 
 type Routes = BTreeMap<Vec<u8>, Way>;
@@ -83,34 +85,20 @@ pub(super) struct Around<'a> {
     pub(super) budget: &'a Budget,
 }
 
-/// What a QUIC listener says in its handshakes.
+/// What the connections of a QUIC listener begin with.
 ///
 /// # Errors
-/// [`StartError::Tls`].
-pub(super) fn tls_of(
+/// [`StartError::Tls`] and, for its secret, [`StartError::Options`].
+pub(super) fn settings_of(
     listener: &Listener,
     quic: &config::Quic,
     certificates: &Certificates,
-) -> Result<ServerSettings, StartError> {
+) -> Result<transport::ServerSettings, StartError> {
     let protocols = quic.routes.iter().map(|route| route.alpn.as_bytes().to_vec()).collect();
-    certificates
+    let tls = certificates
         .server(&listener.name, &quic.tls, protocols)
-        .map_err(|error| StartError::Tls { of: format!("listener `{}`", listener.name), error })
-}
-
-/// Binds and starts a listener, and the actor that takes its connections.
-///
-/// # Errors
-/// See [`StartError`]; nothing is left running then.
-fn start(
-    listener: &Listener,
-    quic: &config::Quic,
-    around: &Around<'_>,
-    occupancy: Arc<Occupancy>,
-) -> Result<(QuicListener, Mail<Never>), StartError> {
-    let name: Arc<str> = Arc::from(listener.name.as_str());
-    let tls = Arc::new(tls_of(listener, quic, around.certificates)?);
-    let mut settings = transport::ServerSettings::new(name.clone(), listener.listen, tls.clone());
+        .map_err(|error| StartError::Tls { of: format!("listener `{}`", listener.name), error })?;
+    let mut settings = transport::ServerSettings::new(listener.name.as_str(), listener.listen, Arc::new(tls));
     settings.transport = transport_of(listener, quic);
     settings.limits = transport::Limits {
         connections: listener.limits.connections,
@@ -131,18 +119,39 @@ fn start(
         })?),
         None => None,
     };
-    let caps = Caps {
+    Ok(settings)
+}
+
+const fn caps_of(listener: &Listener) -> Caps {
+    Caps {
         connections: listener.limits.connections,
         per_source: listener.limits.per_source,
         // Handshakes are bounded by the transport, and done when this door is reached.
         half_open: usize::MAX,
         base_bytes: BASE_BYTES,
-    };
+    }
+}
+
+/// Binds and starts a listener, and the actor that takes its connections.
+///
+/// # Errors
+/// See [`StartError`]; nothing is left running then.
+fn start(
+    listener: &Listener,
+    quic: &config::Quic,
+    around: &Around<'_>,
+    occupancy: Arc<Occupancy>,
+) -> Result<(QuicListener, Mail<Never>), StartError> {
+    let settings = settings_of(listener, quic, around.certificates)?;
+    let name = settings.name.clone();
+    let door = Admission::new(caps_of(listener), around.budget.clone(), occupancy.clone());
     let shared = Arc::new(Shared {
         name: name.clone(),
         routes: Snapshot::new(routes(listener, quic, around.upstreams)),
-        door: Mutex::new(Admission::new(caps, around.budget.clone(), occupancy)),
-        tls: Mutex::new(tls),
+        door: Mutex::new(door),
+        budget: around.budget.clone(),
+        occupancy,
+        settings: Mutex::new(settings.clone()),
     });
     let server = QuicServer::start(around.mesh, settings, Some(applications(shared.clone()))).map_err(|error| {
         let (listener, place, address) = (listener.name.clone(), listener.place.clone(), listener.listen);
@@ -195,23 +204,29 @@ pub(super) fn started(
 }
 
 impl QuicListener {
-    /// Other routes for connections from now on.
+    /// Other routes and limits for connections from now on.
     pub(super) fn set_routes(&self, listener: &Listener, quic: &config::Quic, upstreams: &Upstreams) {
-        self.shared.routes.publish(routes(listener, quic, upstreams));
+        let shared = &self.shared;
+        shared.routes.publish(routes(listener, quic, upstreams));
+        *shared.door.lock() = Admission::new(caps_of(listener), shared.budget.clone(), shared.occupancy.clone());
     }
 
     /// Whether these settings differ from those in use.
-    pub(super) fn would_change(&self, tls: &ServerSettings) -> bool {
-        **self.shared.tls.lock() != *tls
+    pub(super) fn would_change(&self, new: &transport::ServerSettings) -> bool {
+        let now = self.shared.settings.lock();
+        (&now.tls, &now.transport, &now.limits, &now.secret) != (&new.tls, &new.transport, &new.limits, &new.secret)
     }
 
-    /// Uses other certificates and protocols for new connections, on all arbiters or on none.
+    /// Uses these settings for new connections, on all arbiters or on none; answers those of before.
     ///
     /// # Errors
     /// See [`ReloadError`]; the old ones are in use everywhere then.
-    pub(super) async fn reload(&self, tls: Arc<ServerSettings>) -> Result<Arc<ServerSettings>, ReloadError> {
-        self.server.reload(tls.clone()).await?;
-        Ok(std::mem::replace(&mut *self.shared.tls.lock(), tls))
+    pub(super) async fn renew(
+        &self,
+        settings: transport::ServerSettings,
+    ) -> Result<transport::ServerSettings, ReloadError> {
+        self.server.renew(&settings).await?;
+        Ok(std::mem::replace(&mut *self.shared.settings.lock(), settings))
     }
 
     /// Lets nobody in any more; what is in finishes by then.

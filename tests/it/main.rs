@@ -28,6 +28,8 @@ mod probe;
 #[cfg(feature = "quic")]
 mod quic;
 #[cfg(feature = "quic")]
+mod quic_changes;
+#[cfg(feature = "quic")]
 mod quic_ends;
 #[cfg(feature = "quic")]
 mod quic_gateway;
@@ -35,6 +37,8 @@ mod quic_gateway;
 mod quic_interop;
 #[cfg(feature = "quic")]
 mod quic_moving;
+#[cfg(feature = "qlog")]
+mod quic_qlog;
 #[cfg(feature = "quic")]
 mod quic_strangers;
 #[cfg(feature = "quic")]

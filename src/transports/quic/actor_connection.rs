@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::actor_engine::{Engine, Phase};
+use super::actor_moving::Mover;
 use super::actor_remote::Remote;
 use super::actor_send::{Outlet, Sent};
 use super::actor_shared::Shared;
@@ -69,6 +70,7 @@ pub(super) struct ConnectionActor {
     purpose: Option<Purpose>,
     user: User,
     remote: Remote,
+    mover: Mover,
     joining: Vec<Reply<Farewell>>,
     /// Where handles read why it ended.
     ended: Arc<OnceLock<Farewell>>,
@@ -111,6 +113,7 @@ impl ConnectionActor {
             purpose: Some(purpose),
             user: User::None,
             remote: Remote::default(),
+            mover: Mover::default(),
             joining: Vec::new(),
             ended: Arc::default(),
             paced_until: None,
@@ -171,6 +174,7 @@ impl ConnectionActor {
                     application.message(m, &mut self.engine);
                 }
             }
+            Request::Migrate(answer) => self.mover.begin(answer, &self.engine, &self.endpoint, self.slot),
             Request::OfStreams(asked) => self.remote.request(asked, &mut self.engine),
         }
     }
@@ -322,6 +326,9 @@ impl ConnectionActor {
         let mut more = false;
         for _ in 0..ROUNDS {
             more = self.engine.learn();
+            if !self.engine.proved.is_empty() {
+                self.mover.proved(&mut self.engine, &self.endpoint, self.slot);
+            }
             self.engine.notice_end();
             more |= self.dispatch(turn);
             more |= self.engine.feed();
@@ -377,6 +384,7 @@ impl Protocol for ConnectionActor {
             ToConnection::Packets(_) => "packets",
             ToConnection::Writable => "writable",
             ToConnection::Ids(_) => "ids",
+            ToConnection::Opened(_) => "opened",
             ToConnection::Request(_) => "request",
         }
     }
@@ -392,6 +400,7 @@ impl Protocol for ConnectionActor {
             ToConnection::Packets(packets) => self.packets(packets),
             ToConnection::Writable => self.told_blocked = false,
             ToConnection::Ids(ids) => self.ids(ids),
+            ToConnection::Opened(socket) => self.mover.opened(socket, &mut self.engine, &self.endpoint, self.slot),
             ToConnection::Request(request) => self.request(request),
         }
         Ok(())

@@ -5,6 +5,7 @@
 //! one, so that no call comes back into an application that is in the midst of one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -121,6 +122,8 @@ pub(super) struct Engine {
     stops: u64,
     /// Packets have come in this turn.
     pub(super) heard: bool,
+    /// Paths of a client that were tried, and whether the peer answered; taken in each turn.
+    pub(super) proved: Vec<(SocketAddr, SocketAddr, bool)>,
 }
 
 impl Engine {
@@ -148,6 +151,7 @@ impl Engine {
             look_at: LEAVING,
             stops: 0,
             heard: false,
+            proved: Vec::new(),
             settings,
         }
     }
@@ -211,8 +215,13 @@ impl Engine {
         }
         self.look_for_stopped();
         while let Some(event) = self.quic.path_event_next() {
-            if let quiche::PathEvent::PeerMigrated(local, peer) = event {
-                self.events.push_back(Event::PathChanged { local, peer });
+            match event {
+                quiche::PathEvent::PeerMigrated(local, peer) => {
+                    self.events.push_back(Event::PathChanged { local, peer });
+                }
+                quiche::PathEvent::Validated(local, peer) => self.note_proved(local, peer, true),
+                quiche::PathEvent::FailedValidation(local, peer) => self.note_proved(local, peer, false),
+                _ => {}
             }
         }
         if self.quic.dgram_recv_queue_len() > 0 && !std::mem::replace(&mut self.announced, true) {
@@ -226,6 +235,13 @@ impl Engine {
             }
         }
         left == 0
+    }
+
+    /// A server's paths are its peer's to choose.
+    fn note_proved(&mut self, local: SocketAddr, peer: SocketAddr, valid: bool) {
+        if self.role == Role::Client {
+            self.proved.push((local, peer, valid));
+        }
     }
 
     /// quiche says nothing of a stop for a stream that it has reported as writable and that was not written since. So
@@ -496,7 +512,7 @@ impl Session for Engine {
     fn info(&self) -> Info {
         let stats = self.quic.stats();
         let path = self.quic.path_stats().find(|path| path.active).or_else(|| self.quic.path_stats().next());
-        let unknown = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
+        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
         Info {
             role: self.role,
             state: self.phase.as_str(),

@@ -124,7 +124,7 @@ impl Outlet {
     ) -> bool {
         let src_ip = shared.answers_from_asked.then_some(from.ip());
         let transmit = Transmit { destination: to, ecn: None, contents: bytes, segment_size: segment, src_ip };
-        let gone = match shared.socket.try_send(&transmit) {
+        let gone = match shared.try_send(from, &transmit) {
             Ok(gone) => gone,
             Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
             Err(error) => {

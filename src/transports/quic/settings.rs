@@ -9,6 +9,7 @@ use boring::ssl::SslContextBuilder;
 
 use super::actor_engine::SharedBytes;
 use super::codec::{CID_LEN, MAX_CID_LEN, MIN_CLIENT_DCID};
+use super::codec_token::Secrets;
 use super::state_admission::Limits;
 use super::state_datagrams::DatagramLimits;
 use crate::memory::Secret;
@@ -27,7 +28,7 @@ pub enum Congestion {
 }
 
 /// What both ends of a connection have in common.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transport {
     /// A connection without a packet from the peer for this long ends. Default 30 s; zero: never.
     pub idle_timeout: Duration,
@@ -76,6 +77,9 @@ pub struct Transport {
     pub socket_buffer: usize,
     /// Whether trains of datagrams are handed to the kernel in one call. Default yes.
     pub gso: bool,
+    /// Where each connection is logged. Default nowhere.
+    #[cfg(feature = "qlog")]
+    pub qlog: Option<super::Qlog>,
 }
 
 impl Default for Transport {
@@ -104,6 +108,8 @@ impl Default for Transport {
             inbox: 1 << 20,
             socket_buffer: 4 << 20,
             gso: true,
+            #[cfg(feature = "qlog")]
+            qlog: None,
         }
     }
 }
@@ -147,6 +153,20 @@ impl ServerSettings {
             backlog: 1_024,
         }
     }
+}
+
+/// What new connections of a server begin with: replaced as a whole, on all arbiters or on none.
+#[derive(Debug, Clone)]
+pub(super) struct Terms {
+    pub(super) generation: u64,
+    pub(super) tls: Arc<tls::ServerSettings>,
+    pub(super) transport: Arc<Transport>,
+    pub(super) limits: Limits,
+    pub(super) retry_life: Duration,
+    /// From what `secrets` were made, if it was configured.
+    pub(super) secret: Option<Secret>,
+    pub(super) secrets: Arc<Secrets>,
+    pub(super) log: Option<super::actor_qlog::Log>,
 }
 
 impl fmt::Debug for ServerSettings {
