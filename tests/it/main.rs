@@ -47,6 +47,8 @@ mod relay;
 mod relay_splice;
 mod reload;
 mod rooms;
+#[cfg(all(feature = "http", feature = "quic", feature = "wireguard"))]
+mod seeds;
 mod service;
 mod supervise;
 #[cfg(feature = "wireguard")]

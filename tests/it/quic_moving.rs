@@ -50,7 +50,7 @@ impl Translator {
     /// Sends the first datagram of its first client again so many times, and comes back when that is done.
     pub(crate) fn replay_first(&self, times: u64) {
         self.replay.store(times, Ordering::SeqCst);
-        crate::probe::eventually("replayed", || self.replay.load(Ordering::SeqCst) == 0);
+        eventually("replayed", || self.replay.load(Ordering::SeqCst) == 0);
     }
 }
 

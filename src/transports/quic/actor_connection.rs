@@ -5,13 +5,14 @@
 //! application, what was written into QUIC, packets out in trains, and the next deadline. Its mailbox is bounded in
 //! bytes: packets beyond that are dropped by the endpoint, counted, and sent again by the peer.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::actor_engine::{Engine, Phase};
-use super::actor_moving::Mover;
+use super::actor_moving::{Mover, make_room};
 use super::actor_remote::Remote;
 use super::actor_send::{Outlet, Sent};
 use super::actor_shared::Shared;
@@ -19,7 +20,7 @@ use super::codec::{Cid, handshake_packets};
 use super::handle::Connection as Handle;
 use super::messages::{ConnectError, Farewell, Packets, Request, SlotId, ToConnection, ToEndpoint};
 use super::server::Arrivals;
-use super::session::{Application, End, Event, Info, Session, Who};
+use super::session::{Application, End, Event, Info, Role, Session, Who};
 use super::state_reaper::Reaper;
 use crate::actors::clock::later;
 use crate::actors::{Exit, Fault, Mail, Progress, Protocol, Reply, Tally, Turn};
@@ -28,7 +29,7 @@ use crate::actors::{Exit, Fault, Mail, Progress, Protocol, Reply, Tally, Turn};
 const ROUNDS: usize = 8;
 /// Events handed to the application in one turn, at most.
 const EVENTS: usize = 1_024;
-/// Ids the peer may have in reserve.
+/// Ids the peer has in reserve, beside one for each path. More would cost each handshake their tokens.
 const SPARE_IDS: usize = 3;
 /// A close that the socket does not take is tried for this long.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -71,6 +72,9 @@ pub(super) struct ConnectionActor {
     user: User,
     remote: Remote,
     mover: Mover,
+    heard_from: Option<SocketAddr>,
+    /// Paths it has had, as far as they count for ids.
+    paths: usize,
     joining: Vec<Reply<Farewell>>,
     /// Where handles read why it ended.
     ended: Arc<OnceLock<Farewell>>,
@@ -114,6 +118,8 @@ impl ConnectionActor {
             user: User::None,
             remote: Remote::default(),
             mover: Mover::default(),
+            heard_from: None,
+            paths: 1,
             joining: Vec::new(),
             ended: Arc::default(),
             paced_until: None,
@@ -130,6 +136,11 @@ impl ConnectionActor {
     fn packets(&mut self, mut packets: Packets) {
         let info = quiche::RecvInfo { from: packets.from, to: packets.to };
         let length = packets.len;
+        if std::mem::replace(&mut self.heard_from, Some(packets.from)) != Some(packets.from)
+            && self.engine.role == Role::Server
+        {
+            make_room(&mut self.engine.quic, packets.to, packets.from);
+        }
         self.engine.heard = true;
         let datagrams = packets.buffer.get_mut(..length).unwrap_or_default().chunks_mut(packets.stride.max(1));
         let mut count = 0;
@@ -189,6 +200,7 @@ impl ConnectionActor {
                 self.closed_now(end, turn);
             } else if let Event::PathChanged { .. } = &event {
                 self.shared.counters.migrations.add(1);
+                self.paths = self.engine.quic.path_stats().count();
             }
             self.remote.on(&event, &mut self.engine);
             if let User::Application(application) = &mut self.user {
@@ -200,7 +212,8 @@ impl ConnectionActor {
 
     fn connected(&mut self, turn: &Turn<'_, ToConnection>) {
         // Never refused for want of room: the endpoint keeps some for each connection.
-        drop(self.endpoint.tell(ToEndpoint::Established(self.slot)));
+        let theirs = self.engine.quic.peer_transport_params().and_then(|theirs| theirs.stateless_reset_token);
+        drop(self.endpoint.tell(ToEndpoint::Established(self.slot, theirs)));
         self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
         match self.purpose.take() {
             Some(Purpose::Wanted(reply)) => {
@@ -264,7 +277,9 @@ impl ConnectionActor {
                 std::iter::from_fn(|| self.engine.quic.retired_scid_next()).filter_map(|id| Cid::of(&id)).collect();
             drop(self.endpoint.tell(ToEndpoint::Retired(self.slot, retired)));
         }
-        let wanted = self.engine.quic.scids_left().min(SPARE_IDS);
+        let quic = &self.engine.quic;
+        let spare = quic.active_scids().saturating_sub(self.paths);
+        let wanted = quic.scids_left().min(SPARE_IDS.saturating_sub(spare));
         if wanted > 0 && !self.asked_ids {
             self.asked_ids = self.endpoint.tell(ToEndpoint::WantIds(self.slot, wanted)).is_ok();
         }
@@ -308,6 +323,7 @@ impl ConnectionActor {
             let _asked = self.engine.quic.send_ack_eliciting();
             self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(now, every));
         }
+        self.mover.tick(&mut self.engine, &self.endpoint, self.slot);
         if self.close_by.is_some_and(|at| at <= now) {
             self.engine.close_with(0, "", "drained");
         }
@@ -422,6 +438,7 @@ impl Protocol for ConnectionActor {
             engine.expires_at(),
             self.reaper.deadline(),
             self.keep_alive_at,
+            self.mover.deadline(),
             self.close_by.filter(|_| engine.phase != Phase::Ended),
             end_by,
             application,

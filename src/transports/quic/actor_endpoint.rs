@@ -24,6 +24,7 @@ use super::actor_listen::{Door, Listen};
 use super::actor_shared::{Counters, Shared};
 use super::codec::{CID_LEN, Cid, MAX_CID_LEN, Peek, arbiter_of, peek};
 use super::codec_token::Secrets;
+use super::codec_token::reset_token_of;
 use super::messages::{Packets, SlotId, Status, ToConnection, ToEndpoint};
 use super::session::Role;
 use super::settings::{Terms, Transport};
@@ -65,6 +66,8 @@ pub(super) struct Slot {
     keys: Vec<Key>,
     /// Sockets of its own.
     pub(super) sockets: Vec<SocketAddr>,
+    /// What its peer ends a packet with that says: I have lost this connection.
+    token: Option<u128>,
     established: bool,
 }
 
@@ -102,6 +105,7 @@ pub(super) struct Endpoint {
     pub(super) door: Option<Door>,
     pub(super) shared: Option<Rc<Shared>>,
     keys: HashMap<Key, usize>,
+    tokens: HashMap<u128, usize>,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
     pub(super) connections: usize,
@@ -125,6 +129,7 @@ impl Endpoint {
             door: None,
             shared: None,
             keys: HashMap::new(),
+            tokens: HashMap::new(),
             slots: Vec::new(),
             free: Vec::new(),
             connections: 0,
@@ -275,6 +280,13 @@ impl Endpoint {
         self.slots.get(slot)?.as_ref().map(|slot| slot.mail.clone())
     }
 
+    /// Whose peer says by this datagram that it has lost the connection: its id is no id, only its end tells (RFC 9000,
+    /// section 10.3.1).
+    fn lost(&self, datagram: &[u8]) -> Option<Mail<ToConnection>> {
+        let slot = *self.tokens.get(&reset_token_of(datagram)?)?;
+        self.slots.get(slot)?.as_ref().map(|slot| slot.mail.clone())
+    }
+
     fn deliver(&self, mail: &Mail<ToConnection>, packets: Packets) {
         if let Err(refused) = mail.tell(ToConnection::Packets(packets))
             && let ToConnection::Packets(packets) = refused.into_inner()
@@ -313,7 +325,7 @@ impl Endpoint {
     fn decide(&mut self, turn: &Turn<'_, ToEndpoint>) {
         for packets in std::mem::take(&mut self.unknown) {
             let first = packets.buffer.get(..packets.len.min(packets.stride)).unwrap_or_default();
-            let owner = peek(first).ok().and_then(|peeked| self.owner(peeked.dcid()));
+            let owner = peek(first).ok().and_then(|peeked| self.owner(peeked.dcid())).or_else(|| self.lost(first));
             match owner {
                 Some(mail) => self.deliver(&mail, packets),
                 None => self.stranger(packets, turn),
@@ -358,7 +370,14 @@ impl Endpoint {
         for key in &keys {
             self.keys.insert(*key, at);
         }
-        let entry = Slot { serial: slot.serial, mail: mail.clone(), keys, sockets: Vec::new(), established: false };
+        let entry = Slot {
+            serial: slot.serial,
+            mail: mail.clone(),
+            keys,
+            sockets: Vec::new(),
+            token: None,
+            established: false,
+        };
         match self.slots.get_mut(at) {
             Some(place) => *place = Some(entry),
             None => self.slots.push(Some(entry)),
@@ -374,10 +393,14 @@ impl Endpoint {
         self.slots.get_mut(id.slot)?.as_mut().filter(|slot| slot.serial == id.serial)
     }
 
-    fn established(&mut self, id: SlotId) {
+    fn established(&mut self, id: SlotId, token: Option<u128>) {
         let Some(slot) = self.slot(id) else { return };
+        slot.token = token;
         if !std::mem::replace(&mut slot.established, true) {
             self.half_open = self.half_open.saturating_sub(1);
+        }
+        if let Some(token) = token {
+            self.tokens.insert(token, id.slot);
         }
     }
 
@@ -388,6 +411,9 @@ impl Endpoint {
         let Some(slot) = self.slots.get_mut(id.slot).and_then(Option::take) else { return };
         for key in &slot.keys {
             self.keys.remove(key);
+        }
+        if let Some(token) = slot.token {
+            self.tokens.remove(&token);
         }
         for local in &slot.sockets {
             self.close_other(*local);
@@ -501,7 +527,7 @@ impl Protocol for Endpoint {
     fn label(m: &ToEndpoint) -> &'static str {
         match m {
             ToEndpoint::Forwarded(_) => "forwarded",
-            ToEndpoint::Established(_) => "established",
+            ToEndpoint::Established(..) => "established",
             ToEndpoint::Gone(_) => "gone",
             ToEndpoint::WantIds(..) => "want_ids",
             ToEndpoint::Retired(..) => "retired",
@@ -531,7 +557,7 @@ impl Protocol for Endpoint {
     fn on(&mut self, m: ToEndpoint, turn: &mut Turn<'_, ToEndpoint>) -> Result<(), Fault> {
         match m {
             ToEndpoint::Forwarded(packets) => self.route(packets, turn),
-            ToEndpoint::Established(id) => self.established(id),
+            ToEndpoint::Established(id, token) => self.established(id, token),
             ToEndpoint::Gone(id) => self.gone(id),
             ToEndpoint::WantIds(id, count) => self.give_ids(id, count),
             ToEndpoint::Retired(id, cids) => self.retire(id, &cids),

@@ -179,8 +179,8 @@ impl Drop for Granted {
 pub(super) enum ToEndpoint {
     /// From another arbiter, to whose socket the kernel gave them.
     Forwarded(Packets),
-    /// The handshake is done.
-    Established(SlotId),
+    /// The handshake is done; with the token by which the peer would tell that it has lost the connection.
+    Established(SlotId, Option<u128>),
     Gone(SlotId),
     WantIds(SlotId, usize),
     Retired(SlotId, Vec<Cid>),
@@ -235,8 +235,10 @@ pub enum MigrateError {
     Forbidden,
     /// The connection is not established, draining, or on a move already.
     NotNow,
-    /// The peer has given no spare connection id yet, or all paths there may be are in use: later there may be one.
+    /// The peer has given no spare connection id yet: later there may be one.
     NoIds,
+    /// The connection has moved seven times: quiche keeps its paths.
+    TooOften,
     /// No socket could be bound, or the client has as many as it may.
     NoSocket,
     /// The peer did not answer on the new path.
@@ -251,6 +253,7 @@ impl std::fmt::Display for MigrateError {
             Self::Server => "only a client can move its connection",
             Self::Forbidden => "the peer does not allow it",
             Self::NotNow => "the connection is not open, or on a move already",
+            Self::TooOften => "the connection has moved as often as it can",
             Self::NoIds => "the peer has given no spare connection id yet",
             Self::NoSocket => "no other socket could be had",
             Self::Unreachable => "the peer did not answer on the new path",

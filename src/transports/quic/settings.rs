@@ -243,7 +243,7 @@ impl Transport {
         config.set_max_stream_window(self.stream_window_max.max(self.stream_window));
         config.set_initial_max_streams_bidi(number(self.bidirectional));
         config.set_initial_max_streams_uni(number(self.unidirectional));
-        config.set_active_connection_id_limit(4);
+        config.set_active_connection_id_limit(PATHS as u64);
         config.set_disable_active_migration(!self.migration);
         config.set_cc_algorithm(match self.congestion {
             Congestion::Cubic => quiche::CongestionControlAlgorithm::CUBIC,
@@ -259,6 +259,9 @@ impl Transport {
         Ok(config)
     }
 }
+
+/// Paths of one connection, in use and of before, and ids of the peer: quiche has one number for both.
+pub(super) const PATHS: usize = 8;
 
 /// The largest datagram that discovery finds.
 const DISCOVERED: usize = (1 << 14) - 1;
