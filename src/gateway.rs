@@ -70,6 +70,8 @@ mod tunnels_inside;
 mod tunnels_kernel;
 #[cfg(feature = "wireguard")]
 mod tunnels_names;
+#[cfg(feature = "wireguard")]
+mod tunnels_way;
 pub mod units;
 pub mod upstreams;
 #[cfg(feature = "wireguard")]
@@ -298,6 +300,7 @@ impl Builder {
         let around =
             tunnels::Around { mesh, upstreams: &upstreams, budget: &parts.budget, helper: self.helper.as_ref() };
         let tunnels = tunnels::start_all(around, parts.tunnels)?;
+        tunnels::lead(&upstreams, &tunnels);
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
             budget: parts.budget,

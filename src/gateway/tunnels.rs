@@ -385,6 +385,14 @@ fn adjust(around: Around<'_>, tunnel: &Tunnel, listener: Listener) -> Result<Tun
     })
 }
 
+/// Leads upstreams that are reached through a tunnel into theirs.
+pub(super) fn lead(upstreams: &Upstreams, tunnels: &[Arc<Tunnel>]) {
+    upstreams.lead(|name| {
+        let tunnel = tunnels.iter().find(|tunnel| *tunnel.name == *name)?;
+        tunnel.inside.way(&tunnel.name)
+    });
+}
+
 /// Ends all tunnels gently: within `time` what is inside finishes.
 pub(super) fn drain(tunnels: &[Arc<Tunnel>], time: std::time::Duration) {
     let by = clock::later(clock::now(), time);

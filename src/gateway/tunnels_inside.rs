@@ -7,11 +7,13 @@ use super::config::{Listener, Protocol};
 use super::config_wireguard::{InsideService, Mode, Speaks, Wireguard};
 use super::tunnels::Around;
 use super::tunnels_kernel::{self, Join, Kernel};
+use super::tunnels_way::Kept;
 use super::{StartError, listeners};
 use crate::actors::{Control, Mail, Place};
 use crate::transports::framed::Echo;
 use crate::transports::netstack::{self, Forwarded, Framed, MakeServe, NetMsg, Relayed};
-use crate::transports::tun::{HostNetwork, PrivateNetwork};
+use crate::transports::relay::Way;
+use crate::transports::tun::HostNetwork;
 use crate::transports::wireguard::{self as wg, Interface, Threading};
 
 /// What is inside one tunnel.
@@ -24,7 +26,7 @@ pub(crate) struct Inside {
 /// The three kinds.
 pub(crate) enum Running {
     Netstack(Mail<NetMsg>),
-    Private(Arc<Kernel<PrivateNetwork>>),
+    Private(Arc<Kernel<Kept>>),
     Tun(Arc<Kernel<HostNetwork>>),
 }
 
@@ -50,6 +52,15 @@ impl Inside {
             Running::Netstack(stack) => stack.control(Control::Stop),
             Running::Private(kernel) => kernel.stop(),
             Running::Tun(kernel) => kernel.stop(),
+        }
+    }
+
+    /// The way for streams into the tunnel.
+    pub(super) fn way(&self, name: &Arc<str>) -> Option<Arc<dyn Way>> {
+        match &self.running {
+            Running::Netstack(stack) => Some(Arc::new(netstack::Via::new(stack.clone()))),
+            Running::Private(kernel) => kernel.way(),
+            Running::Tun(kernel) => Some(kernel.way(name)),
         }
     }
 

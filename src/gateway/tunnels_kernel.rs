@@ -13,9 +13,10 @@ use super::config_wireguard::{Offload, Wireguard};
 use super::listeners::{self, Prepared};
 use super::tunnels::Around;
 use super::tunnels_inside::as_listener;
+use super::tunnels_way::{Bound, Kept};
 use super::{ListenerStatus, StartError};
 use crate::actors::{Control, Mail, Place, Spec};
-use crate::transports::relay::Onward;
+use crate::transports::relay::{Onward, Way};
 use crate::transports::tcp::{self, OnAccept};
 use crate::transports::tun::{
     HostError, HostNetwork, HostSettings, OffloadKnob, Prefix, PrivateNetwork, PrivateSettings, ToTun, Tun, TunActor,
@@ -55,7 +56,19 @@ impl<N> Kernel<N> {
     }
 }
 
+impl Kernel<Kept> {
+    /// The way for streams into it; none once it is stopped.
+    pub(super) fn way(&self) -> Option<Arc<dyn Way>> {
+        self.network.lock().as_ref().map(Kept::way)
+    }
+}
+
 impl Kernel<HostNetwork> {
+    /// The way for streams into it.
+    pub(super) fn way(&self, name: &Arc<str>) -> Arc<dyn Way> {
+        Arc::new(Bound(name.clone()))
+    }
+
     /// Routes what the peers have now. A route that is refused is said: the peers are changed already.
     pub(super) fn reroute(&self, name: &str, wireguard: &Wireguard) {
         if let Some(network) = self.network.lock().as_mut()
@@ -123,7 +136,7 @@ pub(super) fn takes_all(wireguard: &Wireguard) -> bool {
 }
 
 /// A private network, or why this host gives none.
-pub(super) fn private(join: Join<'_>) -> Result<Result<Kernel<PrivateNetwork>, StartError>, String> {
+pub(super) fn private(join: Join<'_>) -> Result<Result<Kernel<Kept>, StartError>, String> {
     let Join { around, wireguard, .. } = join;
     let program = around.helper.ok_or("this program brings no helper that makes one")?;
     let settings = PrivateSettings {
@@ -150,12 +163,13 @@ fn with_services(
     network: PrivateNetwork,
     tun: Tun,
     mut prepared: Vec<Prepared>,
-) -> Result<Kernel<PrivateNetwork>, StartError> {
+) -> Result<Kernel<Kept>, StartError> {
     for service in &join.wireguard.services {
         let socket = network.tcp_listener(service.listen, false).map_err(|error| error.to_string());
         prepared.push(prepare(join, as_listener(join.listener, service), socket)?);
     }
-    start(join, network, tun, prepared)
+    let kept = Kept::new(join.around.mesh, &join.listener.name, network).map_err(StartError::Spawn)?;
+    start(join, kept, tun, prepared)
 }
 
 /// Acceptors for connections to anywhere, and the redirect that brings these there.

@@ -70,6 +70,8 @@ pub(super) fn apply(
     Ok(Vec::new())
 }
 
+pub(super) fn lead(_: &Upstreams, _: &[Arc<Tunnel>]) {}
+
 pub(super) fn drain(_: &[Arc<Tunnel>], _: std::time::Duration) {}
 
 pub(super) fn is_tcp(_: &Listener) -> bool {

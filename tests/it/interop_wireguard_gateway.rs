@@ -161,6 +161,37 @@ fn interop_wireguard_gateway_forwards_out_of_a_private_network_where_it_may() {
 }
 
 #[test]
+fn interop_wireguard_gateway_reaches_servers_behind_its_peers() {
+    for (mode, root) in [("private", false), ("tun", true)] {
+        let mut gateway = Gateway::start(mode, root, "uapi = \"off\"");
+        gateway.client("10.98.0.0/24,fd98::/64");
+        gateway.pair.b.reaches("10.98.0.1");
+        let server = gateway.pair.b.inside(|| TcpListener::bind("10.98.0.2:9000").unwrap());
+        std::thread::spawn(move || {
+            let (mut stream, _) = server.accept().unwrap();
+            let mut writes = stream.try_clone().unwrap();
+            let _copied = std::io::copy(&mut stream, &mut writes);
+        });
+        // Added while it runs.
+        let added = "[[listener]]\nname = \"near\"\nlisten = \"127.0.0.1:8000\"\nprotocol = \"relay\"\n\
+                     upstream = \"far\"\n[[upstream]]\nname = \"far\"\nservers = [\"10.98.0.2:9000\"]\nvia = ";
+        let text = std::fs::read_to_string(gateway.config()).unwrap();
+        std::fs::write(gateway.config(), format!("{text}{added}\"{}\"\n", gateway.name)).unwrap();
+        run("kill", &["-HUP", &gateway.process.to_string()]);
+        let listens = || gateway.pair.a.inside(|| TcpStream::connect("127.0.0.1:8000").ok());
+        let mut stream = None;
+        eventually("the listener is there", || {
+            stream = listens();
+            stream.is_some()
+        });
+        let mut client = Client(stream.unwrap());
+        client.0.set_read_timeout(Some(SOON)).unwrap();
+        client.echoes(b"to the peer");
+        client.echoes(&vec![7; 1_000_000]);
+    }
+}
+
+#[test]
 fn interop_wireguard_gateway_reloads_peers_and_their_routes_and_keeps_sessions() {
     let mut gateway = Gateway::start("tun", true, "");
     gateway.client("10.98.0.0/24");

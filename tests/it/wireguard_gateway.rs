@@ -12,7 +12,7 @@ use portway::transports::netstack::{NetMsg, Via, connect};
 use portway::transports::relay::{Dial, Wire};
 use portway::transports::wireguard::{PeerSettings, public_key};
 
-use crate::gateway::{Binary, Running, free, get, temp_dir};
+use crate::gateway::{Binary, Client, Running, free, get, temp_dir};
 use crate::probe::{SOON, eventually, mesh, now, stop, view, wait};
 use crate::wireguard::{Plan, Site, echoes, peer, secret};
 
@@ -58,8 +58,12 @@ impl Text {
 }
 
 fn key_file() -> String {
+    key_file_of(1)
+}
+
+fn key_file_of(n: u8) -> String {
     let path = temp_dir().join("wg0.key");
-    std::fs::write(&path, &*secret(1).to_base64()).unwrap();
+    std::fs::write(&path, &*secret(n).to_base64()).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     path.display().to_string()
 }
@@ -209,6 +213,79 @@ fn a_server_behind_a_tunnel_is_dialled_through_it() {
     let refused = dial(&client.stack, 7002).map(drop).map_err(|error| error.kind());
     assert_eq!(refused, Err(std::io::ErrorKind::ConnectionRefused));
     stop(&clients_mesh);
+}
+
+/// A gateway that is a client of the one at `to`, and reaches `server` through it, by this listener and upstream.
+fn behind(to: std::net::SocketAddr, peers: bool, rest: &str) -> String {
+    let peer = if peers {
+        format!(
+            "[[listener.wireguard.peer]]\npublic_key = \"{}\"\nallowed_ips = [\"10.98.0.0/16\"]\nendpoint = \"{to}\"\n",
+            public_key(&secret(1))
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        "version = 1\n[[listener]]\nname = \"home\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"wireguard\"\n\
+         [listener.wireguard]\nprivate_key_file = \"{}\"\naddresses = [\"10.98.1.10/16\"]\nmode = \"netstack\"\n\
+         uapi = \"off\"\n{peer}[[listener]]\nname = \"near\"\nlisten = \"127.0.0.1:0\"\n{rest}",
+        key_file_of(10),
+    )
+}
+
+#[test]
+fn upstreams_are_reached_through_a_tunnel_or_not_at_all() {
+    let running = Running::start(&Text::new([10]).write("127.0.0.1:0", &key_file()));
+    let upstream = "protocol = \"relay\"\nupstream = \"far\"\n\
+                    [[upstream]]\nname = \"far\"\nservers = [\"10.98.0.1:7001\"]\nvia = \"home\"\n\
+                    [upstream.health]\ncheck = \"tcp\"\ninterval = \"100ms\"\n";
+    let text = |peers| behind(running.address("wg0"), peers, upstream);
+    let near = Running::start(&text(true));
+    let mut client = Client::to(near.address("near"));
+    client.echoes(b"through the tunnel");
+    client.echoes(&vec![7; 300_000]);
+    eventually("checks go through it", || near.totals().get("upstream_checks", "far", "ok") > 2);
+    assert!(near.totals().get("netstack_opened", "home", "") >= 3, "every connection is one inside");
+    // The tunnel loses its peer: nothing is dialled beside it, and it comes back.
+    let reload = |peers| {
+        near.gateway().reload(check::parse("test.toml", &text(peers), &check::Known::default()).unwrap()).unwrap()
+    };
+    assert_eq!(reload(false).changed, ["home"]);
+    let before = near.totals().get("netstack_dropped", "home", "no_route");
+    assert_eq!(Client::to(near.address("near")).rest(), b"", "it is closed");
+    assert!(near.totals().get("netstack_dropped", "home", "no_route") > before);
+    reload(true);
+    eventually("the server is found again", || {
+        let mut client = Client::to(near.address("near"));
+        client.send(b"again");
+        client.0.read_exact(&mut [0; 9]).is_ok()
+    });
+}
+
+#[test]
+fn answers_of_http_come_through_a_tunnel() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let app = server.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in server.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = [0; 1024];
+            let _request = stream.read(&mut head).unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\ninner").unwrap();
+        }
+    });
+    let more = format!(
+        "[[listener.wireguard.service]]\nlisten = \"10.98.0.1:80\"\nprotocol = \"relay\"\nupstream = \"app\"\n\
+         [[upstream]]\nname = \"app\"\nservers = [\"{app}\"]\n"
+    );
+    let running = Running::start(&Text::new([10]).with(&more).write("127.0.0.1:0", &key_file()));
+    let near = Running::start(&behind(
+        running.address("wg0"),
+        true,
+        "protocol = \"http\"\n[[listener.route]]\npath = \"/\"\nupstream = \"far\"\n\
+         [[upstream]]\nname = \"far\"\nservers = [\"10.98.0.1:80\"]\nvia = \"home\"\n",
+    ));
+    assert_eq!(get(near.address("near"), "/"), (200, "inner".to_owned()));
 }
 
 #[test]

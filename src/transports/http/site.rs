@@ -87,6 +87,8 @@ pub struct Upstream {
     pub name: Arc<str>,
     /// Which server gets the next request.
     pub balancer: Arc<Balancer>,
+    /// What reaches them.
+    pub network: crate::transports::relay::Network,
     /// How long a server may take to accept a connection.
     pub connect_timeout: Duration,
     /// Whether its servers speak HTTP/2 (without TLS, known beforehand), else HTTP/1.1.
