@@ -223,6 +223,7 @@ impl Builder {
         );
         let mesh = Mesh::start(MeshConfig {
             arbiters: config.runtime.arbiters,
+            apart: tunnels::apart(&config),
             pin_cores: config.runtime.pin_cores,
             memory: Some(budget.clone()),
             ..MeshConfig::default()

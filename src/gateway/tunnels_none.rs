@@ -49,6 +49,10 @@ pub(super) enum Step {}
 
 pub(super) type Bound = Step;
 
+pub(super) const fn apart(_: &Config) -> Vec<String> {
+    Vec::new()
+}
+
 pub(super) fn bind(_: &Config) -> Result<Vec<Step>, StartError> {
     Ok(Vec::new())
 }
