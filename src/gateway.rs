@@ -65,6 +65,8 @@ mod tunnels;
 #[cfg(feature = "wireguard")]
 mod tunnels_api;
 #[cfg(feature = "wireguard")]
+mod tunnels_datagrams;
+#[cfg(feature = "wireguard")]
 mod tunnels_inside;
 #[cfg(feature = "wireguard")]
 mod tunnels_kernel;

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use socket2::SockRef;
 
 use super::config::{Config, Listener, Protocol};
-use super::config_wireguard::{Key, ThreadingMode, Wireguard};
+use super::config_wireguard::{Key, Speaks, ThreadingMode, Wireguard};
 pub(super) use super::tunnels_api::api;
 use super::tunnels_inside::{self, Inside, Running};
 use super::upstreams::Upstreams;
@@ -333,9 +333,11 @@ fn compare(old: &Listener, new: &Listener, upstreams_changed: bool, inside: &Ins
         warnings: was.warnings.clone(),
         ..is.clone()
     };
-    let relays = is.services.iter().any(|service| matches!(service.speaks, super::config_wireguard::Speaks::Relay(_)));
+    let udp = |wireguard: &Wireguard| wireguard.services.iter().any(|one| matches!(one.speaks, Speaks::Udp(_)));
+    let relays = is.services.iter().any(|one| matches!(one.speaks, Speaks::Relay(_) | Speaks::Udp(_)));
     let services = was.services != is.services || (upstreams_changed && relays);
-    if alike != *was || old.limits != new.limits || (services && !matches!(inside.running, Running::Netstack(_))) {
+    let fixed = !matches!(inside.running, Running::Netstack(_)) || udp(was) || udp(is);
+    if alike != *was || old.limits != new.limits || (services && fixed) {
         return Difference::Interface;
     }
     if was.peers == is.peers && !services { Difference::None } else { Difference::PeersOrServices }

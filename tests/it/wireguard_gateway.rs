@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
@@ -17,26 +18,26 @@ use crate::probe::{SOON, eventually, mesh, now, stop, view, wait};
 use crate::wireguard::{Plan, Site, echoes, peer, secret};
 
 /// A gateway with key 1 and these peers by number: peer n is 10.98.(n / 250).(n % 250 + 2).
-struct Text {
+pub(crate) struct Text {
     peers: Vec<u8>,
     mode: &'static str,
     more: String,
 }
 
-fn inside(n: u8) -> String {
+pub(crate) fn inside(n: u8) -> String {
     format!("10.98.1.{n}")
 }
 
 impl Text {
-    fn new(peers: impl IntoIterator<Item = u8>) -> Self {
+    pub(crate) fn new(peers: impl IntoIterator<Item = u8>) -> Self {
         Self { peers: peers.into_iter().collect(), mode: "netstack", more: String::new() }
     }
 
-    fn with(self, more: &str) -> Self {
+    pub(crate) fn with(self, more: &str) -> Self {
         Self { more: self.more + more, ..self }
     }
 
-    fn write(&self, listen: &str, key_file: &str) -> String {
+    pub(crate) fn write(&self, listen: &str, key_file: &str) -> String {
         let mut text = format!(
             "version = 1\n[runtime]\narbiters = 2\n[[listener]]\nname = \"wg0\"\nlisten = \"{listen}\"\n\
              protocol = \"wireguard\"\n[listener.wireguard]\nprivate_key_file = \"{key_file}\"\n\
@@ -57,7 +58,7 @@ impl Text {
     }
 }
 
-fn key_file() -> String {
+pub(crate) fn key_file() -> String {
     key_file_of(1)
 }
 
@@ -252,14 +253,16 @@ fn upstreams_are_reached_through_a_tunnel_or_not_at_all() {
     };
     assert_eq!(reload(false).changed, ["home"]);
     let before = near.totals().get("netstack_dropped", "home", "no_route");
-    assert_eq!(Client::to(near.address("near")).rest(), b"", "it is closed");
+    let answer = || {
+        let mut stream = TcpStream::connect_timeout(&near.address("near"), SOON)?;
+        stream.set_read_timeout(Some(SOON))?;
+        stream.write_all(b"\0\0\0\x05again")?;
+        stream.read_exact(&mut [0; 9])
+    };
+    assert!(answer().is_err(), "it is closed");
     assert!(near.totals().get("netstack_dropped", "home", "no_route") > before);
     reload(true);
-    eventually("the server is found again", || {
-        let mut client = Client::to(near.address("near"));
-        client.send(b"again");
-        client.0.read_exact(&mut [0; 9]).is_ok()
-    });
+    eventually("the server is found again", || answer().is_ok());
 }
 
 #[test]
@@ -286,6 +289,48 @@ fn answers_of_http_come_through_a_tunnel() {
          [[upstream]]\nname = \"far\"\nservers = [\"10.98.0.1:80\"]\nvia = \"home\"\n",
     ));
     assert_eq!(get(near.address("near"), "/"), (200, "inner".to_owned()));
+}
+
+#[test]
+fn a_pipeline_has_threads_of_its_own_and_all_of_them_work() {
+    let (listen, admin) = (free(), free());
+    let text = Text::new([10, 11]).write(&listen.to_string(), &key_file()).replace("\"single\"", "\"pipeline\"");
+    let mut binary = Binary::start(&format!("{text}[admin]\nlisten = \"{admin}\"\n"));
+    binary.says("listener=wg0 ");
+    let clients_mesh = mesh(2);
+    let clients = [10, 11].map(|n| client(&clients_mesh, n, listen));
+    for client in &clients {
+        echoes(&client.stack, "10.98.0.1:7001", &vec![5; 1 << 20]);
+    }
+    let mut threads = std::collections::BTreeMap::new();
+    for task in std::fs::read_dir(format!("/proc/{}/task", binary.process())).unwrap() {
+        let task = task.unwrap();
+        let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap();
+        // Time on a CPU in ns, time waited for one, and how often it ran.
+        let runs: u64 = read("schedstat").split_whitespace().nth(2).unwrap().parse().unwrap();
+        let known = threads.insert(read("comm").trim().to_owned(), (task.file_name(), runs));
+        assert!(known.is_none() || !read("comm").starts_with("wg0"), "{known:?}");
+    }
+    let (_, page) = get(admin, "/api/actors");
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    let arbiters: Vec<&str> = page["arbiters"].as_array().unwrap().iter().filter_map(|a| a["name"].as_str()).collect();
+    for (kind, stage) in [
+        ("wireguard", "wg0-rx"),
+        ("wireguard_tx", "wg0-tx"),
+        ("wireguard_peer", "wg0-crypto-0"),
+        ("netstack", "wg0-crypto-0"),
+    ] {
+        let (_, runs) = threads.get(stage).unwrap_or_else(|| panic!("{stage} in {threads:?}"));
+        assert!(*runs > 20, "{stage} ran {runs} times");
+        let actors = page["actors"].as_array().unwrap().iter().filter(|actor| actor["kind"] == kind);
+        let rows: Vec<_> = actors.map(|a| (a["arbiter"].as_u64().unwrap(), a["handled"].as_u64().unwrap())).collect();
+        assert_eq!(rows.len(), if kind == "wireguard_peer" { 2 } else { 1 }, "{kind}");
+        for (arbiter, handled) in rows {
+            assert_eq!(arbiters[usize::try_from(arbiter).unwrap()], stage, "{kind}");
+            assert!(handled > 20, "{kind} handled {handled}");
+        }
+    }
+    stop(&clients_mesh);
 }
 
 #[test]
