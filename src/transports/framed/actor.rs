@@ -235,7 +235,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, V: Service> Connection<S, V> {
     }
 
     /// Writes what waits, if anything, as far as the socket takes it at once. `None`: nothing waits, or it takes nothing.
-    fn write_once(&mut self, turn: &mut Turn<'_, FramedMsg>) -> Option<usize> {
+    fn write_once(&mut self, turn: &Turn<'_, FramedMsg>) -> Option<usize> {
         let (Ok(stream), Next::Write(bytes)) = (&mut self.stream, self.state.poll()) else { return None };
         let (input, count) = match Pin::new(stream).poll_write(&mut turn.cx(), bytes) {
             Poll::Pending => return None,
