@@ -44,7 +44,7 @@ pub struct MeshConfig {
     pub max_actors: usize,
     /// First part of the thread names. Default `portway`.
     pub name: String,
-    /// Buffers of each size (16 and 64 KiB) that an arbiter may have in its pools; 0: no pools, every buffer comes from
+    /// Buffers of each size (2, 16 and 64 KiB) that an arbiter may have in its pools; 0: no pools, every buffer comes from
     /// the allocator. Default 1,024.
     pub buffers: usize,
     /// What the pools take their memory from; `None`: bounded by `buffers` alone.
