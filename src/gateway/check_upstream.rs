@@ -1,5 +1,6 @@
 //! Judges upstreams, and whether those that listeners name are there.
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use super::check_listener::{copied, count, small};
 use super::check_quic::{self, Around};
@@ -38,6 +39,8 @@ pub(super) struct Names {
     names: Vec<Text>,
     /// Of those whose servers can be read.
     kinds: BTreeMap<String, Kind>,
+    /// Their servers that are addresses.
+    addresses: BTreeMap<String, Vec<(SocketAddr, Span)>>,
     /// Some upstream has no name that can be read: it may be the one that is meant.
     unknown: bool,
 }
@@ -55,12 +58,33 @@ impl Names {
             }
             _ => None,
         });
-        Self { unknown: names.len() < raw.len(), kinds: kinds.collect(), names }
+        let addresses = raw.iter().filter_map(|upstream| match (&upstream.name, &upstream.servers) {
+            (Field::Is(name), Field::Is(servers)) => {
+                let addresses = servers.value.iter().filter_map(|server| match &server.value {
+                    Server::Tcp(address) => Some((*address, server.span)),
+                    Server::Name { .. } | Server::Unix(_) | Server::Quic { .. } | Server::Udp { .. } => None,
+                });
+                Some((name.value.text.clone(), addresses.collect()))
+            }
+            _ => None,
+        });
+        let addresses = addresses.collect();
+        Self { unknown: names.len() < raw.len(), kinds: kinds.collect(), addresses, names }
     }
 
     /// What the servers of an upstream take, if that can be told.
     pub(super) fn kind(&self, name: &str) -> Option<Kind> {
         self.kinds.get(name).copied()
+    }
+
+    /// Notes a server that is the very listener that leads to it.
+    pub(super) fn no_circle(&self, name: &str, listen: &Field<SocketAddr>, mistakes: &mut Mistakes) {
+        let Field::Is(listen) = listen else { return };
+        let mut servers = self.addresses.get(name).into_iter().flatten();
+        if let Some((_, span)) = servers.find(|(address, _)| *address == listen.value) {
+            let hint = "name the server behind it: each connection would open the next one";
+            mistakes.add_pair(*span, "this server is the listener that leads to it", hint, listen.span, "listens here");
+        }
     }
 
     /// Notes a name that no upstream has.

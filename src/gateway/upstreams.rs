@@ -535,12 +535,12 @@ async fn check(health: &Health, network: &Network, balancer: &Arc<Balancer>, cou
             count.raise("upstream_checks", if good { "ok" } else { "failed" });
             if let Some(healthy) = streaks.entry(server.id).or_default().note(good, server.healthy, health) {
                 balancer.set_health(server.id, healthy);
+                // Servers are no peers: whoever mends one has to know which.
                 if healthy {
-                    tracing::info!(upstream = %count.upstream, "a server is back");
+                    tracing::info!(upstream = %count.upstream, server = %server.address, "a server is back");
                 } else {
-                    tracing::warn!(upstream = %count.upstream, "a server is down");
+                    tracing::warn!(upstream = %count.upstream, server = %server.address, "a server is down");
                 }
-                tracing::debug!(upstream = %count.upstream, server = %server.address, healthy, "health changed");
             }
         }
         sleep_until(later(began, health.interval)).await;
