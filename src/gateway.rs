@@ -30,6 +30,8 @@ mod config_quic;
 #[cfg(feature = "wireguard")]
 mod config_wireguard;
 mod control;
+#[cfg(feature = "deadlock")]
+mod deadlocks;
 #[cfg(feature = "wireguard")]
 mod keygen;
 mod limits;
@@ -198,6 +200,8 @@ impl Builder {
     /// # Errors
     /// See [`StartError`]; everything that had been started is gone then.
     pub fn start(&self, config: Config) -> Result<Gateway, StartError> {
+        #[cfg(feature = "deadlock")]
+        deadlocks::watch();
         let mut failed = Vec::new();
         let admin = config.admin.as_ref().map(|admin| listeners::bind("admin", admin.listen, &admin.place));
         let admin = admin.and_then(|socket| socket.map_err(|error| failed.push(error)).ok());

@@ -119,6 +119,8 @@ pub(super) fn render(view: &MeshView, status: &Status) -> Result<String, fmt::Er
     registry.register_collector(Box::new(Page { gauges: gauges(view, status), totals: view.totals.clone() }));
     registry.register_collector(Box::new(metrics_memory::Pools::of(view)));
     registry.register_collector(Box::new(metrics_memory::Locks(status.reloading.contention())));
+    #[cfg(feature = "deadlock")]
+    registry.register_collector(Box::new(metrics_memory::Deadlocks));
     let mut out = String::new();
     encode(&mut out, &registry)?;
     Ok(out)
