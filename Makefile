@@ -24,7 +24,7 @@ run: ## build the gateway and start it with config.toml (CONFIG=file for another
 test: lint ## everything that must hold before a commit; what CI runs
 	cargo test --locked --all-targets
 	cargo test --locked --doc
-	cargo test --locked --no-default-features --lib --test sim
+	cargo test --locked --no-default-features --features deadlock --lib --test sim
 	@scripts/loom
 	@scripts/licences
 	@echo 'make test: all passed'
@@ -32,7 +32,7 @@ test: lint ## everything that must hold before a commit; what CI runs
 lint: setup ## formatting, clippy and rustdoc; a warning is an error
 	cargo fmt --check
 	cargo fmt --check --manifest-path tests/loom/Cargo.toml
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --features deadlock -- -D warnings
 	cargo clippy --locked --no-default-features --lib -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 

@@ -30,6 +30,8 @@ mod config_quic;
 #[cfg(feature = "wireguard")]
 mod config_wireguard;
 mod control;
+#[cfg(feature = "deadlock")]
+mod deadlocks;
 #[cfg(feature = "wireguard")]
 mod keygen;
 mod limits;
@@ -65,11 +67,15 @@ mod tunnels;
 #[cfg(feature = "wireguard")]
 mod tunnels_api;
 #[cfg(feature = "wireguard")]
+mod tunnels_datagrams;
+#[cfg(feature = "wireguard")]
 mod tunnels_inside;
 #[cfg(feature = "wireguard")]
 mod tunnels_kernel;
 #[cfg(feature = "wireguard")]
 mod tunnels_names;
+#[cfg(feature = "wireguard")]
+mod tunnels_way;
 pub mod units;
 pub mod upstreams;
 #[cfg(feature = "wireguard")]
@@ -194,6 +200,8 @@ impl Builder {
     /// # Errors
     /// See [`StartError`]; everything that had been started is gone then.
     pub fn start(&self, config: Config) -> Result<Gateway, StartError> {
+        #[cfg(feature = "deadlock")]
+        deadlocks::watch();
         let mut failed = Vec::new();
         let admin = config.admin.as_ref().map(|admin| listeners::bind("admin", admin.listen, &admin.place));
         let admin = admin.and_then(|socket| socket.map_err(|error| failed.push(error)).ok());
@@ -221,6 +229,7 @@ impl Builder {
         );
         let mesh = Mesh::start(MeshConfig {
             arbiters: config.runtime.arbiters,
+            apart: tunnels::apart(&config),
             pin_cores: config.runtime.pin_cores,
             memory: Some(budget.clone()),
             ..MeshConfig::default()
@@ -298,6 +307,7 @@ impl Builder {
         let around =
             tunnels::Around { mesh, upstreams: &upstreams, budget: &parts.budget, helper: self.helper.as_ref() };
         let tunnels = tunnels::start_all(around, parts.tunnels)?;
+        tunnels::lead(&upstreams, &tunnels);
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
             budget: parts.budget,

@@ -81,7 +81,10 @@ pub(super) fn made(
                     message_timeout: settings.message_timeout,
                     slow_after: settings.slow_after,
                 });
-                return Ok(Box::new(move || Box::new(relay::Connections::new(name.clone(), to.clone()))));
+                let network = upstreams.network(upstream);
+                return Ok(Box::new(move || {
+                    Box::new(relay::Connections::through(network.clone(), name.clone(), to.clone()))
+                }));
             }
             Ok(Box::new(move || -> Box<dyn OnAccept> {
                 match service {

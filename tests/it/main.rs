@@ -6,6 +6,8 @@ mod actors_faults;
 mod actors_mesh;
 mod admin;
 mod config;
+#[cfg(feature = "deadlock")]
+mod deadlock;
 mod embed;
 mod forward;
 mod framed;
@@ -56,10 +58,14 @@ mod tun;
 #[cfg(feature = "wireguard")]
 mod tun_host;
 mod upstreams;
+#[cfg(feature = "http")]
+mod views;
 #[cfg(feature = "wireguard")]
 mod wireguard;
 #[cfg(feature = "wireguard")]
 mod wireguard_bad;
+#[cfg(feature = "wireguard")]
+mod wireguard_datagrams;
 #[cfg(feature = "wireguard")]
 mod wireguard_gateway;
 #[cfg(feature = "wireguard")]

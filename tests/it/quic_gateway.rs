@@ -15,7 +15,7 @@ use portway::transports::quic::{
 use portway::transports::tls;
 
 use crate::gateway::{Running, free};
-use crate::probe::{SOON, eventually, mesh, view, wait};
+use crate::probe::{SOON, eventually, mesh, stop, view, wait};
 
 /// The certificate of tests/data/tls, for `localhost`.
 pub(crate) fn pem(name: &str) -> PathBuf {
@@ -54,6 +54,7 @@ impl Clients {
         let mut settings = ClientSettings::new("clients");
         // Some paths lose a fifth of what is sent.
         settings.transport.handshake_timeout = Duration::from_secs(60);
+        settings.transport.idle_timeout = Duration::from_secs(60);
         let client = QuicClient::start(&mesh, settings).expect("a client");
         Self { mesh, client }
     }
@@ -70,7 +71,7 @@ impl Clients {
 impl Drop for Clients {
     fn drop(&mut self) {
         self.client.stop();
-        self.mesh.stop().expect("not on an arbiter");
+        stop(&self.mesh);
     }
 }
 

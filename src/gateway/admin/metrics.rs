@@ -64,10 +64,13 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("quic_streams_refused", "listener", "reason", "Streams of clients given up at once, by reason"),
     ("quic_version_negotiations", "listener", "", "Version negotiations sent"),
     ("relay_bytes_down", "listener", "", "Bytes relayed from servers to clients"),
+    ("relay_bytes_spliced", "listener", "", "Bytes relayed that the kernel moved through pipes"),
     ("relay_bytes_up", "listener", "", "Bytes relayed from clients to servers"),
+    ("relay_no_pipe", "listener", "", "Streams that were to be spliced and found no pipe"),
     ("netstack_accepted", "listener", "", "Connections inside tunnels that a netstack served"),
     ("netstack_bytes_in", "listener", "", "Bytes that netstacks received in connections"),
     ("netstack_bytes_out", "listener", "", "Bytes that netstacks sent in connections"),
+    ("netstack_datagrams", "listener", "direction", "Datagrams forwarded out of tunnels (up) and into them (down)"),
     ("netstack_dropped", "listener", "reason", "Packets and connections a netstack did not serve, by reason"),
     ("netstack_opened", "listener", "", "Connections that a netstack opened"),
     ("rooms_announced", "listener", "", "Messages by which arbiters tell each other where rooms have members"),
@@ -116,6 +119,8 @@ pub(super) fn render(view: &MeshView, status: &Status) -> Result<String, fmt::Er
     registry.register_collector(Box::new(Page { gauges: gauges(view, status), totals: view.totals.clone() }));
     registry.register_collector(Box::new(metrics_memory::Pools::of(view)));
     registry.register_collector(Box::new(metrics_memory::Locks(status.reloading.contention())));
+    #[cfg(feature = "deadlock")]
+    registry.register_collector(Box::new(metrics_memory::Deadlocks));
     let mut out = String::new();
     encode(&mut out, &registry)?;
     Ok(out)

@@ -29,7 +29,10 @@ use crate::actors::{Exit, Fault, Mail, Progress, Protocol, Reply, Tally, Turn};
 const ROUNDS: usize = 8;
 /// Events handed to the application in one turn, at most.
 const EVENTS: usize = 1_024;
-/// Ids the peer has in reserve, beside one for each path. More would cost each handshake their tokens.
+/// Ids a client has in reserve, beside one for each path. More would cost each handshake their tokens. A server gets none
+/// before we move, and one then: some (quinn) take the first they see into use at once and give back those before it, and
+/// quiche ends a connection when the same id is given back twice while only one is left, as happens where packets are
+/// lost and sent again.
 const SPARE_IDS: usize = 3;
 /// A close that the socket does not take is tried for this long.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -73,6 +76,8 @@ pub(super) struct ConnectionActor {
     remote: Remote,
     mover: Mover,
     heard_from: Option<SocketAddr>,
+    /// A client was asked to move.
+    moves: bool,
     /// Paths it has had, as far as they count for ids.
     paths: usize,
     joining: Vec<Reply<Farewell>>,
@@ -119,6 +124,7 @@ impl ConnectionActor {
             remote: Remote::default(),
             mover: Mover::default(),
             heard_from: None,
+            moves: false,
             paths: 1,
             joining: Vec::new(),
             ended: Arc::default(),
@@ -185,7 +191,12 @@ impl ConnectionActor {
                     application.message(m, &mut self.engine);
                 }
             }
-            Request::Migrate(answer) => self.mover.begin(answer, &self.engine, &self.endpoint, self.slot),
+            Request::Migrate(answer) => {
+                // The id first, so that it is there when the socket is.
+                self.moves = true;
+                self.exchange_ids();
+                self.mover.begin(answer, &self.engine, &self.endpoint, self.slot);
+            }
             Request::OfStreams(asked) => self.remote.request(asked, &mut self.engine),
         }
     }
@@ -277,9 +288,12 @@ impl ConnectionActor {
                 std::iter::from_fn(|| self.engine.quic.retired_scid_next()).filter_map(|id| Cid::of(&id)).collect();
             drop(self.endpoint.tell(ToEndpoint::Retired(self.slot, retired)));
         }
+        let reserve = match self.engine.role {
+            Role::Server => SPARE_IDS,
+            Role::Client => usize::from(self.moves),
+        };
         let quic = &self.engine.quic;
-        let spare = quic.active_scids().saturating_sub(self.paths);
-        let wanted = quic.scids_left().min(SPARE_IDS.saturating_sub(spare));
+        let wanted = quic.scids_left().min((self.paths + reserve).saturating_sub(quic.active_scids()));
         if wanted > 0 && !self.asked_ids {
             self.asked_ids = self.endpoint.tell(ToEndpoint::WantIds(self.slot, wanted)).is_ok();
         }
