@@ -339,6 +339,8 @@ impl Engine {
             let kept = piece.bytes.clone();
             match self.quic.stream_send_zc(piece.stream, piece.bytes, piece.fin) {
                 Ok((taken, rest)) => {
+                    // quiche hands an empty piece back, though it takes note of the end.
+                    let rest = rest.filter(|rest| !rest.is_empty());
                     misses += usize::from(rest.is_some());
                     let done = self.sending.taken(taken, rest);
                     self.give_back(stream, taken);
