@@ -200,7 +200,7 @@ impl ConnectionActor {
         self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
         match self.purpose.take() {
             Some(Purpose::Wanted(reply)) => {
-                self.user = User::Handles;
+                self.serve_handles();
                 match self.handle(turn) {
                     // Nobody waits any more: the handle's end closes the connection.
                     Some(handle) => drop(reply.send(Ok(handle))),
@@ -212,7 +212,7 @@ impl ConnectionActor {
                     self.user = User::Application(application);
                     return;
                 }
-                self.user = User::Handles;
+                self.serve_handles();
                 let taken = self.handle(turn).is_some_and(|handle| arrivals.hand_over(handle));
                 if !taken {
                     self.shared_drop(turn, "backlog_full");
@@ -226,6 +226,11 @@ impl ConnectionActor {
             }
             None => {}
         }
+    }
+
+    fn serve_handles(&mut self) {
+        self.user = User::Handles;
+        self.remote.attend();
     }
 
     fn shared_drop(&self, turn: &Turn<'_, ToConnection>, reason: &'static str) {
@@ -322,6 +327,7 @@ impl ConnectionActor {
         let mut more = false;
         for _ in 0..ROUNDS {
             more = self.engine.learn();
+            self.remote.look_for_given_up(&mut self.engine);
             self.engine.notice_end();
             more |= self.dispatch(turn);
             more |= self.engine.feed();
