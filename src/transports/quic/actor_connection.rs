@@ -440,7 +440,7 @@ impl Protocol for ConnectionActor {
         self.exchange_ids();
         if self.paced_until.is_none() || self.engine.phase == Phase::Ended {
             let Self { outlet, engine, shared, .. } = self;
-            let sent = turn.scratch(|_, buffer| outlet.send(engine, shared, buffer));
+            let sent = turn.scratch(|_, buffer| outlet.send(engine, &**shared, buffer));
             match sent {
                 Sent::All => {}
                 Sent::More => more = true,
@@ -489,7 +489,7 @@ impl Protocol for ConnectionActor {
             let reason = if *why == Exit::Normal { "stopped" } else { why.reason() };
             self.engine.close_with(0, "", reason);
             let mut buffer = vec![0; 2_048];
-            let _sent = self.outlet.send(&mut self.engine, &self.shared, &mut buffer);
+            let _sent = self.outlet.send(&mut self.engine, &*self.shared, &mut buffer);
         }
         let end = self.engine.end.clone();
         if let Some(end) = end {

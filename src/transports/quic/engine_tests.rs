@@ -10,15 +10,15 @@ use crate::actors::clock::now;
 use crate::transports::tls;
 
 /// Both ends of one connection.
-pub(super) struct Ends {
-    pub(super) server: Engine,
-    pub(super) client: Engine,
+pub(in super::super) struct Ends {
+    pub(in super::super) server: Engine,
+    pub(in super::super) client: Engine,
     addresses: [SocketAddr; 2],
 }
 
 impl Ends {
     /// Connected.
-    pub(super) fn new(change: impl FnOnce(&mut Transport, &mut Transport)) -> Self {
+    pub(in super::super) fn new(change: impl FnOnce(&mut Transport, &mut Transport)) -> Self {
         let addresses = [SocketAddr::from(([127, 0, 0, 1], 1)), SocketAddr::from(([127, 0, 0, 1], 2))];
         let [server, client] = addresses;
         let (mut served, mut used) = (Transport::default(), Transport::default());
@@ -50,15 +50,28 @@ impl Ends {
     }
 
     /// One turn of each end, as its actor would take it. True if packets went either way.
-    pub(super) fn exchange(&mut self) -> bool {
+    pub(in super::super) fn exchange(&mut self) -> bool {
         let [server, client] = self.addresses;
         let there = one_turn(&mut self.client, &mut self.server, [client, server]);
         let back = one_turn(&mut self.server, &mut self.client, [server, client]);
         there || back
     }
 
+    /// Hands the client one packet of the server.
+    pub(in super::super) fn to_client(&mut self, packet: &mut [u8]) {
+        let [from, to] = self.addresses;
+        self.client.heard = true;
+        self.client.quic.recv(packet, quiche::RecvInfo { from, to }).unwrap();
+    }
+
+    /// What the client has to say, to the server.
+    pub(in super::super) fn answer(&mut self) {
+        let [to, from] = self.addresses;
+        one_turn(&mut self.client, &mut self.server, [from, to]);
+    }
+
     /// Turns until nothing is left to be said.
-    pub(super) fn settle(&mut self) {
+    pub(in super::super) fn settle(&mut self) {
         while self.exchange() {}
     }
 }
