@@ -228,7 +228,7 @@ impl ConnectionActor {
         self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
         match self.purpose.take() {
             Some(Purpose::Wanted(reply)) => {
-                self.user = User::Handles;
+                self.serve_handles();
                 match self.handle(turn) {
                     // Nobody waits any more: the handle's end closes the connection.
                     Some(handle) => drop(reply.send(Ok(handle))),
@@ -240,7 +240,7 @@ impl ConnectionActor {
                     self.user = User::Application(application);
                     return;
                 }
-                self.user = User::Handles;
+                self.serve_handles();
                 let taken = self.handle(turn).is_some_and(|handle| arrivals.hand_over(handle));
                 if !taken {
                     self.shared_drop(turn, "backlog_full");
@@ -254,6 +254,11 @@ impl ConnectionActor {
             }
             None => {}
         }
+    }
+
+    fn serve_handles(&mut self) {
+        self.user = User::Handles;
+        self.remote.attend();
     }
 
     fn shared_drop(&self, turn: &Turn<'_, ToConnection>, reason: &'static str) {
@@ -359,6 +364,7 @@ impl ConnectionActor {
             if !self.engine.proved.is_empty() {
                 self.mover.proved(&mut self.engine, &self.endpoint, self.slot);
             }
+            self.remote.look_for_given_up(&mut self.engine);
             self.engine.notice_end();
             more |= self.dispatch(turn);
             more |= self.engine.feed();
@@ -474,7 +480,7 @@ impl Protocol for ConnectionActor {
         self.exchange_ids();
         if self.paced_until.is_none() || self.engine.phase == Phase::Ended {
             let Self { outlet, engine, shared, .. } = self;
-            let sent = turn.scratch(|_, buffer| outlet.send(engine, shared, buffer));
+            let sent = turn.scratch(|_, buffer| outlet.send(engine, &**shared, buffer));
             match sent {
                 Sent::All => {}
                 Sent::More => more = true,
@@ -523,7 +529,7 @@ impl Protocol for ConnectionActor {
             let reason = if *why == Exit::Normal { "stopped" } else { why.reason() };
             self.engine.close_with(0, "", reason);
             let mut buffer = vec![0; 2_048];
-            let _sent = self.outlet.send(&mut self.engine, &self.shared, &mut buffer);
+            let _sent = self.outlet.send(&mut self.engine, &*self.shared, &mut buffer);
         }
         let end = self.engine.end.clone();
         if let Some(end) = end {

@@ -120,6 +120,10 @@ pub(super) struct Engine {
     look_at: usize,
     /// Stops of the peer that were looked for.
     stops: u64,
+    /// Resets of the peer that were counted.
+    resets: u64,
+    /// There are some that nobody has looked for.
+    pub(super) reset: bool,
     /// Packets have come in this turn.
     pub(super) heard: bool,
     /// Paths of a client that were tried, and whether the peer answered; taken in each turn.
@@ -150,6 +154,8 @@ impl Engine {
             leaving: Vec::new(),
             look_at: LEAVING,
             stops: 0,
+            resets: 0,
+            reset: false,
             heard: false,
             proved: Vec::new(),
             settings,
@@ -251,8 +257,11 @@ impl Engine {
         if !std::mem::replace(&mut self.heard, false) {
             return;
         }
-        let count = self.quic.stats().stopped_stream_count_remote;
-        if std::mem::replace(&mut self.stops, count) == count {
+        let stats = self.quic.stats();
+        let resets = stats.reset_stream_count_remote;
+        self.reset |= std::mem::replace(&mut self.resets, resets) != resets;
+        let stops = stats.stopped_stream_count_remote;
+        if std::mem::replace(&mut self.stops, stops) == stops {
             return;
         }
         let open: Vec<StreamId> = self.streams.iter().filter(|(_, s)| s.send.is_some()).map(|(id, _)| *id).collect();
@@ -355,6 +364,8 @@ impl Engine {
             let kept = piece.bytes.clone();
             match self.quic.stream_send_zc(piece.stream, piece.bytes, piece.fin) {
                 Ok((taken, rest)) => {
+                    // quiche hands an empty piece back, though it takes note of the end.
+                    let rest = rest.filter(|rest| !rest.is_empty());
                     misses += usize::from(rest.is_some());
                     let done = self.sending.taken(taken, rest);
                     self.give_back(stream, taken);
@@ -481,6 +492,32 @@ impl Engine {
             s.receive = Receive::Over;
         }
         self.forget(stream);
+    }
+
+    /// Of a stream of the peer that nobody reads yet: whether the peer has given it up. Then this end gives it up too,
+    /// since nobody will.
+    pub(super) fn is_given_up_unread(&mut self, stream: StreamId) -> bool {
+        // Readable without a byte: a reset, or an end alone.
+        if self.quic.stream_readable_len(stream.0, 1) > 0 || !self.quic.stream_readable(stream.0) {
+            return false;
+        }
+        match self.quic.stream_recv(stream.0, &mut [0]) {
+            Err(quiche::Error::StreamReset(code)) => {
+                self.events.push_back(Event::Reset(stream, code));
+                if self.send_shared(stream).is_some() {
+                    self.give_up_stream(stream, code, StreamError::Finished);
+                }
+                self.end_receive(stream);
+                true
+            }
+            Ok((_, fin)) => {
+                if fin && let Some(s) = self.streams.get_mut(&stream) {
+                    s.receive = Receive::AtEnd;
+                }
+                false
+            }
+            Err(_) => false,
+        }
     }
 
     /// A stream whose two directions are over is nobody's any more.
@@ -686,3 +723,7 @@ impl Session for Engine {
         self.close_with(code, text, "closed");
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+pub(super) mod tests;
