@@ -225,6 +225,7 @@ fn every_key_of_quic_reaches_the_checked_configuration() {
             gso: false,
             steer: false,
             socket_buffer: 1 << 20,
+            qlog: None,
         },
     };
     assert_eq!(q.protocol, Protocol::Quic(expected));

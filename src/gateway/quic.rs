@@ -149,7 +149,8 @@ fn start(
     around: &Around<'_>,
     occupancy: Arc<Occupancy>,
 ) -> Result<(QuicListener, Mail<Never>), StartError> {
-    let settings = settings_of(listener, quic, around.certificates)?;
+    let mut settings = settings_of(listener, quic, around.certificates)?;
+    settings.budget = Some(around.budget.clone());
     let name = settings.name.clone();
     let door = Admission::new(caps_of(listener), around.budget.clone(), occupancy.clone());
     let shared = Arc::new(Shared {
@@ -266,6 +267,8 @@ fn transport_of(listener: &Listener, quic: &config::Quic) -> transport::Transpor
         migration: settings.migration,
         socket_buffer: settings.socket_buffer,
         gso: settings.gso,
+        #[cfg(feature = "qlog")]
+        qlog: settings.qlog.as_ref().map(transport::Qlog::new),
         ..default
     }
 }

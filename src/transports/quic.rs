@@ -23,6 +23,7 @@ mod actor_connection;
 mod actor_dial;
 mod actor_endpoint;
 mod actor_engine;
+mod actor_lease;
 mod actor_listen;
 mod actor_moving;
 #[cfg_attr(not(feature = "qlog"), path = "quic/actor_qlog_none.rs")]

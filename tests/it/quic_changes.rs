@@ -10,8 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use portway::actors::Totals;
 use portway::gateway::check;
+use portway::memory::Budget;
 use portway::transports::quic::{
-    Code, Connection, Limits, Priority, RetryMode, ServerSettings, Transport, Who, blocking,
+    Application, Applications, Code, Connection, Event, Limits, Priority, RetryMode, ServerSettings, Session,
+    StreamKind, Transport, Who, blocking,
 };
 
 use crate::gateway::Running;
@@ -172,6 +174,57 @@ fn settings_change_for_new_connections() {
     assert!(wait(pair.server.renew(&refused)).is_err());
     assert_eq!(wait(async { opens(&pair.connect().await).await }), 3);
     assert_eq!(pair.counter("quic_retries", "q", "valid"), 5);
+    pair.end();
+}
+
+/// Writes as much as it has credit for, on 64 streams.
+struct Greedy;
+
+impl Application for Greedy {
+    fn on(&mut self, event: Event, session: &mut dyn Session) {
+        if event == Event::Connected {
+            for _ in 0..64 {
+                let stream = session.open(StreamKind::Unidirectional, Priority::default()).expect("allowed");
+                session.want_room(stream);
+            }
+        } else if let Event::Writable(stream) = event {
+            while session.room(stream) > 0 {
+                let piece = session.room(stream).min(16 << 10);
+                session.write(stream, Bytes::from(vec![1; piece])).expect("room");
+            }
+            session.want_room(stream);
+        }
+    }
+}
+
+#[test]
+fn what_waits_to_be_sent_leases_from_the_memory_budget() {
+    const LIMIT: usize = 4 << 20;
+    let budget = Budget::new(LIMIT);
+    let given = budget.clone();
+    let greedy: Applications = Arc::new(|_| Some(Box::new(Greedy)));
+    let pair = Pair::with(1, "127.0.0.1:0", Some(greedy), |server| server.budget = Some(given), |_| ());
+    // Eight who read nothing could have 4 MiB each.
+    let idle: Vec<Connection> = (0..8).map(|_| wait(pair.connect())).collect();
+    eventually("the budget is used up", || budget.used() > LIMIT / 2);
+    let held = || view(&pair.mesh).of_kind("quic").map(|actor| actor.held).sum::<usize>();
+    let most = LIMIT * 8 / 10 + 9 * (16 << 10);
+    assert!(held() <= most, "{}", held());
+    // Who reads is served all the same, with little credit.
+    let reader = wait(pair.connect());
+    wait(async {
+        let reads = (0..64).map(|_| async {
+            let stream = reader.accept_uni().await.expect("a stream");
+            let mut read = 0;
+            while read < 50_000 {
+                read += stream.read(64 << 10).await.expect("alive").map_or(0, |bytes| bytes.len());
+            }
+        });
+        futures_util::future::join_all(reads).await;
+    });
+    assert!(held() <= most && budget.used() <= most, "{} held, {} leased", held(), budget.used());
+    drop((idle, reader));
+    eventually("all came back", || budget.used() == 0);
     pair.end();
 }
 

@@ -137,7 +137,8 @@ fn clients_that_move_keep_their_connections(arbiters: usize, steer: bool) {
     });
     let before = arbiters_of_servers(&pair);
     assert_eq!(before.len(), 12);
-    for _ in 0..3 {
+    // More often than a connection has paths.
+    for _ in 0..10 {
         network.forget();
         wait(async {
             for connection in &connections {
@@ -215,6 +216,10 @@ fn our_client_moves_to_another_socket_in_the_midst_of_transfers() {
             let seen = pair.server.connections(10).await;
             assert!(seen.iter().any(|info| info.peer.port() == local.port()), "{local}: {seen:?}");
         }
+        assert!(ports.len() == 7);
+        moves(&connection).await;
+        assert_eq!(connection.migrate().await, Err(MigrateError::TooOften));
+        round_trip(&connection, Bytes::from("where it is")).await;
         let mut changed = 0;
         while changed == 0 {
             changed += usize::from(matches!(events.next().await, Some(Event::PathChanged { .. })));

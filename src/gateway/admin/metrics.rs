@@ -56,6 +56,8 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("quic_packets_dropped", "listener", "reason", "UDP datagrams dropped before any QUIC connection, by reason"),
     ("quic_packets_in", "listener", "", "UDP datagrams received for QUIC connections"),
     ("quic_packets_out", "listener", "", "UDP datagrams sent by QUIC connections"),
+    ("quic_qlog_files", "listener", "", "Logs of QUIC connections begun"),
+    ("quic_qlog_lost", "listener", "reason", "Logs of QUIC connections not begun or cut, by reason"),
     ("quic_receive_errors", "listener", "", "Reads of UDP sockets that failed"),
     ("quic_resets_sent", "listener", "", "Stateless resets sent"),
     ("quic_retries", "listener", "result", "Retry packets sent, and tokens that came back, by result"),

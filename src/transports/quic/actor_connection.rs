@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::actor_engine::{Engine, Phase};
+use super::actor_lease::Leased;
 use super::actor_moving::{Mover, make_room};
 use super::actor_remote::Remote;
 use super::actor_send::{Outlet, Sent};
@@ -24,6 +25,7 @@ use super::session::{Application, End, Event, Info, Role, Session, Who};
 use super::state_reaper::Reaper;
 use crate::actors::clock::later;
 use crate::actors::{Exit, Fault, Mail, Progress, Protocol, Reply, Tally, Turn};
+use crate::memory::Budget;
 
 /// Rounds between application and QUIC in one turn, at most.
 const ROUNDS: usize = 8;
@@ -75,6 +77,7 @@ pub(super) struct ConnectionActor {
     user: User,
     remote: Remote,
     mover: Mover,
+    leased: Leased,
     heard_from: Option<SocketAddr>,
     /// A client was asked to move.
     moves: bool,
@@ -106,11 +109,14 @@ pub(super) struct Parts {
     pub(super) slot: SlotId,
     pub(super) scope: Arc<str>,
     pub(super) purpose: Purpose,
+    /// Of the process; what waits to be sent leases from it.
+    pub(super) budget: Option<Budget>,
 }
 
 impl ConnectionActor {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { engine, shared, endpoint, slot, scope, purpose } = parts;
+        let Parts { engine, shared, endpoint, slot, scope, purpose, budget } = parts;
+        let leased = Leased::new(budget.as_ref(), &engine);
         Self {
             outlet: Outlet::new(engine.now),
             reaper: Reaper::new(engine.settings.acknowledge_within),
@@ -123,6 +129,7 @@ impl ConnectionActor {
             user: User::None,
             remote: Remote::default(),
             mover: Mover::default(),
+            leased,
             heard_from: None,
             moves: false,
             paths: 1,
@@ -459,6 +466,7 @@ impl Protocol for ConnectionActor {
             self.reaper.deadline(),
             self.keep_alive_at,
             self.mover.deadline(),
+            self.leased.deadline(),
             self.close_by.filter(|_| engine.phase != Phase::Ended),
             end_by,
             application,
@@ -489,6 +497,10 @@ impl Protocol for ConnectionActor {
                 Sent::Blocked => self.told_blocked = self.endpoint.tell(ToEndpoint::Blocked(self.slot)).is_ok(),
             }
         }
+        let waits = self.remote.awaits_room() || self.engine.is_wanted();
+        self.leased.look(waits, &mut self.engine);
+        // Told in the next turn to those who wait for it.
+        more |= self.engine.freed && waits;
         self.count_datagrams();
         // To send may have brought it to an end as well.
         self.engine.notice_end();

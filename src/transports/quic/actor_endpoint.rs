@@ -30,6 +30,7 @@ use super::session::Role;
 use super::settings::{Terms, Transport};
 use crate::actors::clock::{self, later};
 use crate::actors::{Control, Fault, Mail, Progress, Protocol, Spec, Turn};
+use crate::memory::Budget;
 use crate::transports::tls;
 use crate::transports::udp::{Group, Options, RecvMeta, UdpSocket};
 
@@ -93,6 +94,8 @@ pub(super) struct Plan {
     pub(super) all: Arc<AtomicUsize>,
     /// Connections it has had: news of one that its predecessor had must not be taken for another's.
     pub(super) serials: Arc<AtomicU64>,
+    /// Of the process, if connections lease from it.
+    pub(super) budget: Option<Budget>,
     pub(super) listen: Option<Listen>,
     /// Of a client. A server's comes with its terms.
     pub(super) log: Option<super::actor_qlog::Log>,
@@ -351,7 +354,15 @@ impl Endpoint {
             log.attach(&mut quic, role);
         }
         let engine = Engine::new(Box::new(quic), transport, role, self.arbiter, turn.now());
-        let parts = Parts { engine, shared, endpoint: turn.mail(), slot, scope: self.plan.scope.clone(), purpose };
+        let parts = Parts {
+            engine,
+            shared,
+            endpoint: turn.mail(),
+            slot,
+            scope: self.plan.scope.clone(),
+            purpose,
+            budget: self.plan.budget.clone(),
+        };
         let spec = Spec::named(self.plan.scope.clone()).inbox(REQUESTS, self.plan.transport.inbox.max(64 << 10));
         let started = turn.spawn_here(spec, move || ConnectionActor::new(parts));
         let Ok(mail) = started else {

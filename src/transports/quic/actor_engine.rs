@@ -394,6 +394,11 @@ impl Engine {
         self.sending.is_ready()
     }
 
+    /// Whether some write was refused for want of credit.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.wanting.is_empty()
+    }
+
     /// Credit is free again: announces it to those who were refused.
     pub(super) fn announce_room(&mut self) {
         if !std::mem::replace(&mut self.freed, false) || self.wanting.is_empty() {

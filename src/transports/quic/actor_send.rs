@@ -201,13 +201,7 @@ impl Outlet {
 
 /// Lets QUIC write packets of one path behind each other, the first of them being there already if it was `made`, until
 /// one is not as long as the first, there is no more, or the allowance is spent.
-fn build(
-    engine: &mut Engine,
-    made: Option<Packet>,
-    buffer: &mut [u8],
-    allowance: usize,
-    most: usize,
-) -> Option<Train> {
+fn build(engine: &mut Engine, made: Option<Packet>, buffer: &mut [u8], allowance: usize, most: usize) -> Option<Train> {
     let first = match made {
         Some(made) => made,
         None => match engine.quic.send(buffer) {

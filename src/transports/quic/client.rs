@@ -167,6 +167,7 @@ fn endpoints(
                 peers: Peers::default(),
                 all: Arc::default(),
                 serials: Arc::default(),
+                budget: settings.budget.clone(),
                 listen: None,
                 log: log.cloned(),
             };

@@ -166,6 +166,7 @@ impl QuicServer {
             peers: Peers::default(),
             all: Arc::default(),
             serials: Arc::default(),
+            budget: settings.budget,
             listen: Some(Listen { terms: terms.clone(), arrivals }),
             log: None,
         };

@@ -12,7 +12,7 @@ use super::codec::{CID_LEN, MAX_CID_LEN, MIN_CLIENT_DCID};
 use super::codec_token::Secrets;
 use super::state_admission::Limits;
 use super::state_datagrams::DatagramLimits;
-use crate::memory::Secret;
+use crate::memory::{Budget, Secret};
 use crate::transports::tls;
 
 /// Which congestion control is used.
@@ -135,6 +135,8 @@ pub struct ServerSettings {
     pub retry_life: Duration,
     /// Connections that may wait to be accepted; more are closed, and counted. Default 1,024.
     pub backlog: usize,
+    /// What connections lease of, for bytes that wait to be sent. Default none: each has its credit.
+    pub budget: Option<Budget>,
 }
 
 impl ServerSettings {
@@ -151,6 +153,7 @@ impl ServerSettings {
             secret: None,
             retry_life: Duration::from_secs(30),
             backlog: 1_024,
+            budget: None,
         }
     }
 }
@@ -188,6 +191,8 @@ pub struct ClientSettings {
     pub transport: Transport,
     /// Connections at once, on each arbiter. Default 100,000.
     pub connections: usize,
+    /// What connections lease of, for bytes that wait to be sent. Default none: each has its credit.
+    pub budget: Option<Budget>,
 }
 
 impl ClientSettings {
@@ -200,6 +205,7 @@ impl ClientSettings {
             local_v6: Some(SocketAddr::from(([0_u16; 8], 0))),
             transport: Transport::default(),
             connections: 100_000,
+            budget: None,
         }
     }
 }
