@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 #[path = "../../fuzz/src/lib.rs"]
+#[expect(unreachable_pub, reason = "for the fuzzer it is a crate of its own")]
 mod parsers;
 
 /// Longer ones are cut and changed at some places only.
