@@ -4,6 +4,8 @@
 pub mod framed;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(all(feature = "http", feature = "quic"))]
+pub mod http3;
 pub mod kit;
 #[cfg(feature = "wireguard")]
 pub mod netstack;

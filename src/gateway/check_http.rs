@@ -44,7 +44,16 @@ pub(super) fn http(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistak
         return None;
     }
     let routes: Vec<_> = raw.routes.iter().enumerate().map(|(n, raw)| route(raw, n, around, mistakes)).collect();
-    let settings = settings(raw.http.as_ref().map(|at| &at.value), mistakes);
+    let mut settings = settings(raw.http.as_ref().map(|at| &at.value), mistakes);
+    if let Some(At { value: RawHttp { http3: Field::Is(At { value: true, span }), .. }, .. }) = raw.http {
+        if tls.is_none() {
+            let hint = "add `certificate = \"local\"` and a `[[certificate]]` with that name, or take it out";
+            mistakes.add(span, "`http3` without a `certificate`: HTTP/3 is never without TLS", hint);
+        } else if !cfg!(feature = "quic") {
+            mistakes.add(span, "`http3` needs a build with the feature `quic`", "take it out");
+        }
+    }
+    settings.http3 &= tls.is_some() && cfg!(feature = "quic");
     // Only routes without mistakes can be compared.
     let good: Vec<(Span, &HttpRoute)> =
         raw.routes.iter().zip(&routes).filter_map(|(raw, route)| Some((raw.header, route.as_ref()?))).collect();
@@ -310,5 +319,6 @@ fn settings(raw: Option<&RawHttp>, mistakes: &mut Mistakes) -> HttpSettings {
         streams: small(&raw.streams, default.streams),
         trusted_proxies,
         access_log: copied(&raw.access_log, default.access_log),
+        http3: copied(&raw.http3, default.http3),
     }
 }

@@ -19,6 +19,7 @@ pub(super) const HTTP_KEYS: &[&str] = &[
     "streams",
     "trusted_proxies",
     "access_log",
+    "http3",
 ];
 pub(super) const UPSTREAM_HTTP_KEYS: &[&str] = &["version", "idle", "idle_connections", "pending"];
 
@@ -38,6 +39,7 @@ pub(super) struct RawHttp {
     pub(super) streams: Field<u64>,
     pub(super) trusted_proxies: Texts,
     pub(super) access_log: Field<bool>,
+    pub(super) http3: Field<bool>,
 }
 
 /// `[upstream.http]`.
@@ -81,6 +83,7 @@ pub(super) fn http(mut section: Section<'_, '_>) -> At<RawHttp> {
         streams: section.whole("streams", 1..=10_000),
         trusted_proxies: section.texts("trusted_proxies", "[\"10.0.0.0/8\"]"),
         access_log: section.boolean("access_log"),
+        http3: section.boolean("http3"),
     };
     let span = section.header;
     unknown_keys(section, &[], false);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use rustix::fs::{Mode, OFlags};
 
 use super::Made;
@@ -12,6 +12,8 @@ pub(super) use super::certificates::Certificates;
 use super::check_http::rule;
 use super::config::{self, Http, HttpAction, HttpRoute, Listener};
 use super::upstreams::Upstreams;
+#[cfg(feature = "quic")]
+use crate::transports::http::OverQuic;
 use crate::transports::http::codec_forward::Network;
 use crate::transports::http::codec_head::HeadLimits;
 use crate::transports::http::state_watch::Times;
@@ -23,12 +25,18 @@ use crate::transports::tcp::OnAccept;
 pub(super) struct Web {
     live: Arc<Published>,
     next: Arc<Site>,
+    settings: Arc<Settings>,
+    /// The same for HTTP/3.
+    #[cfg(feature = "quic")]
+    pub(super) over_quic: Arc<OverQuic>,
 }
 
 impl Web {
     /// From now on each request meets this site, also on connections that were let in before.
     pub(super) fn publish(&self) {
         self.live.store(self.next.clone());
+        #[cfg(feature = "quic")]
+        self.over_quic.set(self.settings.clone());
     }
 }
 
@@ -47,6 +55,7 @@ pub(super) fn make(
     upstreams: &Upstreams,
     certificates: &Certificates,
     before: Option<&Web>,
+    port: u16,
 ) -> Result<(Made, Web), String> {
     let tls = match &http.tls {
         None => None,
@@ -73,6 +82,7 @@ pub(super) fn make(
         trusted: http.settings.trusted_proxies.iter().filter_map(|text| Network::parse(text)).collect(),
         access_log,
         tls,
+        alternative: http.settings.http3.then(|| alternative(port)),
     };
     let mut servers: BTreeMap<&str, Arc<Upstream>> = BTreeMap::new();
     for name in upstreams_of(http) {
@@ -90,9 +100,25 @@ pub(super) fn make(
     let site = Site::new(routes).map_err(|tie| tie.to_string())?;
     let (settings, next) = (Arc::new(settings), Arc::new(site));
     let live = before.map_or_else(|| Arc::new(Published::from(next.clone())), |web| web.live.clone());
-    let web = Web { live: live.clone(), next };
+    #[cfg(feature = "quic")]
+    let over_quic = match before {
+        Some(web) => web.over_quic.clone(),
+        None => Arc::new(OverQuic::new(settings.clone(), live.clone())),
+    };
+    let web = Web {
+        live: live.clone(),
+        next,
+        settings: settings.clone(),
+        #[cfg(feature = "quic")]
+        over_quic,
+    };
     let made = move || Box::new(Connections::new(settings.clone(), live.clone())) as Box<dyn OnAccept>;
     Ok((Box::new(made), web))
+}
+
+/// What tells clients of HTTP/1.1 and 2 that HTTP/3 is spoken on this port, for a day (RFC 7838, section 3).
+fn alternative(port: u16) -> HeaderValue {
+    HeaderValue::try_from(format!("h3=\":{port}\"; ma=86400")).unwrap_or(HeaderValue::from_static("clear"))
 }
 
 fn route(route: &HttpRoute, strip: usize, servers: &BTreeMap<&str, Arc<Upstream>>) -> Result<Route, String> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
 use super::codec_forward::Network;
 use super::codec_head::HeadLimits;
@@ -118,6 +118,8 @@ pub struct Settings {
     pub access_log: bool,
     /// Certificates and protocols; `None`: no TLS.
     pub tls: Option<Arc<ServerSettings>>,
+    /// What is said of HTTP/3 in answers of HTTP/1.1 and 2 (RFC 7838).
+    pub alternative: Option<HeaderValue>,
 }
 
 /// The site of a listener, replaced while connections run: they ask for it with each request.
