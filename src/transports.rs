@@ -19,5 +19,7 @@ pub mod tls;
 pub mod tun;
 #[cfg(any(feature = "quic", feature = "wireguard"))]
 pub mod udp;
+#[cfg(all(feature = "http", feature = "quic"))]
+pub mod webtransport;
 #[cfg(feature = "wireguard")]
 pub mod wireguard;

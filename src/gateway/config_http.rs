@@ -56,7 +56,7 @@ impl Default for HttpSettings {
             streams: 100,
             trusted_proxies: Vec::new(),
             access_log: false,
-            http3: true,
+            http3: cfg!(feature = "quic"),
         }
     }
 }
@@ -131,6 +131,12 @@ pub enum HttpAction {
     },
     /// A page that shows the request.
     Demo,
+    /// An echo in sessions of WebTransport.
+    #[non_exhaustive]
+    Session {
+        /// Protocols inside, the most wanted first. Default none.
+        protocols: Vec<String>,
+    },
 }
 
 /// `[upstream.http]`: how servers are spoken to that answer HTTP.

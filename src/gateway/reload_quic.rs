@@ -103,7 +103,8 @@ impl Gateway {
                     }
                     status.acceptor.control(Control::Stop);
                     // One that was taken over goes on where it was.
-                    let shared = |quic: &QuicListener| old.iter().filter_map(|s| s.quic.as_ref()).any(|old| old.is(quic));
+                    let shared =
+                        |quic: &QuicListener| old.iter().filter_map(|s| s.quic.as_ref()).any(|old| old.is(quic));
                     if let Some(quic) = status.quic.as_ref().filter(|quic| !shared(quic)) {
                         quic.server.stop();
                     }

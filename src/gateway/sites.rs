@@ -12,12 +12,14 @@ pub(super) use super::certificates::Certificates;
 use super::check_http::rule;
 use super::config::{self, Http, HttpAction, HttpRoute, Listener};
 use super::upstreams::Upstreams;
-#[cfg(feature = "quic")]
-use crate::transports::http::OverQuic;
 use crate::transports::http::codec_forward::Network;
 use crate::transports::http::codec_head::HeadLimits;
 use crate::transports::http::state_watch::Times;
 use crate::transports::http::{Action, Connections, Published, Route, Settings, Site, Upstream};
+#[cfg(feature = "quic")]
+use crate::transports::http::{Inside, OverQuic};
+#[cfg(feature = "quic")]
+use crate::transports::quic::{Application, Echo};
 use crate::transports::tcp::OnAccept;
 
 /// The site of a listener: what its connections ask for, and what they are to find there once it is started.
@@ -44,7 +46,11 @@ impl Web {
 pub(super) fn upstreams_of(http: &Http) -> impl Iterator<Item = &str> {
     http.routes.iter().filter_map(|route| match &route.action {
         HttpAction::Upstream(name) => Some(name.as_str()),
-        HttpAction::Respond { .. } | HttpAction::Redirect { .. } | HttpAction::Static { .. } | HttpAction::Demo => None,
+        HttpAction::Respond { .. }
+        | HttpAction::Redirect { .. }
+        | HttpAction::Static { .. }
+        | HttpAction::Demo
+        | HttpAction::Session { .. } => None,
     })
 }
 
@@ -83,6 +89,7 @@ pub(super) fn make(
         access_log,
         tls,
         alternative: http.settings.http3.then(|| alternative(port)),
+        sessions: http.routes.iter().any(|route| matches!(route.action, HttpAction::Session { .. })),
     };
     let mut servers: BTreeMap<&str, Arc<Upstream>> = BTreeMap::new();
     for name in upstreams_of(http) {
@@ -138,6 +145,13 @@ fn route(route: &HttpRoute, strip: usize, servers: &BTreeMap<&str, Arc<Upstream>
             Action::Files { root: Arc::new(root), index: index.clone() }
         }
         HttpAction::Demo => Action::Demo,
+        #[cfg(feature = "quic")]
+        HttpAction::Session { protocols } => {
+            let make = Arc::new(|| Box::new(Echo::default()) as Box<dyn Application>);
+            Action::Session(Inside { protocols: protocols.clone(), make })
+        }
+        #[cfg(not(feature = "quic"))]
+        HttpAction::Session { .. } => return Err("WebTransport needs a build with the feature `quic`".to_owned()),
     };
     Ok(Route {
         name: Arc::from(route.name.as_str()),

@@ -36,4 +36,6 @@ mod wire;
 pub use actor::{Connection, Connections};
 #[cfg(feature = "quic")]
 pub use over_quic::{OverQuic, Refused};
+#[cfg(feature = "quic")]
+pub use site::Inside;
 pub use site::{Action, Published, Route, Settings, Site, Upstream};

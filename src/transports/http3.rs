@@ -20,9 +20,11 @@ pub mod codec_fields;
 pub mod codec_priority;
 pub mod codec_qpack;
 mod codec_table;
+mod sessions;
 pub mod state;
 pub mod state_request;
 mod stream;
 
 pub use actor::{Http3, Limits, Service};
+pub use sessions::Accepted;
 pub use stream::{Broken, Incoming};

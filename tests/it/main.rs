@@ -12,6 +12,12 @@ mod framed;
 mod gateway;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3_bad;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3_interop;
 #[cfg(feature = "wireguard")]
 mod interop_wireguard;
 #[cfg(feature = "wireguard")]
@@ -50,6 +56,8 @@ mod tun;
 #[cfg(feature = "wireguard")]
 mod tun_host;
 mod upstreams;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod webtransport;
 #[cfg(feature = "wireguard")]
 mod wireguard;
 #[cfg(feature = "wireguard")]

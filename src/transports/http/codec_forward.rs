@@ -234,7 +234,13 @@ mod tests {
     }
 
     fn sender(trusted: bool) -> Sender<'static> {
-        Sender { address: "::ffff:10.0.0.1".parse().unwrap(), tls: true, trusted, authority: "a:1", version: Version::HTTP_11 }
+        Sender {
+            address: "::ffff:10.0.0.1".parse().unwrap(),
+            tls: true,
+            trusted,
+            authority: "a:1",
+            version: Version::HTTP_11,
+        }
     }
 
     #[test]

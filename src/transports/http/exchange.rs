@@ -141,6 +141,9 @@ pub(super) async fn answer(
             files::answer(root, index, &head.method, path, &head.headers, record)
         }
         Action::Demo => demo(client, &head, &authority, record),
+        // Asked for by an extended CONNECT of HTTP/3, and by nothing else.
+        #[cfg(feature = "quic")]
+        Action::Session(_) => plain(StatusCode::UPGRADE_REQUIRED, record),
     }
 }
 
@@ -165,7 +168,7 @@ impl Head {
 
 /// The authority that was asked for, if there is exactly one and it can be one. A target that names it counts for more
 /// than `Host` (RFC 9112, section 3.2.2); two that differ are refused (RFC 9113, section 8.3.1).
-fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
+pub(super) fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
     let mut hosts = fields.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (None, _) => None,

@@ -11,19 +11,21 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::header::{self, HeaderValue};
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 
 use super::actor::{Came, Client};
 use super::body::{FromClient, ToClient};
 use super::exchange;
-use super::site::{Published, Settings};
+use super::site::{Action, Published, Settings};
+use super::state_routes::{Wanted, host_of, is_plain};
 use super::state_watch::Watch;
 use super::wire::Notes;
 use crate::actors::{Counter, Driver, clock};
 use crate::transports::http3::codec::Code;
-use crate::transports::http3::{Http3, Incoming, Limits, Service};
+use crate::transports::http3::{Accepted, Http3, Incoming, Limits, Service};
 use crate::transports::kit::admission::Ticket;
 use crate::transports::quic::{Application, Event, Info, Session};
+use crate::transports::webtransport::codec::protocols;
 
 /// Makes the applications of a listener's QUIC connections.
 pub struct OverQuic {
@@ -64,6 +66,7 @@ impl OverQuic {
             head_bytes: settings.head.bytes,
             head_fields: settings.head.fields,
             head_timeout: settings.times.head,
+            sessions: settings.sessions,
         };
         let random = hasher.finish();
         let came = Came { peer: info.peer, tls: true, version: Version::HTTP_3, ticket, random };
@@ -115,6 +118,32 @@ impl Service for Three {
             response.headers_mut().insert(header::DATE, date);
         }
         response
+    }
+
+    fn session(&self, request: &Request<()>) -> Result<Accepted, StatusCode> {
+        let client = &self.client;
+        let record = client.begin();
+        let (uri, fields) = (request.uri(), request.headers());
+        let found = (|| {
+            let authority = exchange::authority(uri, fields).filter(|_| is_plain(uri.path()));
+            let host = host_of(&authority.ok_or(StatusCode::BAD_REQUEST)?);
+            let site = client.site();
+            let wanted = Wanted { host: &host, path: uri.path(), method: request.method().as_str() };
+            let number = site.table.find(wanted, |name| fields.get_all(name).iter().map(HeaderValue::as_bytes));
+            let number = number.ok_or(StatusCode::NOT_FOUND)?;
+            let route = site.routes.get(number).ok_or(StatusCode::NOT_FOUND)?;
+            record.routed(number);
+            match &route.action {
+                Action::Session(inside) => Ok(inside.clone()),
+                _ => Err(StatusCode::NOT_FOUND),
+            }
+        })();
+        record.answers(found.as_ref().err().copied().unwrap_or(StatusCode::OK));
+        let inside = found?;
+        let offered = fields.get("wt-available-protocols").and_then(|list| list.to_str().ok()).map(protocols);
+        let offered = offered.unwrap_or_default();
+        let protocol = inside.protocols.iter().find(|name| offered.contains(name)).cloned();
+        Ok(Accepted { application: (inside.make)(), protocol, place: Box::new(record) })
     }
 
     fn refused(&self, reason: &'static str) {

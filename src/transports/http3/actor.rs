@@ -4,6 +4,7 @@
 //! A part of the actor of its QUIC connection. In a turn: events first, then the answers that were woken, then what they
 //! have done: bytes written as far as the streams have room, bodies read as far as they are wanted.
 
+use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -18,14 +19,16 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Body;
 
 use super::codec::{Code, Settings, frame, put_frame, put_varint, stream as kind, take_varint};
-use super::codec_fields::{self as fields, content_length};
+use super::codec_fields::{self as fields, ConnectProtocol, content_length};
 use super::codec_priority::Wanted;
 use super::codec_qpack::{self as qpack, Unread};
+use super::sessions::Accepted;
 use super::state::{Connection, Inside, News};
 use super::state_request::{Piece, Receiving, Wrong};
 use super::stream::{Incoming, Last, Stream, Touched};
 use crate::actors::clock::later;
 use crate::transports::quic::{Application, Event, Priority, Read, Session, StreamError, StreamId, StreamKind};
+use crate::transports::webtransport::Running;
 
 /// Bytes read at once.
 const READ: usize = 64 << 10;
@@ -46,6 +49,8 @@ pub struct Limits {
     pub head_fields: usize,
     /// How long a head may take, from the first byte of its stream.
     pub head_timeout: Duration,
+    /// Whether sessions of WebTransport may be opened.
+    pub sessions: bool,
 }
 
 /// What answers the requests of one connection. It lives in the actor of that connection.
@@ -58,6 +63,12 @@ pub trait Service: 'static {
 
     /// Answers a request. Dropped when the client gives it up.
     fn call(self: Rc<Self>, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + 'static;
+
+    /// Answers a request for a session of WebTransport, with what runs in it.
+    ///
+    /// # Errors
+    /// The status to answer with instead.
+    fn session(&self, request: &Request<()>) -> Result<Accepted, StatusCode>;
 
     /// A stream lost its request, for this reason.
     fn refused(&self, reason: &'static str);
@@ -82,38 +93,46 @@ pub trait Service: 'static {
 }
 
 /// A request that is not over.
-struct Open {
-    stream: Rc<Stream>,
+pub(super) struct Open {
+    pub(super) stream: Rc<Stream>,
     receiving: Receiving,
     /// Read and not yet looked at.
-    rest: Bytes,
-    stage: Stage,
+    pub(super) rest: Bytes,
+    pub(super) stage: Stage,
     /// All of the request was read, or nobody wants the rest.
-    read: bool,
+    pub(super) read: bool,
     /// Its answer is complete, or will not be.
     answered: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     Head,
     Answering,
+    /// It carries a session of WebTransport.
+    Session,
+    /// It is answered, and only its end is awaited.
+    Over,
 }
 
 type Answer = Pin<Box<dyn Future<Output = u64>>>;
 
 /// See the top of the file.
 pub struct Http3<S: Service> {
-    service: Rc<S>,
-    limits: Limits,
-    state: Connection,
-    requests: BTreeMap<u64, Open>,
+    pub(super) service: Rc<S>,
+    pub(super) limits: Limits,
+    pub(super) state: Connection,
+    pub(super) requests: BTreeMap<u64, Open>,
+    /// The session of WebTransport, and what holds its place.
+    pub(super) wt: Option<(Running, Box<dyn Any>)>,
+    /// Streams that came before their session.
+    pub(super) early: Vec<(u64, StreamId, Bytes)>,
     answers: FuturesUnordered<Answer>,
-    touched: Touched,
+    touched: Rc<Touched>,
     control: Option<StreamId>,
     ours: Vec<StreamId>,
-    /// Heads that are awaited, in the order of their streams' beginnings.
-    heads: VecDeque<(Instant, u64)>,
+    /// Heads that are awaited, and ends, with the time by which they are.
+    late: VecDeque<(Instant, u64)>,
     news: Vec<News>,
     deadline: Option<Instant>,
     draining: bool,
@@ -134,13 +153,15 @@ impl<S: Service> Http3<S> {
         Self {
             service: Rc::new(service),
             limits,
-            state: Connection::new(false),
+            state: Connection::new(limits.sessions),
             requests: BTreeMap::new(),
+            wt: None,
+            early: Vec::new(),
             answers: FuturesUnordered::new(),
-            touched: Touched::default(),
+            touched: Rc::default(),
             control: None,
             ours: Vec::new(),
-            heads: VecDeque::new(),
+            late: VecDeque::new(),
             news: Vec::new(),
             deadline: None,
             draining: false,
@@ -151,11 +172,16 @@ impl<S: Service> Http3<S> {
 
     /// Opens our critical streams. A client that does not even allow these is of no use.
     fn begin(&mut self, session: &mut dyn Session) -> Result<(), Code> {
-        let settings =
-            Settings { field_section: Some(self.limits.head_bytes as u64), ..Settings::default() };
+        let sessions = self.limits.sessions;
+        let settings = Settings {
+            field_section: Some(self.limits.head_bytes as u64),
+            connect: sessions,
+            datagrams: sessions,
+            sessions: u64::from(sessions),
+            ..Settings::default()
+        };
         for (number, which) in [kind::CONTROL, kind::ENCODER, kind::DECODER].into_iter().enumerate() {
-            let stream =
-                session.open(StreamKind::Unidirectional, CRITICAL).map_err(|_| Code::GeneralProtocolError)?;
+            let stream = session.open(StreamKind::Unidirectional, CRITICAL).map_err(|_| Code::GeneralProtocolError)?;
             let mut bytes = BytesMut::new();
             put_varint(&mut bytes, which);
             if number == 0 {
@@ -169,7 +195,7 @@ impl<S: Service> Http3<S> {
     }
 
     /// The client has broken a rule.
-    fn fail(&mut self, code: Code, session: &mut dyn Session) {
+    pub(super) fn fail(&mut self, code: Code, session: &mut dyn Session) {
         if !std::mem::replace(&mut self.closed, true) {
             self.service.failed(code);
             session.close(code.number(), code.reason());
@@ -189,7 +215,8 @@ impl<S: Service> Http3<S> {
                     self.news = news;
                     match inside? {
                         Inside::Unknown | Inside::Critical => {}
-                        Inside::Session(_) | Inside::Nothing => {
+                        Inside::Session(of) => return self.adopt(of, stream, bytes, session),
+                        Inside::Nothing => {
                             let _over = session.stop(stream, Code::StreamCreationError.number());
                             return Ok(());
                         }
@@ -214,6 +241,10 @@ impl<S: Service> Http3<S> {
         let stream = StreamId(id);
         loop {
             let Some(open) = self.requests.get_mut(&id) else { return Ok(()) };
+            if open.stage == Stage::Over {
+                self.over(id, session);
+                return Ok(());
+            }
             if open.read || (open.stage == Stage::Answering && !open.stream.takes()) {
                 return Ok(());
             }
@@ -227,6 +258,7 @@ impl<S: Service> Http3<S> {
                         Ok(()) => {
                             open.read = true;
                             open.stream.whole();
+                            self.connect_ended(id, session);
                         }
                         Err(wrong) => self.wrong(id, wrong, session)?,
                     },
@@ -246,30 +278,32 @@ impl<S: Service> Http3<S> {
                 Err(Unread::Malformed) => Err(Code::QpackDecompressionFailed),
                 Err(Unread::TooLarge) => self.wrong(id, Wrong::Section, session),
             },
-            Piece::Trailers(section) => match qpack::decode(&section, self.limits.head_bytes, self.limits.head_fields) {
-                Ok(list) => match fields::trailers(list) {
-                    Ok(map) => {
-                        if let Some(open) = self.requests.get(&id) {
-                            open.stream.trailers(map);
+            Piece::Trailers(section) => {
+                match qpack::decode(&section, self.limits.head_bytes, self.limits.head_fields) {
+                    Ok(list) => match fields::trailers(list) {
+                        Ok(map) => {
+                            if let Some(open) = self.requests.get(&id) {
+                                open.stream.trailers(map);
+                            }
+                            Ok(())
                         }
-                        Ok(())
-                    }
-                    Err(malformed) => self.malformed(id, malformed.0, session),
-                },
-                Err(Unread::Malformed) => Err(Code::QpackDecompressionFailed),
-                Err(Unread::TooLarge) => self.wrong(id, Wrong::Stream(Code::ExcessiveLoad), session),
-            },
-            Piece::Data(data) => {
-                if let Some(open) = self.requests.get(&id) {
-                    open.stream.came(data);
+                        Err(malformed) => self.malformed(id, malformed.0, session),
+                    },
+                    Err(Unread::Malformed) => Err(Code::QpackDecompressionFailed),
+                    Err(Unread::TooLarge) => self.wrong(id, Wrong::Stream(Code::ExcessiveLoad), session),
                 }
-                Ok(())
             }
-            // No session was ever opened.
-            Piece::Session(_) => {
-                self.service.refused("no_session");
-                self.refuse(id, Code::WebTransportBufferedStreamRejected, session);
-                Ok(())
+            Piece::Data(data) => match self.requests.get(&id) {
+                Some(open) if open.stage == Stage::Session => self.capsules(id, data, session),
+                Some(open) => {
+                    open.stream.came(data);
+                    Ok(())
+                }
+                None => Ok(()),
+            },
+            Piece::Session(of) => {
+                let rest = self.requests.remove(&id).map(|open| open.rest).unwrap_or_default();
+                self.adopt(of, StreamId(id), rest, session)
             }
         }
     }
@@ -289,6 +323,9 @@ impl<S: Service> Http3<S> {
         if wanted != Wanted::default() {
             session.prioritise(StreamId(id), priority(wanted));
         }
+        if request.extensions().get::<ConnectProtocol>().is_some() {
+            return self.connect(id, &request, session);
+        }
         let Some(open) = self.requests.get_mut(&id) else { return Ok(()) };
         open.stage = Stage::Answering;
         let length = map.get(header::CONTENT_LENGTH).and_then(content_length);
@@ -301,7 +338,7 @@ impl<S: Service> Http3<S> {
         let stream = open.stream.clone();
         self.pump(id, session)?;
         let (service, body) = (self.service.clone(), Incoming { stream: stream.clone() });
-        self.answers.push(Box::pin(answer(service, request.map(|()| body), stream, id)));
+        self.answers.push(Box::pin(exchange(service, request.map(|()| body), stream, id)));
         Ok(())
     }
 
@@ -337,23 +374,24 @@ impl<S: Service> Http3<S> {
     }
 
     /// Ends a stream in both directions.
-    fn refuse(&mut self, id: u64, code: Code, session: &mut dyn Session) {
+    pub(super) fn refuse(&mut self, id: u64, code: Code, session: &mut dyn Session) {
         let stream = StreamId(id);
         let (_over, _too) = (session.reset(stream, code.number()), session.stop(stream, code.number()));
         if let Some(open) = self.requests.get_mut(&id) {
             open.read = true;
             open.answered = true;
             open.stream.give_up();
-            if open.stage == Stage::Head {
+            if open.stage != Stage::Answering {
                 self.requests.remove(&id);
             }
         }
+        self.connect_lost(id, session);
     }
 
     /// The client wants no answer any more.
     fn given_up(&mut self, id: u64, session: &mut dyn Session) -> Result<(), Code> {
         let Some(open) = self.requests.get(&id) else { return Ok(()) };
-        if !open.answered {
+        if !open.answered && open.stage != Stage::Session {
             self.service.refused("given_up");
             self.state.given_up()?;
         }
@@ -379,8 +417,11 @@ impl<S: Service> Http3<S> {
                 return Ok(());
             }
         }
-        if wrote || open.stream.has_more() {
-            self.service.wrote(!wrote);
+        if wrote {
+            self.service.wrote(false);
+        }
+        if open.stream.has_more() {
+            self.service.wrote(true);
         }
         match open.stream.last() {
             Some(Last::Finish) if !open.answered => {
@@ -397,15 +438,26 @@ impl<S: Service> Http3<S> {
         Ok(())
     }
 
-    /// Forgets a request that is over in both directions.
+    /// Forgets a request that is answered. One that has not ended may be about to, which costs nobody anything.
     fn forget(&mut self, id: u64, session: &mut dyn Session) {
-        let Some(open) = self.requests.get(&id) else { return };
-        if !open.answered {
-            return;
+        let Some(open) = self.requests.get_mut(&id).filter(|open| open.answered) else { return };
+        if open.read {
+            self.requests.remove(&id);
+        } else if open.stage != Stage::Over {
+            open.stage = Stage::Over;
+            open.rest = Bytes::new();
+            self.late.push_back((later(session.now(), self.limits.head_timeout), id));
+            self.over(id, session);
         }
-        if !open.read {
+    }
+
+    /// Something came on a stream whose request is answered.
+    fn over(&mut self, id: u64, session: &mut dyn Session) {
+        match session.read(StreamId(id), READ) {
+            Ok(Read::Nothing) => return,
             // RFC 9114, section 4.1: the rest of the request is not needed.
-            let _over = session.stop(StreamId(id), Code::NoError.number());
+            Ok(Read::Data(_)) => drop(session.stop(StreamId(id), Code::NoError.number())),
+            Ok(Read::End) | Err(_) => {}
         }
         self.requests.remove(&id);
     }
@@ -423,16 +475,27 @@ impl<S: Service> Http3<S> {
         Ok(())
     }
 
-    fn heads_late(&mut self, now: Instant, session: &mut dyn Session) {
-        while let Some((at, id)) = self.heads.front().copied() {
-            let awaited = self.requests.get(&id).is_some_and(|open| open.stage == Stage::Head);
-            if awaited && at > now {
+    fn ends_late(&mut self, now: Instant, session: &mut dyn Session) {
+        while let Some((at, id)) = self.late.front().copied() {
+            let stage = self
+                .requests
+                .get(&id)
+                .map(|open| open.stage)
+                .filter(|stage| matches!(stage, Stage::Head | Stage::Over));
+            if stage.is_some() && at > now {
                 return;
             }
-            self.heads.pop_front();
-            if awaited {
-                self.service.refused("head_timeout");
-                self.refuse(id, Code::RequestIncomplete, session);
+            self.late.pop_front();
+            match stage {
+                Some(Stage::Head) => {
+                    self.service.refused("head_timeout");
+                    self.refuse(id, Code::RequestIncomplete, session);
+                }
+                Some(Stage::Over) => {
+                    let _over = session.stop(StreamId(id), Code::NoError.number());
+                    self.requests.remove(&id);
+                }
+                Some(Stage::Answering | Stage::Session) | None => {}
             }
         }
     }
@@ -449,6 +512,7 @@ impl<S: Service> Http3<S> {
     }
 
     fn act(&mut self, event: Event, session: &mut dyn Session) -> Result<(), Code> {
+        let Some(event) = self.of_session(event, session)? else { return Ok(()) };
         match event {
             Event::Connected => self.begin(session)?,
             Event::Opened(stream) if stream.kind() == StreamKind::Unidirectional => self.state.opened(stream.0),
@@ -462,7 +526,7 @@ impl<S: Service> Http3<S> {
                     answered: false,
                 };
                 self.requests.insert(stream.0, open);
-                self.heads.push_back((later(session.now(), self.limits.head_timeout), stream.0));
+                self.late.push_back((later(session.now(), self.limits.head_timeout), stream.0));
             }
             Event::Readable(stream) if stream.kind() == StreamKind::Unidirectional => self.one_way(stream, session)?,
             Event::Readable(stream) => self.pump(stream.0, session)?,
@@ -486,6 +550,7 @@ impl<S: Service> Http3<S> {
                 self.requests.clear();
                 // Their servers learn it with them.
                 self.answers.clear();
+                self.wt = None;
             }
             Event::Finished(_)
             | Event::Reset(..)
@@ -495,6 +560,23 @@ impl<S: Service> Http3<S> {
             | Event::Missed(_) => {}
         }
         Ok(())
+    }
+
+    /// Polls the answers that were woken and looks after their streams, in turns. True if there is more to do.
+    fn answer(&mut self, cx: &mut Context<'_>, session: &mut dyn Session) -> bool {
+        for _ in 0..ROUNDS {
+            while let Poll::Ready(Some(id)) = Pin::new(&mut self.answers).poll_next(cx) {
+                self.forget(id, session);
+            }
+            if self.touched.is_empty() {
+                return false;
+            }
+            if let Err(code) = self.serve(session) {
+                self.fail(code, session);
+                return false;
+            }
+        }
+        true
     }
 
     /// Ends the connection if it is to end and nothing is left to do.
@@ -527,31 +609,24 @@ impl<S: Service> Application for Http3<S> {
             return false;
         }
         self.service.turn(session.now());
-        let mut more = false;
-        for _ in 0..ROUNDS {
-            while let Poll::Ready(Some(id)) = Pin::new(&mut self.answers).poll_next(cx) {
-                self.forget(id, session);
-            }
-            more = !self.touched.borrow().is_empty();
-            if !more {
-                break;
-            }
-            if let Err(code) = self.serve(session) {
-                self.fail(code, session);
-                return false;
-            }
+        self.touched.enter(cx);
+        let more = self.poll_session(cx, session) | self.answer(cx, session);
+        self.touched.leave();
+        if self.closed {
+            return false;
         }
         if self.service.is_closing() || self.draining {
             self.go_away(session);
         }
-        self.heads_late(session.now(), session);
+        self.ends_late(session.now(), session);
         self.may_close(session);
         if let Some(late) = self.service.late().filter(|_| !self.closed) {
             self.closed = true;
             let code = if late == "idle" { Code::NoError } else { Code::ExcessiveLoad };
             session.close(code.number(), late);
         }
-        let next = [self.service.tick(), self.heads.front().map(|(at, _)| *at), self.close_at];
+        let inside = self.wt.as_ref().and_then(|(running, _)| running.application.as_ref()?.deadline());
+        let next = [self.service.tick(), self.late.front().map(|(at, _)| *at), self.close_at, inside];
         self.deadline = next.into_iter().flatten().min();
         more
     }
@@ -560,6 +635,24 @@ impl<S: Service> Application for Http3<S> {
         self.draining = true;
         self.service.turn(session.now());
         self.service.drain(by);
+        self.drain_session(by, session);
+    }
+
+    fn message(&mut self, m: Box<dyn Any + Send>, session: &mut dyn Session) {
+        if let Some((running, _)) = &mut self.wt {
+            running.with(session, |application, session| application.message(m, session));
+        }
+    }
+
+    fn on_deadline(&mut self, session: &mut dyn Session) {
+        let now = session.now();
+        if let Some((running, _)) = &mut self.wt {
+            running.with(session, |application, session| {
+                if application.deadline().is_some_and(|at| at <= now) {
+                    application.on_deadline(session);
+                }
+            });
+        }
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -573,10 +666,10 @@ const fn priority(wanted: Wanted) -> Priority {
 }
 
 /// One answer, from the request to its last byte.
-async fn answer<S: Service>(service: Rc<S>, request: Request<Incoming>, stream: Rc<Stream>, id: u64) -> u64 {
+async fn exchange<S: Service>(service: Rc<S>, request: Request<Incoming>, stream: Rc<Stream>, id: u64) -> u64 {
     let head = *request.method() == Method::HEAD;
     let mut work = pin!(respond(service, request, &stream, head));
-    poll_fn(|cx| if stream.is_given_up() { Poll::Ready(()) } else { work.as_mut().poll(cx) }).await;
+    poll_fn(|cx| if stream.poll_given_up(cx).is_ready() { Poll::Ready(()) } else { work.as_mut().poll(cx) }).await;
     id
 }
 

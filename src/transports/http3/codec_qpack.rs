@@ -306,7 +306,10 @@ mod tests {
             assert_eq!(read(bytes), Err(Unread::Malformed), "{bytes:x?}");
         }
         assert_eq!(read(&[0, 0, 0xff, 0x24]), Err(Unread::Malformed), "the table ends at 98");
-        assert_eq!(read(&[0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]), Err(Unread::Malformed));
+        assert_eq!(
+            read(&[0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
+            Err(Unread::Malformed)
+        );
     }
 
     #[test]

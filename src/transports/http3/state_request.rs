@@ -268,7 +268,9 @@ mod tests {
             let mut input = rest.split_to(step.min(rest.len()));
             while let Some(piece) = receiving.feed(&mut input)? {
                 match (pieces.last_mut(), piece) {
-                    (Some(Piece::Data(before)), Piece::Data(data)) => *before = [&before[..], &data[..]].concat().into(),
+                    (Some(Piece::Data(before)), Piece::Data(data)) => {
+                        *before = [&before[..], &data[..]].concat().into()
+                    }
                     (_, piece) => pieces.push(piece),
                 }
                 if matches!(pieces.last(), Some(Piece::Session(_))) {

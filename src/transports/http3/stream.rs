@@ -4,7 +4,7 @@
 //! The connection never waits here. A request whose body is read and has not come, or whose answer has no room, leaves
 //! its waker; the connection calls it when there is more.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
@@ -65,23 +65,64 @@ struct Inner {
     waiting: usize,
     last: Option<Last>,
     writer: Option<Waker>,
+    /// Whoever works on the answer, while it waits for somebody else.
+    task: Option<Waker>,
     given_up: bool,
     listed: bool,
 }
 
-/// The streams that a request has done something with since the connection last looked.
-pub(super) type Touched = Rc<RefCell<Vec<u64>>>;
+/// The streams that a request has done something with since the connection last looked. A body may be read by another
+/// actor of the arbiter, the one that sends it on: then the connection has to be woken.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    list: RefCell<Vec<u64>>,
+    waker: RefCell<Option<Waker>>,
+    /// The connection is in its turn and looks anyway.
+    inside: Cell<bool>,
+}
+
+impl Touched {
+    /// The connection's turn begins: it looks, until it says otherwise.
+    pub(super) fn enter(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        self.inside.set(true);
+    }
+
+    pub(super) fn leave(&self) {
+        self.inside.set(false);
+    }
+
+    pub(super) fn take(&self) -> Vec<u64> {
+        self.list.take()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.borrow().is_empty()
+    }
+
+    fn add(&self, id: u64) {
+        self.list.borrow_mut().push(id);
+        if !self.inside.get()
+            && let Some(waker) = &*self.waker.borrow()
+        {
+            waker.wake_by_ref();
+        }
+    }
+}
 
 /// See the top of the file.
 #[derive(Debug)]
 pub(super) struct Stream {
     id: u64,
-    touched: Touched,
+    touched: Rc<Touched>,
     inner: RefCell<Inner>,
 }
 
 impl Stream {
-    pub(super) fn new(id: u64, touched: Touched) -> Rc<Self> {
+    pub(super) fn new(id: u64, touched: Rc<Touched>) -> Rc<Self> {
         let inner = Inner {
             came: None,
             trailers: None,
@@ -94,6 +135,7 @@ impl Stream {
             waiting: 0,
             last: None,
             writer: None,
+            task: None,
             given_up: false,
             listed: false,
         };
@@ -102,7 +144,7 @@ impl Stream {
 
     fn touch(&self, inner: &mut Inner) {
         if !std::mem::replace(&mut inner.listed, true) {
-            self.touched.borrow_mut().push(self.id);
+            self.touched.add(self.id);
         }
     }
 
@@ -153,10 +195,9 @@ impl Stream {
         inner.out.clear();
         inner.small.clear();
         inner.waiting = 0;
-        let (reader, writer) = (inner.reader.take(), inner.writer.take());
+        let wakers = [inner.reader.take(), inner.writer.take(), inner.task.take()];
         drop(inner);
-        wake(reader);
-        wake(writer);
+        wakers.into_iter().for_each(wake);
     }
 
     /// The next bytes to send, at most this many.
@@ -200,8 +241,16 @@ impl Stream {
         Poll::Pending
     }
 
-    pub(super) fn is_given_up(&self) -> bool {
-        self.inner.borrow().given_up
+    /// Ready when nobody wants the answer any more.
+    pub(super) fn poll_given_up(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut inner = self.inner.borrow_mut();
+        if inner.given_up {
+            return Poll::Ready(());
+        }
+        if !inner.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            inner.task = Some(cx.waker().clone());
+        }
+        Poll::Pending
     }
 
     fn put(&self, write: impl FnOnce(&mut BytesMut)) {
