@@ -7,11 +7,13 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::task::Poll;
+#[cfg(feature = "http")]
+use std::time::Duration;
 use std::time::Instant;
 
 use futures_util::StreamExt;
@@ -25,6 +27,8 @@ use super::upstreams::Upstreams;
 use super::{ListenerStatus, StartError};
 use crate::actors::{Driver, Fault, Mail, Mesh, Place, Progress, Protocol, Spec, Turn, shelf};
 use crate::memory::{Budget, Secret, Snapshot, View};
+#[cfg(feature = "http")]
+use crate::transports::http::{self, OverQuic};
 use crate::transports::kit::admission::{Admission, Caps, Occupancy, Refusal, Ticket};
 use crate::transports::quic::{
     self as transport, Application, Applications, Closed, Connection, Echo, Event, Info, QuicServer, RetryMode, Session,
@@ -37,6 +41,12 @@ use crate::transports::tls::{ReloadError, ServerSettings};
 const BASE_BYTES: usize = 40 << 10;
 /// Connections that are awaited at once, so that one that is handed over does not hold up the next.
 const AWAITED: usize = 16;
+/// How HTTP/3 is called in handshakes.
+#[cfg(feature = "http")]
+pub(super) const H3: &[u8] = b"h3";
+/// A client of HTTP from which no packet came for this long is gone, even if its listener has less patience.
+#[cfg(feature = "http")]
+const GONE: Duration = Duration::from_secs(120);
 /// Fewer bytes of secret could be guessed.
 const LEAST_SECRET: usize = 32;
 
@@ -63,6 +73,8 @@ type Routes = BTreeMap<Vec<u8>, Way>;
 enum Way {
     Echo,
     Relay(Arc<Target>),
+    #[cfg(feature = "http")]
+    Http(Arc<OverQuic>),
 }
 
 impl Shared {
@@ -105,6 +117,41 @@ pub(super) fn tls_of(
         .map_err(|error| StartError::Tls { of: format!("listener `{}`", listener.name), error })
 }
 
+fn shared(
+    listener: &Listener,
+    routes: Routes,
+    tls: Arc<ServerSettings>,
+    around: &Around<'_>,
+    occupancy: Arc<Occupancy>,
+) -> Arc<Shared> {
+    let caps = Caps {
+        connections: listener.limits.connections,
+        per_source: listener.limits.per_source,
+        // Handshakes are bounded by the transport, and done when this door is reached.
+        half_open: usize::MAX,
+        base_bytes: BASE_BYTES,
+    };
+    Arc::new(Shared {
+        name: Arc::from(listener.name.as_str()),
+        routes: Snapshot::new(routes),
+        door: Mutex::new(Admission::new(caps, around.budget.clone(), occupancy)),
+        tls: Mutex::new(tls),
+    })
+}
+
+fn start_error(listener: &Listener, address: SocketAddr, error: transport::StartError) -> StartError {
+    let (listener, place) = (listener.name.clone(), listener.place.clone());
+    match error {
+        transport::StartError::Bind(error) => {
+            StartError::Bind { listener, address, place, error: std::io::Error::other(error) }
+        }
+        transport::StartError::Spawn(error) => StartError::Spawn(error),
+        other @ (transport::StartError::Tls(_) | transport::StartError::Settings) => {
+            StartError::Options { listener, place, message: other.to_string() }
+        }
+    }
+}
+
 /// Binds and starts a listener, and the actor that takes its connections.
 ///
 /// # Errors
@@ -138,31 +185,9 @@ fn start(
         })?),
         None => None,
     };
-    let caps = Caps {
-        connections: listener.limits.connections,
-        per_source: listener.limits.per_source,
-        // Handshakes are bounded by the transport, and done when this door is reached.
-        half_open: usize::MAX,
-        base_bytes: BASE_BYTES,
-    };
-    let shared = Arc::new(Shared {
-        name: name.clone(),
-        routes: Snapshot::new(routes(listener, quic, around.upstreams)),
-        door: Mutex::new(Admission::new(caps, around.budget.clone(), occupancy)),
-        tls: Mutex::new(tls),
-    });
-    let server = QuicServer::start(around.mesh, settings, Some(applications(shared.clone()))).map_err(|error| {
-        let (listener, place, address) = (listener.name.clone(), listener.place.clone(), listener.listen);
-        match error {
-            transport::StartError::Bind(error) => {
-                StartError::Bind { listener, address, place, error: std::io::Error::other(error) }
-            }
-            transport::StartError::Spawn(error) => StartError::Spawn(error),
-            other @ (transport::StartError::Tls(_) | transport::StartError::Settings) => {
-                StartError::Options { listener, place, message: other.to_string() }
-            }
-        }
-    })?;
+    let shared = shared(listener, routes(listener, quic, around.upstreams), tls, around, occupancy);
+    let server = QuicServer::start(around.mesh, settings, Some(applications(shared.clone())))
+        .map_err(|error| start_error(listener, listener.listen, error))?;
     let listening = QuicListener { server: server.clone(), shared };
     let taking = listening.clone();
     let acceptor = around.mesh.spawn(Place::LeastLoaded, Spec::named(name), move || Taker::new(taking));
@@ -173,6 +198,37 @@ fn start(
             Err(StartError::Spawn(error))
         }
     }
+}
+
+/// Starts what a listener of HTTP has on UDP: its address is that of its TCP socket.
+///
+/// # Errors
+/// See [`StartError`]; nothing is left running then.
+#[cfg(feature = "http")]
+pub(super) fn for_http(
+    listener: &Listener,
+    address: SocketAddr,
+    (tls, site): (ServerSettings, Arc<OverQuic>),
+    (streams, patience): (u32, Duration),
+    around: &Around<'_>,
+    occupancy: Arc<Occupancy>,
+) -> Result<QuicListener, StartError> {
+    let tls = Arc::new(tls);
+    let mut settings = transport::ServerSettings::new(listener.name.as_str(), address, tls.clone());
+    settings.transport.bidirectional = u64::from(streams);
+    settings.transport.handshake_timeout = patience;
+    // HTTP knows when a client was silent for too long; this is for those that are gone.
+    settings.transport.idle_timeout = listener.limits.idle.max(GONE);
+    settings.limits = transport::Limits {
+        connections: listener.limits.connections,
+        half_open: listener.limits.half_open,
+        ..transport::Limits::default()
+    };
+    let routes = BTreeMap::from([(H3.to_vec(), Way::Http(site))]);
+    let shared = shared(listener, routes, tls, around, occupancy);
+    let server = QuicServer::start(around.mesh, settings, Some(applications(shared.clone())))
+        .map_err(|error| start_error(listener, address, error))?;
+    Ok(QuicListener { server, shared })
 }
 
 /// As [`start`], as the gateway knows its listeners.
@@ -205,6 +261,11 @@ impl QuicListener {
     /// Other routes for connections from now on.
     pub(super) fn set_routes(&self, listener: &Listener, quic: &config::Quic, upstreams: &Upstreams) {
         self.shared.routes.publish(routes(listener, quic, upstreams));
+    }
+
+    /// Whether it is the same one.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// Whether these settings differ from those in use.
@@ -296,6 +357,11 @@ fn applications(shared: Arc<Shared>) -> Applications {
         let routes = view.get();
         match routes.get(&*info.alpn) {
             Some(Way::Relay(_)) => None,
+            #[cfg(feature = "http")]
+            Some(Way::Http(site)) => Some(match shared.admit(info.peer.ip()) {
+                Ok(ticket) => site.application(info, ticket),
+                Err(refusal) => Box::new(http::Refused(refusal.reason())),
+            }),
             Some(Way::Echo) => Some(match shared.admit(info.peer.ip()) {
                 Ok(mut ticket) => {
                     ticket.complete();
