@@ -59,6 +59,8 @@ mod report_source;
 mod service;
 #[cfg_attr(not(feature = "http"), path = "gateway/sites_none.rs")]
 mod sites;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod sites_quic;
 #[cfg(feature = "wireguard")]
 mod tunnels;
 #[cfg(not(feature = "wireguard"))]
@@ -210,7 +212,7 @@ impl Builder {
         let mut bound = Vec::new();
         for listener in config.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             self.check_options(listener)?;
-            match listeners::bind(&listener.name, listener.listen, &listener.place) {
+            match listeners::bind_for(listener) {
                 Ok(socket) => bound.push(Arc::new(socket)),
                 Err(error) => failed.push(error),
             }
@@ -287,7 +289,8 @@ impl Builder {
         for (listener, socket) in tcp.zip(parts.bound) {
             let around =
                 listeners::Around { protocols: &self.protocols, upstreams: &upstreams, certificates: &certificates };
-            let (made, web) = listeners::prepare(listener, around, None)?;
+            let port = listeners::port_of(listener, &socket);
+            let (made, web) = listeners::prepare(listener, around, None, port)?;
             let occupancy = Arc::default();
             prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }
@@ -300,6 +303,12 @@ impl Builder {
             for listener in &config.listeners {
                 if let config::Protocol::Quic(quic) = &listener.protocol {
                     listeners.push(Arc::new(quic::started(listener, quic, &around, Arc::default())?));
+                }
+                #[cfg(feature = "http")]
+                if let config::Protocol::Http(http) = &listener.protocol
+                    && let Some(status) = listeners.iter_mut().find(|status| *status.name == *listener.name)
+                {
+                    sites_quic::start(listener, http, &around, status)?;
                 }
             }
             in_order(&mut listeners, config);

@@ -36,6 +36,8 @@ pub(super) const ROUTE_KEYS: &[&str] = &[
     "timeout",
     "retries",
     "max_body",
+    "webtransport",
+    "protocols",
 ];
 pub(super) const QUIC_KEYS: &[&str] = &[
     "idle_timeout",

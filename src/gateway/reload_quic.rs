@@ -11,6 +11,8 @@ use super::certificates::Certificates;
 use super::config::{Config, Listener, Protocol, Quic};
 use super::quic::{self, Around, QuicListener};
 use super::reload::Reloaded;
+#[cfg(feature = "http")]
+use super::sites_quic;
 use super::upstreams::Upstreams;
 use super::{Gateway, ListenerStatus, OverQuic, StartError};
 use crate::actors::Control;
@@ -48,6 +50,15 @@ impl Gateway {
         let mut routes: Vec<(QuicListener, &Listener, &Quic)> = Vec::new();
         let mut fallible = || -> Result<(), StartError> {
             for listener in &new.listeners {
+                #[cfg(feature = "http")]
+                if let Protocol::Http(http) = &listener.protocol {
+                    let before = old.iter().find(|status| *status.name == *listener.name);
+                    let Some(status) = started.iter_mut().find(|status| *status.name == *listener.name) else {
+                        continue;
+                    };
+                    reloads.extend(sites_quic::renew(listener, http, &around, status, before)?);
+                    continue;
+                }
                 let Protocol::Quic(quic) = &listener.protocol else { continue };
                 let was = running.listeners.iter().find(|was| was.name == listener.name);
                 let status = old.iter().find(|status| *status.name == *listener.name && status.accepting());
@@ -63,7 +74,7 @@ impl Gateway {
                     started.push(Arc::new(quic::started(listener, quic, &around, Arc::default())?));
                     continue;
                 };
-                let settings = quic::settings_of(listener, quic, &over.certificates)?;
+                let settings = quic::settings_of(listener, quic, &around)?;
                 let Protocol::Quic(before) = &was.protocol else { continue };
                 for key in held_until_restart(was, before, listener, quic) {
                     if !done.restart.contains(&key) {
@@ -95,7 +106,10 @@ impl Gateway {
                         continue;
                     }
                     status.acceptor.control(Control::Stop);
-                    if let Some(quic) = &status.quic {
+                    // One that was taken over goes on where it was.
+                    let shared =
+                        |quic: &QuicListener| old.iter().filter_map(|s| s.quic.as_ref()).any(|old| old.is(quic));
+                    if let Some(quic) = status.quic.as_ref().filter(|quic| !shared(quic)) {
                         quic.server.stop();
                     }
                 }

@@ -14,6 +14,12 @@ mod framed;
 mod gateway;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3_bad;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3_interop;
 #[cfg(feature = "wireguard")]
 mod interop_wireguard;
 #[cfg(feature = "wireguard")]
@@ -60,6 +66,8 @@ mod tun_host;
 mod upstreams;
 #[cfg(feature = "http")]
 mod views;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod webtransport;
 #[cfg(feature = "wireguard")]
 mod wireguard;
 #[cfg(feature = "wireguard")]

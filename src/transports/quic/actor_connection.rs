@@ -374,6 +374,11 @@ impl ConnectionActor {
             self.remote.look_for_given_up(&mut self.engine);
             self.engine.notice_end();
             more |= self.dispatch(turn);
+            if let User::Application(application) = &mut self.user
+                && self.engine.phase != Phase::Ended
+            {
+                more |= application.poll(&mut turn.cx(), &mut self.engine);
+            }
             more |= self.engine.feed();
             if self.remote.awaits_room() {
                 self.remote.serve_room(&mut self.engine);

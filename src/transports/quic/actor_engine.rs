@@ -724,6 +724,11 @@ impl Session for Engine {
         datagram
     }
 
+    fn is_delivering(&mut self) -> bool {
+        self.look_for_leaving();
+        !self.leaving.is_empty()
+    }
+
     fn close(&mut self, code: u64, text: &str) {
         self.close_with(code, text, "closed");
     }

@@ -9,6 +9,7 @@ use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -341,6 +342,9 @@ pub trait Session {
     /// The oldest datagram that has come.
     fn read_datagram(&mut self) -> Option<Bytes>;
 
+    /// Whether the peer has not acknowledged the end of a stream yet that was finished here.
+    fn is_delivering(&mut self) -> bool;
+
     /// Closes the session. What was not sent is dropped. The second call does nothing.
     fn close(&mut self, code: u64, text: &str);
 }
@@ -352,6 +356,12 @@ pub trait Application: 'static {
 
     /// A message from elsewhere, sent with `Connection::tell`. The default drops it.
     fn message(&mut self, _m: Box<dyn Any + Send>, _session: &mut dyn Session) {}
+
+    /// Polls what the application waits for itself, in each turn, behind the events. Answers whether there is more to do
+    /// at once. `cx` wakes the actor of the connection.
+    fn poll(&mut self, _cx: &mut Context<'_>, _session: &mut dyn Session) -> bool {
+        false
+    }
 
     /// The session is to end by `by`: let the peer know if the protocol has words for it. The connection is closed
     /// when no stream is left, and a little before `by` at the latest.
