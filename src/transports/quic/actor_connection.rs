@@ -417,6 +417,7 @@ impl Protocol for ConnectionActor {
             self.paced_until,
             handshake,
             engine.expires_at(),
+            engine.end_due().filter(|_| self.paced_until.is_none() && !self.outlet.is_blocked()),
             self.reaper.deadline(),
             self.keep_alive_at,
             self.close_by.filter(|_| engine.phase != Phase::Ended),

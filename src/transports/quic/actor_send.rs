@@ -113,6 +113,7 @@ impl Outlet {
                 return Sent::Blocked;
             }
         }
+        engine.begin_send();
         let ending = engine.phase == Phase::Ended;
         let paced = engine.settings.pacing && engine.phase != Phase::Handshaking && !ending;
         if paced && engine.settings.congestion != Congestion::Bbr2 {
@@ -139,6 +140,9 @@ impl Outlet {
                         return Sent::Paced(at);
                     }
                 }
+            }
+            if made.is_none() {
+                engine.next_end();
             }
             let most = if trains < TRAINS { way.most() } else { 1 };
             trains += 1;
@@ -200,13 +204,7 @@ impl Outlet {
 
 /// Lets QUIC write packets of one path behind each other, the first of them being there already if it was `made`, until
 /// one is not as long as the first, there is no more, or the allowance is spent.
-fn build(
-    engine: &mut Engine,
-    made: Option<Packet>,
-    buffer: &mut [u8],
-    allowance: usize,
-    most: usize,
-) -> Option<Train> {
+fn build(engine: &mut Engine, made: Option<Packet>, buffer: &mut [u8], allowance: usize, most: usize) -> Option<Train> {
     let first = match made {
         Some(made) => made,
         None => match engine.quic.send(buffer) {
