@@ -149,9 +149,7 @@ impl ConnectionActor {
     fn packets(&mut self, mut packets: Packets) {
         let info = quiche::RecvInfo { from: packets.from, to: packets.to };
         let length = packets.len;
-        if std::mem::replace(&mut self.heard_from, Some(packets.from)) != Some(packets.from)
-            && self.engine.role == Role::Server
-        {
+        if self.heard_from.replace(packets.from) != Some(packets.from) && self.engine.role == Role::Server {
             make_room(&mut self.engine.quic, packets.to, packets.from);
         }
         self.engine.heard = true;
@@ -468,6 +466,7 @@ impl Protocol for ConnectionActor {
             self.paced_until,
             handshake,
             engine.expires_at(),
+            engine.end_due().filter(|_| self.paced_until.is_none() && !self.outlet.is_blocked()),
             self.reaper.deadline(),
             self.keep_alive_at,
             self.mover.deadline(),

@@ -83,13 +83,7 @@ impl Remote {
     pub(super) fn request(&mut self, request: Asked, engine: &mut Engine) {
         match request {
             Asked::Write { stream, bytes, done } => {
-                let length = bytes.len();
-                let shared = engine.send_shared(stream);
-                if engine.push(stream, bytes, done).is_err()
-                    && let Some(shared) = shared
-                {
-                    shared.credit.give(length);
-                }
+                engine.push(stream, bytes, done);
             }
             Asked::Credit { stream, bytes, reply } => self.want_credit(stream, bytes, reply, engine),
             // What comes too late for a stream is known to its handle by its fate.
@@ -324,7 +318,7 @@ impl Remote {
         }
     }
 
-    fn accept(&mut self, engine: &Engine) {
+    fn accept(&mut self, engine: &mut Engine) {
         let mut kept = VecDeque::new();
         while let Some((kind, reply)) = self.accepting.pop_front() {
             let Some(stream) = self.opened_of(kind).first().copied() else {
@@ -409,6 +403,6 @@ fn fits(waiting: &Crediting, engine: &Engine) -> bool {
     })
 }
 
-fn new_stream(stream: StreamId, engine: &Engine) -> NewStream {
-    NewStream { stream, send: engine.send_shared(stream) }
+fn new_stream(stream: StreamId, engine: &mut Engine) -> NewStream {
+    NewStream { stream, send: engine.share(stream) }
 }

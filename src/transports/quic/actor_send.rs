@@ -114,6 +114,7 @@ impl Outlet {
                 return Sent::Blocked;
             }
         }
+        engine.begin_send();
         let ending = engine.phase == Phase::Ended;
         let paced = engine.settings.pacing && engine.phase != Phase::Handshaking && !ending;
         if paced && engine.settings.congestion != Congestion::Bbr2 {
@@ -140,6 +141,9 @@ impl Outlet {
                         return Sent::Paced(at);
                     }
                 }
+            }
+            if made.is_none() {
+                engine.next_end();
             }
             let most = if trains < TRAINS { way.most() } else { 1 };
             trains += 1;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::super::actor_remote::Remote;
 use super::super::messages::Asked;
+use super::super::session::Read;
 use super::*;
 use crate::actors::Reply;
 use crate::actors::clock::now;
@@ -80,9 +81,12 @@ fn one_turn(one: &mut Engine, other: &mut Engine, [from, to]: [SocketAddr; 2]) -
     one.now = now();
     one.learn();
     one.feed();
+    one.begin_send();
+    one.next_end();
     let mut packet = [0; 2_048];
     let mut some = false;
     while let Ok((length, _)) = one.quic.send(&mut packet) {
+        one.next_end();
         some = true;
         other.heard = true;
         other.quic.recv(&mut packet[..length], quiche::RecvInfo { from, to }).unwrap();
@@ -175,5 +179,75 @@ fn a_stream_that_ended_before_it_was_accepted_is_there_to_be_read() {
         }
         assert_eq!(ends.server.read(stream, 100), Ok(Read::End));
         assert_eq!(remote.unaccepted(), 0);
+    }
+}
+
+fn write(engine: &mut Engine, stream: StreamId, length: usize) {
+    engine.write(stream, Bytes::from(vec![stream.0 as u8; length])).unwrap();
+}
+
+#[test]
+fn small_answers_need_no_queue_and_what_waits_is_not_overtaken() {
+    let mut ends = Ends::new(|_, _| ());
+    let [first, second, third] =
+        [0; 3].map(|_| ends.server.open(StreamKind::Unidirectional, Priority::default()).unwrap());
+    ends.server.write_last(first, Bytes::from_static(b"whole")).unwrap();
+    assert_eq!((ends.server.held(), ends.server.info().streams), (0, 2));
+    assert_eq!(ends.server.write(first, Bytes::from_static(b"more")), Err(StreamError::Unknown));
+    // More than the first window: some of it waits, and all that is written behind it.
+    write(&mut ends.server, second, 50_000);
+    write(&mut ends.server, second, 10);
+    write(&mut ends.server, third, 10);
+    ends.server.finish(third).unwrap();
+    assert_eq!(ends.server.finish(third), Err(StreamError::Finished));
+    assert_eq!(ends.server.held(), 50_020);
+    ends.server.finish(second).unwrap();
+    let mut got = std::collections::BTreeMap::<StreamId, Vec<u8>>::new();
+    while got.len() < 3 || ends.server.held() > 0 {
+        assert!(ends.exchange(), "it stands still");
+        for event in happened(&mut ends.client) {
+            if let Event::Readable(stream) = event {
+                while let Ok(Read::Data(bytes)) = ends.client.read(stream, 1 << 20) {
+                    got.entry(stream).or_default().extend(bytes);
+                }
+            }
+        }
+    }
+    ends.settle();
+    assert_eq!(got[&first], b"whole");
+    assert_eq!(got[&third], [third.0 as u8; 10]);
+    assert_eq!(ends.server.credit.used(), 0);
+    assert!(ends.server.is_delivered(), "all was acknowledged");
+}
+
+#[test]
+fn a_handle_that_comes_late_sees_the_credit_that_is_used() {
+    let mut ends = Ends::new(|server, _| server.stream_credit = 60_000);
+    let stream = ends.server.open(StreamKind::Unidirectional, Priority::default()).unwrap();
+    write(&mut ends.server, stream, 50_000);
+    let shared = ends.server.share(stream).unwrap();
+    assert_eq!((shared.credit.free(), ends.server.room(stream)), (10_000, 10_000));
+    assert_eq!(ends.server.write(stream, Bytes::from(vec![0; 10_001])), Err(StreamError::Full(10_000)));
+    ends.server.feed();
+    let taken = 50_000 - ends.server.held();
+    assert_eq!(shared.credit.free(), 10_000 + taken);
+    ends.server.reset(stream, 1).unwrap();
+    assert_eq!((shared.fate.get(), ends.server.credit.used()), (Some(&StreamError::Finished), 0));
+}
+
+#[test]
+fn an_end_alone_is_not_forgotten_when_all_before_it_is_acknowledged() {
+    let mut ends = Ends::new(|_, _| ());
+    for kind in [StreamKind::Bidirectional, StreamKind::Unidirectional] {
+        let stream = ends.client.open(kind, Priority::default()).unwrap();
+        write(&mut ends.client, stream, 100);
+        ends.exchange();
+        assert!(matches!(ends.server.read(stream, 100), Ok(Read::Data(_))));
+        // The end is written before the acknowledgement is read that came for the data, and leaves after it.
+        ends.client.finish(stream).unwrap();
+        assert!(ends.client.end_due().is_some());
+        one_turn(&mut ends.server, &mut ends.client, ends.addresses);
+        ends.settle();
+        assert_eq!((ends.server.read(stream, 100), ends.client.end_due()), (Ok(Read::End), None));
     }
 }

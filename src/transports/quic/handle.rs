@@ -212,7 +212,8 @@ impl Connection {
         self.send_stream(new).await
     }
 
-    /// Takes a bidirectional stream the peer has opened; waits for one.
+    /// Takes a bidirectional stream the peer has opened; waits for one. A stream that its peer gives up before it is
+    /// taken is given up here too, and not handed out.
     ///
     /// # Errors
     /// See [`OpenError`]; never `Limit`.
@@ -223,7 +224,8 @@ impl Connection {
         Ok((send, RecvStream::new(self.clone(), id, self.room().await?)))
     }
 
-    /// Takes a unidirectional stream the peer has opened; waits for one.
+    /// Takes a unidirectional stream the peer has opened; waits for one. One that its peer gives up before it is taken
+    /// is not handed out.
     ///
     /// # Errors
     /// See [`OpenError`]; never `Limit`.

@@ -306,6 +306,16 @@ pub trait Session {
     /// See [`StreamError`].
     fn finish(&mut self, stream: StreamId) -> Result<(), StreamError>;
 
+    /// Writes the last bytes of a stream, all or none, and its end: [`write`](Self::write) and
+    /// [`finish`](Self::finish) in one.
+    ///
+    /// # Errors
+    /// As of `write`; without credit nothing was written, and the stream is not finished.
+    fn write_last(&mut self, stream: StreamId, bytes: Bytes) -> Result<(), StreamError> {
+        self.write(stream, bytes)?;
+        self.finish(stream)
+    }
+
     /// Gives a stream up: what was not sent is dropped, and the peer is told `code`.
     ///
     /// # Errors
