@@ -67,11 +67,15 @@ mod tunnels;
 #[cfg(feature = "wireguard")]
 mod tunnels_api;
 #[cfg(feature = "wireguard")]
+mod tunnels_datagrams;
+#[cfg(feature = "wireguard")]
 mod tunnels_inside;
 #[cfg(feature = "wireguard")]
 mod tunnels_kernel;
 #[cfg(feature = "wireguard")]
 mod tunnels_names;
+#[cfg(feature = "wireguard")]
+mod tunnels_way;
 pub mod units;
 pub mod upstreams;
 #[cfg(feature = "wireguard")]
@@ -223,6 +227,7 @@ impl Builder {
         );
         let mesh = Mesh::start(MeshConfig {
             arbiters: config.runtime.arbiters,
+            apart: tunnels::apart(&config),
             pin_cores: config.runtime.pin_cores,
             memory: Some(budget.clone()),
             ..MeshConfig::default()
@@ -307,6 +312,7 @@ impl Builder {
         let around =
             tunnels::Around { mesh, upstreams: &upstreams, budget: &parts.budget, helper: self.helper.as_ref() };
         let tunnels = tunnels::start_all(around, parts.tunnels)?;
+        tunnels::lead(&upstreams, &tunnels);
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
             budget: parts.budget,

@@ -56,7 +56,7 @@ pub(super) fn bind_for(listener: &Listener) -> Result<TcpListener, StartError> {
 
 /// The port a listener has, which the kernel may have chosen.
 pub(super) fn port_of(listener: &Listener, socket: &TcpListener) -> u16 {
-    socket.local_addr().map_or(listener.listen.port(), |address| address.port())
+    socket.local_addr().unwrap_or(listener.listen).port()
 }
 
 /// What is needed to make a listener.
@@ -111,7 +111,10 @@ pub(super) fn made(
                     message_timeout: settings.message_timeout,
                     slow_after: settings.slow_after,
                 });
-                return Ok(Box::new(move || Box::new(relay::Connections::new(name.clone(), to.clone()))));
+                let network = upstreams.network(upstream);
+                return Ok(Box::new(move || {
+                    Box::new(relay::Connections::through(network.clone(), name.clone(), to.clone()))
+                }));
             }
             Ok(Box::new(move || -> Box<dyn OnAccept> {
                 match service {

@@ -4,10 +4,12 @@
 //! its actor, everything else gets a session actor that relays each stream. The routes of a running listener are
 //! replaced without touching its connections: they go on as they were let in.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 #[cfg(feature = "http")]
@@ -23,8 +25,8 @@ use super::certificates::Certificates;
 use super::config::{self, Listener, QuicService};
 use super::upstreams::Upstreams;
 use super::{ListenerStatus, StartError};
-use crate::actors::{Driver, Fault, Mail, Mesh, Place, Progress, Protocol, Spec, Turn};
-use crate::memory::{Budget, Secret, Snapshot};
+use crate::actors::{Driver, Fault, Mail, Mesh, Place, Progress, Protocol, Spec, Turn, shelf};
+use crate::memory::{Budget, Secret, Snapshot, View};
 #[cfg(feature = "http")]
 use crate::transports::http::{self, OverQuic};
 use crate::transports::kit::admission::{Admission, Caps, Occupancy, Refusal, Ticket};
@@ -76,6 +78,11 @@ enum Way {
 }
 
 impl Shared {
+    /// The routes as this arbiter sees them.
+    fn view(self: &Arc<Self>) -> Rc<RefCell<View<Routes>>> {
+        shelf(self, || RefCell::new(self.routes.view()))
+    }
+
     fn admit(&self, from: IpAddr) -> Result<Ticket, Refusal> {
         let ticket = self.door.lock().admit(from);
         let driver = Driver::default();
@@ -345,7 +352,9 @@ fn secret(file: &Path) -> Result<Secret, String> {
 /// listener's actor.
 fn applications(shared: Arc<Shared>) -> Applications {
     Arc::new(move |info: &Info| {
-        let routes = shared.routes.read();
+        let view = shared.view();
+        let mut view = view.borrow_mut();
+        let routes = view.get();
         match routes.get(&*info.alpn) {
             Some(Way::Relay(_)) => None,
             #[cfg(feature = "http")]
@@ -411,8 +420,8 @@ impl Taker {
 
     fn take(&self, connection: Connection, turn: &Turn<'_, Never>) {
         let shared = &self.listener.shared;
-        let routes = shared.routes.read();
-        let Some(Way::Relay(target)) = routes.get(connection.alpn()).cloned() else {
+        let view = shared.view();
+        let Some(Way::Relay(target)) = view.borrow_mut().get().get(connection.alpn()).cloned() else {
             connection.close(REFUSED, "no_route");
             return;
         };

@@ -150,6 +150,7 @@ impl Gateway {
                 return Err(error);
             }
         };
+        tunnels::lead(&upstreams, &tunnels);
         *self.status.tunnels.lock() = tunnels;
         before.retire(&upstreams);
         self.status.upstreams.publish(upstreams);

@@ -36,7 +36,7 @@ pub(super) struct Web {
 impl Web {
     /// From now on each request meets this site, also on connections that were let in before.
     pub(super) fn publish(&self) {
-        self.live.store(self.next.clone());
+        self.live.publish(self.next.clone());
         #[cfg(feature = "quic")]
         self.over_quic.set(self.settings.clone());
     }

@@ -63,6 +63,8 @@ mod wireguard;
 #[cfg(feature = "wireguard")]
 mod wireguard_bad;
 #[cfg(feature = "wireguard")]
+mod wireguard_datagrams;
+#[cfg(feature = "wireguard")]
 mod wireguard_gateway;
 #[cfg(feature = "wireguard")]
 mod wireguard_uapi;

@@ -54,6 +54,7 @@ impl Clients {
         let mut settings = ClientSettings::new("clients");
         // Some paths lose a fifth of what is sent.
         settings.transport.handshake_timeout = Duration::from_secs(60);
+        settings.transport.idle_timeout = Duration::from_secs(60);
         let client = QuicClient::start(&mesh, settings).expect("a client");
         Self { mesh, client }
     }

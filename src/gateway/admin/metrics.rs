@@ -71,6 +71,7 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("netstack_accepted", "listener", "", "Connections inside tunnels that a netstack served"),
     ("netstack_bytes_in", "listener", "", "Bytes that netstacks received in connections"),
     ("netstack_bytes_out", "listener", "", "Bytes that netstacks sent in connections"),
+    ("netstack_datagrams", "listener", "direction", "Datagrams forwarded out of tunnels (up) and into them (down)"),
     ("netstack_dropped", "listener", "reason", "Packets and connections a netstack did not serve, by reason"),
     ("netstack_opened", "listener", "", "Connections that a netstack opened"),
     ("rooms_announced", "listener", "", "Messages by which arbiters tell each other where rooms have members"),

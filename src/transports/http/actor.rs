@@ -32,6 +32,7 @@ use super::tunnel::Tunnel;
 use super::wire::{ClientStream, Notes, Wire};
 use crate::actors::clock::later;
 use crate::actors::{Driver, Fault, Kind, Place, SpawnError, Spec, Turn, shelf};
+use crate::memory::View;
 use crate::transports::kit::admission::Ticket;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 
@@ -101,8 +102,8 @@ pub(super) struct Client {
     pub(super) version: Version,
     pub(super) trusted: bool,
     site: Arc<Published>,
-    /// The site of the last request, with its counters.
-    seen: RefCell<Option<(Arc<Site>, Rc<Tallies>)>>,
+    /// Once a request has come.
+    seen: RefCell<Option<Seen>>,
     ticket: RefCell<Ticket>,
     tunnel: RefCell<Option<Tunnel>>,
     requests: Cell<u64>,
@@ -116,6 +117,13 @@ pub(super) struct Came {
     pub(super) version: Version,
     pub(super) ticket: Ticket,
     pub(super) random: u64,
+}
+
+/// The site of the last request, and where its arbiter sees the next.
+struct Seen {
+    view: Rc<RefCell<View<Site>>>,
+    site: Arc<Site>,
+    tallies: Rc<Tallies>,
 }
 
 impl Client {
@@ -156,23 +164,27 @@ impl Client {
     }
 
     fn tallies(&self) -> Rc<Tallies> {
-        let now = self.site.load();
         let mut seen = self.seen.borrow_mut();
-        if let Some((site, tallies)) = &*seen
-            && Arc::ptr_eq(site, &now)
+        let view = match &*seen {
+            Some(seen) => seen.view.clone(),
+            None => shelf(&self.site, || RefCell::new(self.site.view())),
+        };
+        let mut now = view.borrow_mut();
+        let site = now.shared();
+        if let Some(seen) = &*seen
+            && Arc::ptr_eq(&seen.site, site)
         {
-            return tallies.clone();
+            return seen.tallies.clone();
         }
-        let site: Arc<Site> = now.clone();
-        let make = || Tallies::new(&self.notes.driver, &self.settings.listener, &site);
-        let tallies = shelf(&site, make);
-        *seen = Some((site.clone(), tallies.clone()));
+        let make = || Tallies::new(&self.notes.driver, &self.settings.listener, site);
+        let tallies = shelf(site, make);
+        *seen = Some(Seen { view: view.clone(), site: site.clone(), tallies: tallies.clone() });
         tallies
     }
 
     /// The site, as it was when the request came.
     pub(super) fn site(&self) -> Arc<Site> {
-        self.seen.borrow().as_ref().map_or_else(|| self.site.load_full(), |(site, _)| site.clone())
+        self.seen.borrow().as_ref().map_or_else(|| self.site.keep(), |seen| seen.site.clone())
     }
 
     /// How many requests have come.

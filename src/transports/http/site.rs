@@ -4,7 +4,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
@@ -12,6 +11,7 @@ use super::codec_forward::Network;
 use super::codec_head::HeadLimits;
 use super::state_routes::{Rule, Table, Tie};
 use super::state_watch::Times;
+use crate::memory::Snapshot;
 use crate::transports::kit::balance::Balancer;
 use crate::transports::tls::ServerSettings;
 
@@ -107,6 +107,8 @@ pub struct Upstream {
     pub name: Arc<str>,
     /// Which server gets the next request.
     pub balancer: Arc<Balancer>,
+    /// What reaches them.
+    pub network: crate::transports::relay::Network,
     /// How long a server may take to accept a connection.
     pub connect_timeout: Duration,
     /// Whether its servers speak HTTP/2 (without TLS, known beforehand), else HTTP/1.1.
@@ -145,4 +147,4 @@ pub struct Settings {
 }
 
 /// The site of a listener, replaced while connections run: they ask for it with each request.
-pub type Published = ArcSwap<Site>;
+pub type Published = Snapshot<Site>;

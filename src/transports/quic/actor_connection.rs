@@ -18,7 +18,7 @@ use super::codec::{Cid, handshake_packets};
 use super::handle::Connection as Handle;
 use super::messages::{ConnectError, Farewell, Packets, Request, SlotId, ToConnection, ToEndpoint};
 use super::server::Arrivals;
-use super::session::{Application, End, Event, Info, Session, Who};
+use super::session::{Application, End, Event, Info, Role, Session, Who};
 use super::state_reaper::Reaper;
 use crate::actors::clock::later;
 use crate::actors::{Exit, Fault, Mail, Progress, Protocol, Reply, Tally, Turn};
@@ -27,7 +27,9 @@ use crate::actors::{Exit, Fault, Mail, Progress, Protocol, Reply, Tally, Turn};
 const ROUNDS: usize = 8;
 /// Events handed to the application in one turn, at most.
 const EVENTS: usize = 1_024;
-/// Ids the peer may have in reserve.
+/// Ids a client may have in reserve. A server gets none before we move: some (quinn) take the first they see into use
+/// at once and give back those before it, and quiche ends a connection when the same id is given back twice while only
+/// one is left, as happens where packets are lost and sent again.
 const SPARE_IDS: usize = 3;
 /// A close that the socket does not take is tried for this long.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -260,7 +262,8 @@ impl ConnectionActor {
                 std::iter::from_fn(|| self.engine.quic.retired_scid_next()).filter_map(|id| Cid::of(&id)).collect();
             drop(self.endpoint.tell(ToEndpoint::Retired(self.slot, retired)));
         }
-        let wanted = self.engine.quic.scids_left().min(SPARE_IDS);
+        let spare = if self.engine.role == Role::Server { SPARE_IDS } else { 0 };
+        let wanted = self.engine.quic.scids_left().min(spare);
         if wanted > 0 && !self.asked_ids {
             self.asked_ids = self.endpoint.tell(ToEndpoint::WantIds(self.slot, wanted)).is_ok();
         }
