@@ -56,7 +56,7 @@ pub(super) fn bind_for(listener: &Listener) -> Result<TcpListener, StartError> {
 
 /// The port a listener has, which the kernel may have chosen.
 pub(super) fn port_of(listener: &Listener, socket: &TcpListener) -> u16 {
-    socket.local_addr().map_or_else(|_| listener.listen.port(), |address| address.port())
+    socket.local_addr().unwrap_or(listener.listen).port()
 }
 
 /// What is needed to make a listener.

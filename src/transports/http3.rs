@@ -15,6 +15,7 @@
 //! what a head may hold.
 
 mod actor;
+mod answer;
 pub mod codec;
 pub mod codec_fields;
 pub mod codec_priority;
@@ -25,6 +26,7 @@ pub mod state;
 pub mod state_request;
 mod stream;
 
-pub use actor::{Http3, Limits, Service};
+pub use actor::Http3;
+pub use answer::{Limits, Service};
 pub use sessions::Accepted;
 pub use stream::{Broken, Incoming};

@@ -30,10 +30,6 @@ enum On {
     UniEnd,
 }
 
-const fn setting(bytes: &'static [u8]) -> &'static [u8] {
-    bytes
-}
-
 fn joined(parts: &[&[u8]]) -> Bytes {
     parts.concat().into()
 }
@@ -77,13 +73,8 @@ fn of_connections() -> Vec<(&'static str, On, Bytes, Number)> {
         ("a head on the control stream", On::Control, f(frame::HEADERS, b""), FrameUnexpected),
         ("settings twice", On::Control, f(frame::SETTINGS, b""), FrameUnexpected),
         ("a cancelled push on a request", On::Request, f(frame::CANCEL_PUSH, &[0]), FrameUnexpected),
-        (
-            "a setting twice",
-            On::First,
-            control(&[&f(frame::SETTINGS, setting(&[0x06, 0x10, 0x06, 0x10]))]),
-            SettingsError,
-        ),
-        ("a setting of HTTP/2", On::First, control(&[&f(frame::SETTINGS, setting(&[0x02, 0]))]), SettingsError),
+        ("a setting twice", On::First, control(&[&f(frame::SETTINGS, &[0x06, 0x10, 0x06, 0x10])]), SettingsError),
+        ("a setting of HTTP/2", On::First, control(&[&f(frame::SETTINGS, &[0x02, 0])]), SettingsError),
         ("the encoder's stream ends", On::UniEnd, joined(&[&[2]]), ClosedCriticalStream),
         ("the decoder's stream ends", On::UniEnd, joined(&[&[3]]), ClosedCriticalStream),
         ("a static entry that is not there", On::Request, section(&[0, 0, 0xff, 0x24]), QpackDecompressionFailed),
@@ -104,8 +95,8 @@ fn of_connections() -> Vec<(&'static str, On, Bytes, Number)> {
         ("a push that was never promised", On::Control, f(frame::CANCEL_PUSH, &[0]), IdError),
         ("the priority of no request", On::Control, f(frame::PRIORITY_UPDATE, &[3]), IdError),
         ("a goaway with a tail", On::Control, f(frame::GOAWAY, &[0, 0]), FrameError),
-        ("settings cut off", On::First, control(&[&f(frame::SETTINGS, setting(&[0x06, 0x40]))]), FrameError),
-        ("a flag that is none", On::First, control(&[&f(frame::SETTINGS, setting(&[0x08, 0x02]))]), SettingsError),
+        ("settings cut off", On::First, control(&[&f(frame::SETTINGS, &[0x06, 0x40])]), FrameError),
+        ("a flag that is none", On::First, control(&[&f(frame::SETTINGS, &[0x08, 0x02])]), SettingsError),
         ("settings without end", On::First, control(&[&[4, 0x60, 0, 0x20, 0]]), ExcessiveLoad),
         ("a second control stream", On::Uni, control(&[]), StreamCreationError),
         ("a push of a client", On::Uni, joined(&[&[1]]), StreamCreationError),

@@ -159,7 +159,7 @@ impl Pages {
         Self { address, reports }
     }
 
-    fn report(&self, browser: &mut Browser) -> String {
+    fn report(&self, browser: &Browser) -> String {
         match self.reports.recv_timeout(Duration::from_secs(50)) {
             Ok(report) => report,
             Err(_) => panic!("the page said nothing: {}", browser.complaints()),
@@ -197,7 +197,7 @@ impl Browser {
         Self { child, folder }
     }
 
-    fn complaints(&mut self) -> String {
+    fn complaints(&self) -> String {
         let mut text = String::new();
         let file = std::fs::File::open(self.folder.join("stderr"));
         let _read = file.and_then(|mut file| file.read_to_string(&mut text));
@@ -259,8 +259,8 @@ fn a_browser_opens_a_session_by_the_hash_of_a_certificate() {
         short.text()
     );
     let running = Running::start(&text);
-    let mut browser = Browser::open(&format!("http://{}/page", pages.address), &[]);
-    assert_eq!(pages.report(&mut browser), "hello|true|one way|ping");
+    let browser = Browser::open(&format!("http://{}/page", pages.address), &[]);
+    assert_eq!(pages.report(&browser), "hello|true|one way|ping");
     drop(browser);
     assert_eq!(running.totals().get("http_route_requests", "web/wt", "2xx"), 1);
     assert_eq!(running.totals().family("http3_errors"), 0);
@@ -298,8 +298,8 @@ fn a_browser_loads_a_page_over_http3() {
         format!("--origin-to-force-quic-on=127.0.0.1:{port}"),
         format!("--ignore-certificate-errors-spki-list={}", short.key_hash),
     ];
-    let mut browser = Browser::open(&format!("https://127.0.0.1:{port}/page"), &flags);
-    assert_eq!(pages.report(&mut browser), "true|true|h3");
+    let browser = Browser::open(&format!("https://127.0.0.1:{port}/page"), &flags);
+    assert_eq!(pages.report(&browser), "true|true|h3");
     drop(browser);
     assert!(running.totals().get("http_requests", "web", "2xx") >= 53);
     assert_eq!(running.totals().family("http3_errors"), 0);

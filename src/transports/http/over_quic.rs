@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 
@@ -21,6 +20,7 @@ use super::state_routes::{Wanted, host_of, is_plain};
 use super::state_watch::Watch;
 use super::wire::Notes;
 use crate::actors::{Counter, Driver, clock};
+use crate::memory::Snapshot;
 use crate::transports::http3::codec::Code;
 use crate::transports::http3::{Accepted, Http3, Incoming, Limits, Service};
 use crate::transports::kit::admission::Ticket;
@@ -29,7 +29,7 @@ use crate::transports::webtransport::codec::protocols;
 
 /// Makes the applications of a listener's QUIC connections.
 pub struct OverQuic {
-    settings: ArcSwap<Settings>,
+    settings: Snapshot<Settings>,
     site: Arc<Published>,
     random: RandomState,
     count: AtomicU64,
@@ -37,7 +37,7 @@ pub struct OverQuic {
 
 impl fmt::Debug for OverQuic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OverQuic").field("listener", &self.settings.load().listener).finish_non_exhaustive()
+        f.debug_struct("OverQuic").field("listener", &self.settings.read().listener).finish_non_exhaustive()
     }
 }
 
@@ -45,12 +45,12 @@ impl OverQuic {
     /// For a listener with these settings; each request asks for the site anew.
     #[must_use]
     pub fn new(settings: Arc<Settings>, site: Arc<Published>) -> Self {
-        Self { settings: ArcSwap::new(settings), site, random: RandomState::new(), count: AtomicU64::new(0) }
+        Self { settings: Snapshot::from(settings), site, random: RandomState::new(), count: AtomicU64::new(0) }
     }
 
     /// Other settings, for connections from now on.
     pub fn set(&self, settings: Arc<Settings>) {
-        self.settings.store(settings);
+        self.settings.publish(settings);
     }
 
     /// What runs inside a connection that was let in with this ticket. To be called on its arbiter.
@@ -58,7 +58,7 @@ impl OverQuic {
     pub fn application(&self, info: &Info, ticket: Ticket) -> Box<dyn Application> {
         let mut hasher = self.random.build_hasher();
         hasher.write_u64(self.count.fetch_add(1, Ordering::Relaxed));
-        let settings = self.settings.load_full();
+        let settings = self.settings.keep();
         let driver = Driver::default();
         let watch = Watch::new(settings.times, driver.now());
         let notes = Notes::new(driver.clone(), settings.listener.clone(), watch);
@@ -135,7 +135,11 @@ impl Service for Three {
             record.routed(number);
             match &route.action {
                 Action::Session(inside) => Ok(inside.clone()),
-                _ => Err(StatusCode::NOT_FOUND),
+                Action::Proxy(_)
+                | Action::Respond { .. }
+                | Action::Redirect { .. }
+                | Action::Files { .. }
+                | Action::Demo => Err(StatusCode::NOT_FOUND),
             }
         })();
         record.answers(found.as_ref().err().copied().unwrap_or(StatusCode::OK));

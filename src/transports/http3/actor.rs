@@ -6,23 +6,22 @@
 
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, Stream as _};
+use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
-use hyper::body::Body;
 
+use super::answer::{Limits, Service, exchange};
 use super::codec::{Code, Settings, frame, put_frame, put_varint, stream as kind, take_varint};
 use super::codec_fields::{self as fields, ConnectProtocol, content_length};
 use super::codec_priority::Wanted;
 use super::codec_qpack::{self as qpack, Unread};
-use super::sessions::Accepted;
 use super::state::{Connection, Inside, News};
 use super::state_request::{Piece, Receiving, Wrong};
 use super::stream::{Incoming, Last, Stream, Touched};
@@ -39,58 +38,6 @@ const ROUNDS: usize = 8;
 const LINGER: Duration = Duration::from_millis(250);
 /// Critical streams come before everything else.
 const CRITICAL: Priority = Priority { urgency: 0, incremental: false };
-
-/// What a client may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of a head, as RFC 9114, section 4.2.2 counts them.
-    pub head_bytes: usize,
-    /// Fields of a head.
-    pub head_fields: usize,
-    /// How long a head may take, from the first byte of its stream.
-    pub head_timeout: Duration,
-    /// Whether sessions of WebTransport may be opened.
-    pub sessions: bool,
-}
-
-/// What answers the requests of one connection. It lives in the actor of that connection.
-pub trait Service: 'static {
-    /// The body of its answers.
-    type Body: Body<Data = Bytes> + 'static;
-
-    /// A turn begins at this time.
-    fn turn(&self, now: Instant);
-
-    /// Answers a request. Dropped when the client gives it up.
-    fn call(self: Rc<Self>, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + 'static;
-
-    /// Answers a request for a session of WebTransport, with what runs in it.
-    ///
-    /// # Errors
-    /// The status to answer with instead.
-    fn session(&self, request: &Request<()>) -> Result<Accepted, StatusCode>;
-
-    /// A stream lost its request, for this reason.
-    fn refused(&self, reason: &'static str);
-
-    /// The client broke a rule, and the connection is closed.
-    fn failed(&self, code: Code);
-
-    /// An answer went on, or waits for the client to take more.
-    fn wrote(&self, waits: bool);
-
-    /// Calls those of its answers whose time has come, and says when to look again.
-    fn tick(&self) -> Option<Instant>;
-
-    /// What the client is late with, if it is: the connection is closed.
-    fn late(&self) -> Option<&'static str>;
-
-    /// Whether no more requests are wanted on this connection.
-    fn is_closing(&self) -> bool;
-
-    /// It is to end by then.
-    fn drain(&self, by: Instant);
-}
 
 /// A request that is not over.
 pub(super) struct Open {
@@ -663,56 +610,4 @@ impl<S: Service> Application for Http3<S> {
 /// QUIC's urgencies are finer than those of HTTP; the critical streams come before them.
 const fn priority(wanted: Wanted) -> Priority {
     Priority { urgency: 100 + 9 * wanted.urgency, incremental: wanted.incremental }
-}
-
-/// One answer, from the request to its last byte.
-async fn exchange<S: Service>(service: Rc<S>, request: Request<Incoming>, stream: Rc<Stream>, id: u64) -> u64 {
-    let head = *request.method() == Method::HEAD;
-    let mut work = pin!(respond(service, request, &stream, head));
-    poll_fn(|cx| if stream.poll_given_up(cx).is_ready() { Poll::Ready(()) } else { work.as_mut().poll(cx) }).await;
-    id
-}
-
-async fn respond<S: Service>(service: Rc<S>, request: Request<Incoming>, stream: &Stream, head: bool) {
-    let (mut parts, body) = service.call(request).await.into_parts();
-    let status = parts.status;
-    let no_body = status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED || status.is_informational();
-    if !no_body
-        && !parts.headers.contains_key(header::CONTENT_LENGTH)
-        && let Some(length) = body.size_hint().exact()
-    {
-        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    }
-    stream.put_head(status, &parts.headers);
-    if head || no_body {
-        drop(body);
-        stream.ends(Last::Finish);
-        return;
-    }
-    let mut body = pin!(body);
-    loop {
-        if body.is_end_stream() {
-            break;
-        }
-        match poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-            Some(Ok(frame)) => {
-                match frame.into_data() {
-                    Ok(data) => stream.put_data(data),
-                    Err(frame) => {
-                        if let Ok(trailers) = frame.into_trailers() {
-                            stream.put_trailers(&trailers);
-                        }
-                    }
-                }
-                poll_fn(|cx| stream.poll_room(cx)).await;
-            }
-            // What was sent is not all there is: the client must not take it for that.
-            Some(Err(_)) => {
-                stream.ends(Last::Reset(Code::InternalError));
-                return;
-            }
-            None => break,
-        }
-    }
-    stream.ends(Last::Finish);
 }

@@ -76,7 +76,7 @@ pub fn request(fields: Vec<Field>) -> Result<Request<()>, Malformed> {
         let scheme = pseudo.scheme.ok_or(Malformed("no_scheme"))?;
         let path = pseudo.path.ok_or(Malformed("no_path"))?;
         parts.scheme = Some(uri::Scheme::try_from(&*scheme).map_err(|_| Malformed("scheme"))?);
-        if !path.starts_with(b"/") && !(&*path == b"*" && method == Method::OPTIONS) {
+        if !(path.starts_with(b"/") || &*path == b"*" && method == Method::OPTIONS) {
             return Err(Malformed("path"));
         }
         parts.path_and_query = Some(uri::PathAndQuery::from_maybe_shared(path).map_err(|_| Malformed("path"))?);

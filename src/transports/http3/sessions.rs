@@ -11,7 +11,8 @@ use bytes::{Bytes, BytesMut};
 use http::header::HeaderValue;
 use http::{HeaderMap, Request, StatusCode};
 
-use super::actor::{Http3, Service, Stage};
+use super::actor::{Http3, Stage};
+use super::answer::Service;
 use super::codec::Code;
 use super::codec_fields::ConnectProtocol;
 use super::stream::Last;

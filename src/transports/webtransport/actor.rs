@@ -47,21 +47,25 @@ impl Running {
 
     /// Tells the application what has happened, in its words.
     pub(crate) fn tell(&mut self, event: Event, quic: &mut dyn Session) {
-        let event = match event {
-            Event::Reset(stream, code) => Event::Reset(stream, from_http3(code)),
-            Event::Stopped(stream, code) => Event::Stopped(stream, from_http3(code)),
-            other => other,
-        };
-        let over = match &event {
-            Event::Finished(stream) | Event::Reset(stream, _) => Some((stream.0, true)),
-            Event::Stopped(stream, _) | Event::Expired(stream) => Some((stream.0, false)),
-            _ => None,
-        };
+        let (mut read, mut written) = (None, None);
+        let mut event = event;
+        if let Event::Reset(stream, code) = &mut event {
+            *code = from_http3(*code);
+            read = Some(stream.0);
+        } else if let Event::Stopped(stream, code) = &mut event {
+            *code = from_http3(*code);
+            written = Some(stream.0);
+        } else if let Event::Finished(stream) = &event {
+            read = Some(stream.0);
+        } else if let Event::Expired(stream) = &event {
+            written = Some(stream.0);
+        }
         self.with(quic, |application, session| application.on(event, session));
-        match over {
-            Some((stream, true)) => self.all.read(stream),
-            Some((stream, false)) => self.all.written(stream),
-            None => {}
+        if let Some(stream) = read {
+            self.all.read(stream);
+        }
+        if let Some(stream) = written {
+            self.all.written(stream);
         }
     }
 }
@@ -92,11 +96,13 @@ impl Over<'_> {
 
 /// An error in the words of the session.
 const fn meant(error: StreamError) -> StreamError {
-    match error {
-        StreamError::Reset(code) => StreamError::Reset(from_http3(code)),
-        StreamError::Stopped(code) => StreamError::Stopped(from_http3(code)),
-        other => other,
+    if let StreamError::Reset(code) = error {
+        return StreamError::Reset(from_http3(code));
     }
+    if let StreamError::Stopped(code) = error {
+        return StreamError::Stopped(from_http3(code));
+    }
+    error
 }
 
 impl Session for Over<'_> {

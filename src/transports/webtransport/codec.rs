@@ -29,7 +29,7 @@ pub fn to_http3(code: u64) -> u64 {
 #[must_use]
 pub const fn from_http3(code: u64) -> u64 {
     // One in 31 is reserved for greasing.
-    if code < FIRST || code > LAST || (code - 0x21) % 0x1f == 0 {
+    if code < FIRST || code > LAST || (code - 0x21).is_multiple_of(0x1f) {
         return 0;
     }
     let shifted = code - FIRST;
