@@ -43,7 +43,9 @@ impl Leased {
     pub(super) fn look(&mut self, waits: bool, engine: &mut Engine) {
         let Some(lease) = &mut self.lease else { return };
         let (given, free) = (lease.bytes(), engine.credit.free());
-        if given < engine.credit.limit() && (waits || free < given / 2) {
+        // One write waits for the credit of its stream at most.
+        let short = free < given / 2 || waits && free < engine.settings.stream_credit;
+        if given < engine.credit.limit() && short {
             if self.again.is_some_and(|at| engine.now < at) {
                 return;
             }

@@ -97,6 +97,7 @@ impl Log {
             scope: self.scope.clone(),
             number,
             left: self.settings.bytes,
+            cut: false,
             piece: Vec::new(),
             close: Some(close),
         };
@@ -119,8 +120,10 @@ struct Sink {
     mail: Mail<ToLog>,
     scope: Arc<str>,
     number: u64,
-    /// Bytes it may still say; nothing once it is cut.
+    /// Bytes it may still say.
     left: u64,
+    /// It has ended before its connection.
+    cut: bool,
     piece: Vec<u8>,
     close: Option<Permit<ToLog>>,
 }
@@ -136,14 +139,14 @@ impl Sink {
     }
 
     fn cut(&mut self, reason: &'static str) {
-        self.left = 0;
+        self.cut = true;
         Driver::default().raise(LOST, &self.scope, reason);
     }
 }
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.left == 0 {
+        if self.cut {
             return Ok(bytes.len());
         }
         let length = bytes.len() as u64;
