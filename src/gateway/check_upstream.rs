@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::check_listener::{copied, count, small};
 use super::check_quic::{self, Around};
 use super::config::{Check, Health, Server, Upstream, UpstreamHttp, UpstreamLimits};
+use super::raw::{RawListener, RawProtocol};
 use super::raw_http::RawUpstreamHttp;
 use super::raw_section::{At, Field};
 use super::raw_text::Text;
@@ -114,6 +115,38 @@ impl Names {
     }
 }
 
+/// Notes upstreams that lead through what is no tunnel, and servers that no tunnel leads to.
+pub(super) fn ways(upstreams: &[RawUpstream], listeners: &[RawListener], mistakes: &mut Mistakes) {
+    let wireguard = |listener: &&RawListener| {
+        matches!(&listener.protocol, Field::Is(At { value: RawProtocol::Wireguard, .. }) | Field::Bad)
+    };
+    let name = |listener| match listener {
+        &RawListener { name: Field::Is(ref name), .. } => Some(name.value.as_str()),
+        _ => None,
+    };
+    let tunnels: Vec<Option<&str>> = listeners.iter().filter(wireguard).map(name).collect();
+    for upstream in upstreams {
+        let Field::Is(via) = &upstream.via else { continue };
+        // One whose name cannot be read may be the one that is meant.
+        if !tunnels.iter().any(|name| name.is_none_or(|name| name == via.value.text)) {
+            let known: Vec<&str> = tunnels.iter().flatten().copied().collect();
+            let hint = if known.is_empty() {
+                "add a `[[listener]]` with this name and `protocol = \"wireguard\"`".to_owned()
+            } else {
+                nearest_or_list(&via.value, &known)
+            };
+            let message = format!("{} is not the name of a WireGuard listener", via.value.shown());
+            mistakes.add(via.span, message, hint);
+        }
+        let Field::Is(servers) = &upstream.servers else { continue };
+        let tcp = |server: &Server| matches!(server, Server::Tcp(_) | Server::Name { .. });
+        if let Some(other) = servers.value.iter().find(|server| !tcp(&server.value)) {
+            let hint = "write a server over TCP, such as \"10.98.0.2:9000\", or take `via` out";
+            mistakes.add_pair(other.span, "no tunnel leads to this server", hint, via.span, "the way is chosen here");
+        }
+    }
+}
+
 /// All upstreams; those with mistakes are left out.
 pub(super) fn all(raw: Vec<RawUpstream>, around: &Around<'_>, mistakes: &mut Mistakes) -> Vec<Upstream> {
     let mut names: BTreeMap<String, Span> = BTreeMap::new();
@@ -161,6 +194,7 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
         mistakes.add(raw.header, "servers over QUIC need a build with the feature `quic`", "take the upstream out");
     }
     let servers = servers.into_iter().map(|server| server.value).collect();
+    let via = raw.via.value().map(|via| via.text);
     let default = Upstream::new(raw.name.value()?.text, servers);
     Some(Upstream {
         tls: match tls {
@@ -172,6 +206,7 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
         limits: raw.limits.map(|raw| limits(&raw)).unwrap_or_default(),
         health: raw.health.map(|raw| health(&raw, mistakes)).unwrap_or_default(),
         http: raw.http.map(|raw| http(&raw.value)).unwrap_or_default(),
+        via,
         ..default
     })
 }

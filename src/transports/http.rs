@@ -22,6 +22,8 @@ pub mod codec_head;
 mod exchange;
 mod files;
 mod nursery;
+#[cfg(feature = "quic")]
+mod over_quic;
 mod pool;
 mod record;
 mod site;
@@ -32,4 +34,8 @@ mod tunnel;
 mod wire;
 
 pub use actor::{Connection, Connections};
+#[cfg(feature = "quic")]
+pub use over_quic::{OverQuic, Refused};
+#[cfg(feature = "quic")]
+pub use site::Inside;
 pub use site::{Action, Published, Route, Settings, Site, Upstream};
