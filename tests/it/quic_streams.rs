@@ -174,11 +174,11 @@ fn come_before(late: Priority, second: Priority) -> usize {
     let window = |client: &mut portway::transports::quic::ClientSettings| {
         (client.transport.window, client.transport.window_max) = (32 << 10, 32 << 10);
     };
-    let pair = Pair::with(1, "127.0.0.1:0", None, |_| (), window);
+    let pair = Pair::with(1, "127.0.0.1:0", None, |server| server.transport.stream_credit = MIB, window);
     let come = wait(async {
         let (client, server) = tokio::join!(pair.connect(), pair.server.accept());
         let server = server.expect("accepted");
-        for (priority, length) in [(late, 200_000), (second, 100_000)] {
+        for (priority, length) in [(late, 600_000), (second, 400_000)] {
             let send = server.open_uni(priority).await.expect("a stream");
             send.write(vec![1; length]).await.expect("credit for all of it");
             send.finish().await.expect("finished");
@@ -193,11 +193,11 @@ fn come_before(late: Priority, second: Priority) -> usize {
         };
         let other = async {
             let second = client.accept_uni().await.expect("a stream");
-            assert_eq!(read_bytes(&second, usize::MAX).await, 100_000);
+            assert_eq!(read_bytes(&second, usize::MAX).await, 400_000);
             come.get()
         };
         let (come_then, ()) = tokio::join!(other, reading);
-        assert_eq!(come.get(), 200_000, "the first stands still");
+        assert_eq!(come.get(), 600_000, "the first stands still");
         come_then
     });
     pair.end();
@@ -209,12 +209,12 @@ fn urgent_streams_overtake_what_waits() {
     let (urgent, late) = (Priority { urgency: 1, incremental: false }, Priority { urgency: 200, incremental: true });
     // What QUIC had taken of the first, a window, and what is on its way while that is read.
     let overtaken = come_before(late, urgent);
-    assert!(overtaken <= 50 << 10, "{overtaken} bytes of what may wait came first");
+    assert!(overtaken <= 120_000, "{overtaken} bytes of what may wait came first");
     // Without an order of their own they take turns, or the first is first: it is the priority that does it.
     let turns = come_before(late, late);
-    assert!(turns >= 75_000, "{turns} bytes only");
+    assert!(turns >= 250_000, "{turns} bytes only");
     let behind = come_before(urgent, late);
-    assert_eq!(behind, 200_000, "the urgent one waited");
+    assert_eq!(behind, 600_000, "the urgent one waited");
 }
 
 #[test]
