@@ -219,7 +219,7 @@ fn a_protocol_nobody_speaks_a_wrong_name_and_a_silent_server_are_told_apart() {
     let ConnectError::Ended(end) = error else { panic!("{error:?}") };
     assert_eq!((end.who, end.reason), (Who::Local, "protocol_error"));
 
-    let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let silent = UdpSocket::bind("127.0.0.1:0").expect("a port");
     let error = wait(pair.client.connect(silent.local_addr().expect("bound"), pair.tls.clone())).expect_err("silent");
     let ConnectError::Ended(end) = error else { panic!("{error:?}") };
     assert_eq!((end.who, end.reason), (Who::Nobody, "handshake_timeout"));

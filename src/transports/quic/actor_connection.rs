@@ -5,7 +5,6 @@
 //! application, what was written into QUIC, packets out in trains, and the next deadline. Its mailbox is bounded in
 //! bytes: packets beyond that are dropped by the endpoint, counted, and sent again by the peer.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::actor_engine::{Engine, Phase};
 use super::actor_lease::Leased;
-use super::actor_moving::{Mover, make_room};
+use super::actor_moving::Mover;
 use super::actor_remote::Remote;
 use super::actor_send::{Outlet, Sent};
 use super::actor_shared::Shared;
@@ -78,7 +77,6 @@ pub(super) struct ConnectionActor {
     remote: Remote,
     mover: Mover,
     leased: Leased,
-    heard_from: Option<SocketAddr>,
     /// A client was asked to move.
     moves: bool,
     /// Paths it has had, as far as they count for ids.
@@ -130,7 +128,6 @@ impl ConnectionActor {
             remote: Remote::default(),
             mover: Mover::default(),
             leased,
-            heard_from: None,
             moves: false,
             paths: 1,
             joining: Vec::new(),
@@ -149,9 +146,6 @@ impl ConnectionActor {
     fn packets(&mut self, mut packets: Packets) {
         let info = quiche::RecvInfo { from: packets.from, to: packets.to };
         let length = packets.len;
-        if self.heard_from.replace(packets.from) != Some(packets.from) && self.engine.role == Role::Server {
-            make_room(&mut self.engine.quic, packets.to, packets.from);
-        }
         self.engine.heard = true;
         let datagrams = packets.buffer.get_mut(..length).unwrap_or_default().chunks_mut(packets.stride.max(1));
         let mut count = 0;

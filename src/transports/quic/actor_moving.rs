@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::actor_engine::{Engine, Phase, Quic};
+use super::actor_engine::{Engine, Phase};
 use super::messages::{MigrateError, SlotId, ToEndpoint};
 use super::session::{Event, Role};
 use super::settings::PATHS;
@@ -134,27 +134,6 @@ impl Mover {
                 leave(before, endpoint, slot);
             }
             let _gone = moving.answer.send(Ok(local));
-        }
-    }
-}
-
-/// Makes room for a path from an address that a server's peer has not had before, when there are as many as there may be:
-/// else quiche would drop what comes from there, and the connection would die of its client's fourth, or eighth, port.
-///
-/// A path can be dropped when it has no id of the peer, and each new id goes to one that has none. So it is made just
-/// before the packet is read, and who sends it is not known yet; it costs no more than an old path.
-pub(super) fn make_room(quic: &mut Quic, local: SocketAddr, peer: SocketAddr) {
-    let known = quic.path_stats().any(|path| (path.local_addr, path.peer_addr) == (local, peer));
-    if known || quic.path_stats().count() < PATHS {
-        return;
-    }
-    let Some(old) = quic.path_stats().find(|path| !path.active) else { return };
-    for _ in 0..=PATHS {
-        // The one way to learn which id a path has; the probe itself is not sent once it has none. A path whose id is
-        // given back gets a spare one as long as there are any.
-        let Ok(id) = quic.probe_path(old.local_addr, old.peer_addr) else { break };
-        if quic.retire_dcid(id).is_err() {
-            break;
         }
     }
 }
