@@ -1,6 +1,6 @@
 //! What breaks a rule of HTTP/3, frame by frame: each case asserts the code it is answered with, that its counter rose by
 //! one, and that a neighbour lost nothing. The cases of h3spec that concern HTTP/3 and QPACK are among them, rebuilt by
-//! hand; those that concern QUIC are in `quic_interop`.
+//! hand; those that concern QUIC are in `http3_interop`.
 
 use std::time::Duration;
 
