@@ -260,19 +260,24 @@ impl Builder {
     ) -> Result<(Arc<Status>, Option<Mail<Never>>), StartError> {
         #[cfg(feature = "quic")]
         let links = links::AllLinks::default().renewed(mesh, &config.upstreams, &parts.certificates)?;
-        let upstreams = Upstreams::default().renewed(
-            mesh,
-            &config.upstreams,
-            #[cfg(feature = "quic")]
-            &links,
-        );
-        let upstreams = upstreams.map_err(StartError::Spawn)?;
         #[cfg(all(feature = "http", feature = "quic"))]
         let certificates = parts.certificates.clone();
         #[cfg(all(feature = "http", not(feature = "quic")))]
         let certificates = certificates::Certificates::load(&config.certificates, None)?;
         #[cfg(not(feature = "http"))]
         let certificates = sites::Certificates;
+        #[cfg(feature = "http")]
+        let secure = upstreams::Secure::load(&config.upstreams, &certificates)?;
+        #[cfg(not(feature = "http"))]
+        let secure = upstreams::Secure::default();
+        let upstreams = Upstreams::default().renewed(
+            mesh,
+            &config.upstreams,
+            &secure,
+            #[cfg(feature = "quic")]
+            &links,
+        );
+        let upstreams = upstreams.map_err(StartError::Spawn)?;
         let mut prepared = Vec::new();
         let tcp = config.listeners.iter().filter(|listener| tunnels::is_tcp(listener));
         for (listener, socket) in tcp.zip(parts.bound) {

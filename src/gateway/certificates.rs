@@ -97,7 +97,9 @@ impl Certificates {
             (None, Some(file)) => Roots::File(file.clone()),
             (None, None) => Roots::System,
         };
-        settings.protocols = vec![tls.alpn.as_bytes().to_vec()];
+        if !tls.alpn.is_empty() {
+            settings.protocols = vec![tls.alpn.as_bytes().to_vec()];
+        }
         settings.certificate = tls.certificate.as_deref().map(|name| self.get(name)).transpose()?;
         settings.curves = Curves::new(tls.curves.clone())?;
         settings.keylog = tls.keylog.as_deref().map(keylog).transpose()?;

@@ -443,7 +443,7 @@ fn service(
                 }
                 return None;
             };
-            around.upstreams.need(upstream, mistakes);
+            around.upstreams.need_plain(upstream, mistakes);
             if around.upstreams.kind(&upstream.value.text) == Some(Kind::Udp) {
                 let hint = "name an upstream whose servers take streams";
                 mistakes.add(upstream.span, "a relay cannot send its streams to servers over UDP", hint);

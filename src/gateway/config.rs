@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use super::config_http::{Http, HttpAction, HttpPath, HttpRoute, HttpSettings, UpstreamHttp};
+pub use super::config_http::{Http, HttpAction, HttpPath, HttpRoute, HttpSettings, HttpVersion, UpstreamHttp};
 pub use super::config_quic::{
     Certificate, CertificateSource, Congestion, ListenerTls, Quic, QuicService, QuicSettings, Retry, Route, UpstreamTls,
 };
@@ -127,7 +127,8 @@ pub struct Upstream {
     pub health: Health,
     /// How servers are spoken to that answer HTTP.
     pub http: UpstreamHttp,
-    /// What is demanded of servers over QUIC, and said to them; there if and only if the servers speak QUIC.
+    /// What is demanded of servers, and said to them: always there if they speak QUIC; with servers over TCP it is for
+    /// HTTP.
     pub tls: Option<UpstreamTls>,
 }
 
@@ -145,6 +146,12 @@ impl Upstream {
             http: UpstreamHttp::default(),
             tls: None,
         }
+    }
+
+    /// Whether its servers speak QUIC.
+    #[must_use]
+    pub fn is_over_quic(&self) -> bool {
+        matches!(self.servers.first(), Some(Server::Quic { .. }))
     }
 }
 

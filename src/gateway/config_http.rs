@@ -130,12 +130,24 @@ pub enum HttpAction {
     Demo,
 }
 
+/// Which HTTP the servers of an upstream speak.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// HTTP/1.1.
+    One,
+    /// HTTP/2, known beforehand; over TLS a server that does not agree to it is not used.
+    Two,
+    /// What a server chooses in its TLS handshake, HTTP/2 offered first.
+    Agreed,
+}
+
 /// `[upstream.http]`: how servers are spoken to that answer HTTP.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamHttp {
-    /// HTTP/2 (without TLS) instead of HTTP/1.1. Default `false`.
-    pub http2: bool,
+    /// Which HTTP its servers speak. Default HTTP/1.1.
+    pub version: HttpVersion,
     /// How long a connection without a request is kept. Default 60 s.
     pub idle: Duration,
     /// Connections kept so, per server and arbiter. Default 128.
@@ -146,6 +158,6 @@ pub struct UpstreamHttp {
 
 impl Default for UpstreamHttp {
     fn default() -> Self {
-        Self { http2: false, idle: Duration::from_secs(60), idle_connections: 128, pending: 1_024 }
+        Self { version: HttpVersion::One, idle: Duration::from_secs(60), idle_connections: 128, pending: 1_024 }
     }
 }

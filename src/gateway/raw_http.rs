@@ -2,6 +2,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::config::HttpVersion;
 use super::raw::{DAY, LEAST_TIMEOUT, unknown_keys};
 use super::raw_quic::Texts;
 use super::raw_section::{At, Field, Section};
@@ -24,7 +25,8 @@ pub(super) const UPSTREAM_HTTP_KEYS: &[&str] = &["version", "idle", "idle_connec
 
 const KIB: u64 = 1 << 10;
 const TIMES: RangeInclusive<Duration> = LEAST_TIMEOUT..=DAY;
-const VERSIONS: [(&str, bool); 2] = [("1.1", false), ("2", true)];
+const VERSIONS: [(&str, HttpVersion); 3] =
+    [("1.1", HttpVersion::One), ("2", HttpVersion::Two), ("auto", HttpVersion::Agreed)];
 
 /// `[listener.http]`.
 #[derive(Debug)]
@@ -43,7 +45,7 @@ pub(super) struct RawHttp {
 /// `[upstream.http]`.
 #[derive(Debug)]
 pub(super) struct RawUpstreamHttp {
-    pub(super) http2: Field<bool>,
+    pub(super) version: Field<HttpVersion>,
     pub(super) idle: Field<Duration>,
     pub(super) idle_connections: Field<u64>,
     pub(super) pending: Field<u64>,
@@ -90,7 +92,7 @@ pub(super) fn http(mut section: Section<'_, '_>) -> At<RawHttp> {
 pub(super) fn upstream_http(mut section: Section<'_, '_>) -> At<RawUpstreamHttp> {
     let span = section.header;
     let value = RawUpstreamHttp {
-        http2: section.choice("version", &VERSIONS),
+        version: section.choice("version", &VERSIONS),
         idle: section.duration("idle", TIMES),
         idle_connections: section.whole("idle_connections", 0..=100_000),
         pending: section.whole("pending", 0..=1_000_000),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::config::{Config, Listener, Protocol, Runtime};
 use super::sites::{Certificates, Web};
-use super::upstreams::Upstreams;
+use super::upstreams::{Secure, Upstreams};
 use super::{Gateway, ListenerStatus, StartError, in_order, listeners, tunnels};
 use crate::actors::{Control, clock};
 use crate::transports::tcp;
@@ -104,10 +104,18 @@ impl Gateway {
         let certificates = Certificates::load(&new.certificates, Some(&certificates_before))?;
         #[cfg(not(feature = "http"))]
         let certificates = Certificates;
+        #[cfg(feature = "http")]
+        let secure = Secure::load(&new.upstreams, &certificates).inspect_err(|_| {
+            #[cfg(feature = "quic")]
+            over.links.retire(&self.status.over_quic.lock().links);
+        })?;
+        #[cfg(not(feature = "http"))]
+        let secure = Secure::default();
         let before = self.status.upstreams();
         let upstreams = before.renewed(
             &self.mesh,
             &new.upstreams,
+            &secure,
             #[cfg(feature = "quic")]
             &over.links,
         );

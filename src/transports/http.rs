@@ -15,10 +15,12 @@
 //! arbiter and at most the connect timeout, and beyond that are answered by 503.
 
 mod actor;
+mod ask;
 mod body;
 pub mod codec_file;
 pub mod codec_forward;
 pub mod codec_head;
+mod dial;
 mod exchange;
 mod files;
 mod nursery;
@@ -32,4 +34,5 @@ mod tunnel;
 mod wire;
 
 pub use actor::{Connection, Connections};
-pub use site::{Action, Published, Route, Settings, Site, Upstream};
+pub use ask::ask;
+pub use site::{Action, Published, Route, Settings, Site, Upstream, Version};

@@ -12,6 +12,8 @@ mod framed;
 mod gateway;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(feature = "http")]
+mod http_upstreams;
 #[cfg(feature = "wireguard")]
 mod interop_wireguard;
 #[cfg(feature = "wireguard")]

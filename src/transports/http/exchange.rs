@@ -146,13 +146,30 @@ pub(super) struct Head {
 }
 
 impl Head {
-    pub(super) fn request(self, body: ToServer, http2: bool) -> Request<ToServer> {
+    /// As a version of HTTP sends it: HTTP/2 has the authority in its target.
+    pub(super) fn request(mut self, body: ToServer, http2: bool, tls: bool) -> Request<ToServer> {
+        if http2 {
+            self.uri = absolute(&self, tls);
+            self.fields.remove(header::HOST);
+        }
         let mut request = Request::new(body);
         *request.method_mut() = self.method;
         *request.version_mut() = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
         *request.uri_mut() = self.uri;
         *request.headers_mut() = self.fields;
         request
+    }
+
+    /// What was to be sent, for another attempt.
+    fn back(parts: http::request::Parts) -> Self {
+        let mut head = Self { method: parts.method, uri: parts.uri, fields: parts.headers };
+        if let Some(authority) = head.uri.authority() {
+            if let Ok(host) = HeaderValue::try_from(authority.as_str()) {
+                head.fields.insert(header::HOST, host);
+            }
+            head.uri = head.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
+        }
+        head
     }
 }
 
@@ -266,10 +283,6 @@ async fn proxy(
     } else {
         ToServer::Empty
     });
-    if upstream.http2 {
-        head.uri = absolute(&head);
-        head.fields.remove(header::HOST);
-    }
     let pool = Pool::of(upstream);
     pool.budget.borrow_mut().request();
     let mut attempts = Attempts::new(route.retries, &head.method, has_body);
@@ -291,8 +304,11 @@ async fn proxy(
                         let Some(sent) = body.take() else { return plain(StatusCode::BAD_GATEWAY, record) };
                         // A request without a body may be sent again; one with a body is sent once.
                         let again = if has_body || route.retries == 0 { None } else { Some(head.clone()) };
-                        let request = std::mem::replace(&mut head, again.unwrap_or_else(Head::none))
-                            .request(sent, upstream.http2);
+                        let request = std::mem::replace(&mut head, again.unwrap_or_else(Head::none)).request(
+                            sent,
+                            lent.is_http2(),
+                            upstream.tls.is_some(),
+                        );
                         let until = later(notes.driver.now(), route.timeout);
                         match notes.until(until, lent.send(request)).await {
                             Some(Ok(response)) => {
@@ -311,7 +327,7 @@ async fn proxy(
                                     (Some(fault), _) => fault,
                                     (None, Some(request)) => {
                                         let (parts, whole) = request.into_parts();
-                                        head = Head { method: parts.method, uri: parts.uri, fields: parts.headers };
+                                        head = Head::back(parts);
                                         body = Some(whole);
                                         Failure::NotSent
                                     }
@@ -362,10 +378,10 @@ impl Head {
 }
 
 /// The target as HTTP/2 sends it.
-fn absolute(head: &Head) -> Uri {
+fn absolute(head: &Head, tls: bool) -> Uri {
     let host = head.fields.get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
     let mut parts = uri::Parts::default();
-    parts.scheme = Some(uri::Scheme::HTTP);
+    parts.scheme = Some(if tls { uri::Scheme::HTTPS } else { uri::Scheme::HTTP });
     parts.authority = uri::Authority::try_from(host).ok();
     parts.path_and_query = head.uri.path_and_query().cloned();
     Uri::from_parts(parts).unwrap_or_else(|_| Uri::from_static("/"))

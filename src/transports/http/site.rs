@@ -13,7 +13,7 @@ use super::codec_head::HeadLimits;
 use super::state_routes::{Rule, Table, Tie};
 use super::state_watch::Times;
 use crate::transports::kit::balance::Balancer;
-use crate::transports::tls::ServerSettings;
+use crate::transports::tls::{ClientSettings, ServerSettings};
 
 /// The routes of a listener, and what they lead to.
 #[derive(Debug)]
@@ -80,6 +80,17 @@ pub enum Action {
     Demo,
 }
 
+/// Which HTTP servers speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.1.
+    One,
+    /// HTTP/2, known beforehand. Over TLS it must be agreed on as well.
+    Two,
+    /// What a server chooses in its TLS handshake.
+    Agreed,
+}
+
 /// Servers that answer requests.
 #[derive(Debug)]
 pub struct Upstream {
@@ -89,8 +100,11 @@ pub struct Upstream {
     pub balancer: Arc<Balancer>,
     /// How long a server may take to accept a connection.
     pub connect_timeout: Duration,
-    /// Whether its servers speak HTTP/2 (without TLS, known beforehand), else HTTP/1.1.
-    pub http2: bool,
+    /// Which HTTP its servers speak.
+    pub version: Version,
+    /// What is said to servers in TLS handshakes and demanded of them; `None`: no TLS. Name and protocols are set for
+    /// each server.
+    pub tls: Option<Arc<ClientSettings>>,
     /// How long a connection is kept for the next request.
     pub idle: Duration,
     /// Connections kept so, for each server and arbiter.

@@ -18,15 +18,15 @@ use tokio::io::{AsyncWriteExt, copy_bidirectional};
 
 use super::actor::Client;
 use super::body::{Source, ToClient, ToServer};
+use super::dial::{ServerStream, dial};
 use super::exchange::{Head, from_server, pick, plain};
-use super::pool::{Pool, dial};
+use super::pool::Pool;
 use super::record::Record;
-use super::site::{Route, Upstream};
+use super::site::{Route, Upstream, Version};
 use super::state_exchange::Failure;
 use super::wire::Wire;
 use crate::actors::clock::later;
 use crate::transports::kit::balance::Picked;
-use crate::transports::relay::Upstream as ServerStream;
 
 /// A server's stream behind a switch of protocols.
 pub(super) struct Tunnel {
@@ -52,8 +52,8 @@ pub(super) async fn open(
         notes.driver.raise("http_failures", &upstream.name, failure.reason());
         plain(failure.status(), record)
     };
-    if upstream.http2 {
-        // RFC 8441 would be another request.
+    if upstream.version == Version::Two && upstream.tls.is_none() {
+        // Known to speak HTTP/2 and nothing else.
         return plain(StatusCode::NOT_IMPLEMENTED, record);
     }
     let picked = match pick(client, upstream, &Pool::of(upstream), &[]).await {
@@ -61,17 +61,21 @@ pub(super) async fn open(
         Err(failure) => return failed(failure),
     };
     let until = later(notes.driver.now(), upstream.connect_timeout);
-    let Some(Ok(stream)) = notes.until(until, dial(picked.address())).await else {
-        picked.failed(notes.driver.now());
-        return failed(Failure::NotConnected);
+    // Upgrades are of HTTP/1.1 (RFC 9110, section 7.8), whatever else the server speaks.
+    let dialled = match notes.until(until, dial(upstream, Version::One, picked.address())).await {
+        Some(Ok(dialled)) => dialled,
+        other => {
+            picked.failed(notes.driver.now());
+            return failed(other.and_then(Result::err).map_or(Failure::NotConnected, |not| not.failure));
+        }
     };
-    let Ok((mut sender, connection)) = http1::Builder::new().handshake(TokioIo::new(stream)).await else {
+    let Ok((mut sender, connection)) = http1::Builder::new().handshake(TokioIo::new(dialled.stream)).await else {
         return failed(Failure::NotConnected);
     };
     let mut connection = Box::new(connection);
     let until = later(notes.driver.now(), route.timeout);
     let answer = {
-        let mut asked = std::pin::pin!(sender.send_request(head.request(ToServer::Empty, false)));
+        let mut asked = std::pin::pin!(sender.send_request(head.request(ToServer::Empty, false, false)));
         let answered = poll_fn(|cx| {
             let ended = connection.poll_without_shutdown(cx);
             match asked.as_mut().poll(cx) {
