@@ -15,6 +15,8 @@ mod ask;
 mod certificates;
 pub mod check;
 #[cfg(feature = "http")]
+mod check_guards;
+#[cfg(feature = "http")]
 mod check_http;
 mod check_listener;
 mod check_quic;
@@ -41,6 +43,8 @@ mod overview;
 #[cfg(feature = "quic")]
 mod quic;
 mod raw;
+#[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only HTTP has routes with guards"))]
+mod raw_guards;
 mod raw_http;
 mod raw_quic;
 mod raw_secrets;

@@ -10,7 +10,10 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use super::config_http::{Http, HttpAction, HttpPath, HttpRoute, HttpSettings, HttpVersion, UpstreamHttp};
+pub use super::config_http::{
+    Http, HttpAction, HttpEdits, HttpGuards, HttpPath, HttpRate, HttpRoute, HttpSettings, HttpTokens, HttpVersion,
+    UpstreamHttp,
+};
 pub use super::config_quic::{
     Certificate, CertificateSource, Congestion, ListenerTls, Quic, QuicService, QuicSettings, Retry, Route, UpstreamTls,
 };

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::config::HttpVersion;
 use super::raw::{DAY, LEAST_TIMEOUT, unknown_keys};
+use super::raw_guards::{RawGuards, guards, span};
 use super::raw_quic::Texts;
 use super::raw_section::{At, Field, Section};
 use super::raw_text::Text;
@@ -70,6 +71,7 @@ pub(super) struct RawHttpRoute {
     pub(super) timeout: Field<Duration>,
     pub(super) retries: Field<u64>,
     pub(super) max_body: Field<u64>,
+    pub(super) guards: RawGuards,
 }
 
 pub(super) fn http(mut section: Section<'_, '_>) -> At<RawHttp> {
@@ -119,6 +121,7 @@ pub(super) fn route(section: &mut Section<'_, '_>) -> RawHttpRoute {
         timeout: section.duration("timeout", TIMES),
         retries: section.whole("retries", 0..=10),
         max_body: section.size("max_body", 0..=1 << 50),
+        guards: guards(section),
     }
 }
 
@@ -143,13 +146,6 @@ impl RawHttpRoute {
         let numbers = numbers.map(|(field, key)| (key, span(field)));
         let others = [("strip_prefix", span(&self.strip_prefix)), ("timeout", span(&self.timeout))];
         let all = texts.into_iter().chain(lists).chain(numbers).chain(others);
-        all.filter_map(|(key, span)| Some((key, span?)))
-    }
-}
-
-fn span<T>(field: &Field<T>) -> Option<super::report::Span> {
-    match field {
-        Field::Is(at) => Some(at.span),
-        Field::Absent | Field::Bad => None,
+        all.filter_map(|(key, span)| Some((key, span?))).chain(self.guards.given())
     }
 }

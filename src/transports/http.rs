@@ -16,13 +16,16 @@
 
 mod actor;
 mod ask;
+mod auth;
 mod body;
+pub mod codec_edit;
 pub mod codec_file;
 pub mod codec_forward;
 pub mod codec_head;
 mod dial;
 mod exchange;
 mod files;
+mod guards;
 mod nursery;
 mod pool;
 mod record;
@@ -35,4 +38,6 @@ mod wire;
 
 pub use actor::{Connection, Connections};
 pub use ask::ask;
+pub use auth::{Tokens, Users, users};
+pub use guards::{Guards, Limit};
 pub use site::{Action, Published, Route, Settings, Site, Upstream, Version};

@@ -232,7 +232,7 @@ fn bodies_and_trailers_pass_over_http2_to_servers() {
     client.send(format!("POST /echo HTTP/1.1\r\nhost: a.example\r\ncontent-length: {}\r\n\r\n{body}", body.len()));
     let (status, _, back) = client.answer();
     assert_eq!((status, back.len()), (200, body.len()));
-    client.send(format!("POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"));
+    client.send("POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
     assert_eq!(client.answer().2, b"abc");
     client.send("GET /chunks HTTP/1.1\r\nhost: a\r\nte: trailers\r\nconnection: te\r\n\r\n");
     let text = client.until("0\r\nx-end: yes\r\n\r\n");

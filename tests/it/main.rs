@@ -13,6 +13,8 @@ mod gateway;
 #[cfg(feature = "http")]
 mod http;
 #[cfg(feature = "http")]
+mod http_routes;
+#[cfg(feature = "http")]
 mod http_upstreams;
 #[cfg(feature = "wireguard")]
 mod interop_wireguard;

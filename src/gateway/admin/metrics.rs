@@ -31,6 +31,7 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("connections_closed", "listener", "reason", "Connections closed, by reason"),
     ("connections_refused", "listener", "reason", "Connections refused, by reason"),
     ("forward_refused", "listener", "", "Connections out of a tunnel to where they may not go"),
+    ("http_denied", "route", "reason", "Requests that a route did not let pass, by reason"),
     ("http_broken", "listener", "reason", "Answers that did not come to their end, by reason"),
     ("http_failures", "upstream", "reason", "Attempts that gave no answer, by reason"),
     ("http_refused", "listener", "reason", "Clients whose bytes two parsers could read differently, by reason"),

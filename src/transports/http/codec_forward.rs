@@ -99,6 +99,13 @@ pub fn to_server(fields: &mut HeaderMap, sender: &Sender<'_>, id: impl FnOnce() 
     fields.append(header::VIA, if sender.http2 { VIA_2 } else { VIA });
 }
 
+/// Whom the last proxy of a chain says it was asked by, in `X-Forwarded-For`.
+#[must_use]
+pub fn last_forwarded(fields: &HeaderMap) -> Option<IpAddr> {
+    let last = fields.get_all(X_FORWARDED_FOR).iter().next_back()?;
+    last.to_str().ok()?.rsplit(',').next()?.trim().parse().ok()
+}
+
 /// Joins the pieces in which HTTP/2 sends cookies, for servers that read one field (RFC 9113, section 8.2.3).
 pub fn join_cookies(fields: &mut HeaderMap) {
     let mut cookies = fields.get_all(header::COOKIE).iter();

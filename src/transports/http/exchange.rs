@@ -68,7 +68,7 @@ pub(super) fn plain(status: StatusCode, record: &Rc<Record>) -> Response<ToClien
 }
 
 async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Record>) -> Response<ToClient> {
-    let (mut head, incoming) = request.into_parts();
+    let (head, incoming) = request.into_parts();
     let site = client.site();
     let Some(authority) = authority(&head.uri, &head.headers) else { return plain(StatusCode::BAD_REQUEST, record) };
     if let Some(line) = &record.line {
@@ -101,15 +101,35 @@ async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Rec
     if incoming.size_hint().lower() > route.max_body {
         return plain(StatusCode::PAYLOAD_TOO_LARGE, record);
     }
+    if let Some(mut refused) = route.guards.refusal(client, &head.headers, record).await {
+        route.response.apply(refused.headers_mut());
+        return refused;
+    }
+    let mut response = routed(client, &route, head, incoming, (&authority, &host), record).await;
+    route.response.apply(response.headers_mut());
+    response
+}
+
+/// What the route answers to a request that it lets pass.
+async fn routed(
+    client: &Rc<Client>,
+    route: &Arc<Route>,
+    mut head: http::request::Parts,
+    incoming: Incoming,
+    (authority, host): (&str, &str),
+    record: &Rc<Record>,
+) -> Response<ToClient> {
     match &route.action {
         Action::Proxy(upstream) => {
             let websocket = !client.http2 && forward::asks_for_websocket(&head.headers);
-            forwarded(client, &mut head, &route, &authority, record);
+            if forwarded(client, &mut head, route, authority, record).is_none() {
+                return plain(StatusCode::BAD_REQUEST, record);
+            }
             let head = Head { method: head.method, uri: head.uri, fields: head.headers };
             if websocket {
-                tunnel::open(client, upstream, &route, head, record).await
+                tunnel::open(client, upstream, route, head, record).await
             } else {
-                proxy(client, upstream, &route, head, incoming, record).await
+                proxy(client, upstream, route, head, incoming, record).await
             }
         }
         Action::Respond { status, body } => {
@@ -121,7 +141,7 @@ async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Rec
         }
         Action::Redirect { status, to } => {
             let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-            let to = to.replace("{host}", &host).replace("{path}", head.uri.path()).replace("{query}", &query);
+            let to = to.replace("{host}", host).replace("{path}", head.uri.path()).replace("{query}", &query);
             let mut response = plain(*status, record);
             match HeaderValue::try_from(to) {
                 Ok(to) => drop(response.headers_mut().insert(header::LOCATION, to)),
@@ -129,11 +149,11 @@ async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Rec
             }
             response
         }
-        Action::Files { root, index } => {
-            let path = head.uri.path().get(route.strip..).filter(|path| path.starts_with('/')).unwrap_or("/");
-            files::answer(root, index, &head.method, path, &head.headers, record)
-        }
-        Action::Demo => demo(client, &head, &authority, record),
+        Action::Files { root, index } => match route.rewrite.apply(head.uri.path()) {
+            Some(path) => files::answer(root, index, &head.method, &path, &head.headers, record).await,
+            None => plain(StatusCode::BAD_REQUEST, record),
+        },
+        Action::Demo => demo(client, &head, authority, record),
     }
 }
 
@@ -192,8 +212,14 @@ fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
     is_authority(authority.as_bytes()).then(|| authority.to_owned())
 }
 
-/// Turns the head of a client's request into that of a request to a server.
-fn forwarded(client: &Client, head: &mut http::request::Parts, route: &Route, authority: &str, record: &Record) {
+/// Turns the head of a client's request into that of a request to a server; nothing if its path cannot be rewritten.
+fn forwarded(
+    client: &Client,
+    head: &mut http::request::Parts,
+    route: &Route,
+    authority: &str,
+    record: &Record,
+) -> Option<()> {
     let sender =
         Sender { address: client.peer.ip(), tls: client.tls, trusted: client.trusted, authority, http2: client.http2 };
     forward::to_server(&mut head.headers, &sender, || client.request_id());
@@ -208,10 +234,18 @@ fn forwarded(client: &Client, head: &mut http::request::Parts, route: &Route, au
     {
         id.clone_into(&mut line.borrow_mut().id);
     }
-    let target = head.uri.path_and_query().map_or("/", uri::PathAndQuery::as_str);
-    let target = target.get(route.strip..).unwrap_or_default();
-    let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
-    head.uri = target.parse().unwrap_or_else(|_| Uri::from_static("/"));
+    route.request.apply(&mut head.headers);
+    head.uri = if route.rewrite.keeps() {
+        head.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from)
+    } else {
+        let mut target = route.rewrite.apply(head.uri.path())?;
+        if let Some(query) = head.uri.query() {
+            target.push('?');
+            target.push_str(query);
+        }
+        target.parse().ok()?
+    };
+    Some(())
 }
 
 /// A place at a server, for one attempt.

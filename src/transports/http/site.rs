@@ -8,8 +8,10 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::StatusCode;
 
+use super::codec_edit::{Edits, Rewrite};
 use super::codec_forward::Network;
 use super::codec_head::HeadLimits;
+use super::guards::Guards;
 use super::state_routes::{Rule, Table, Tie};
 use super::state_watch::Times;
 use crate::transports::kit::balance::Balancer;
@@ -38,8 +40,14 @@ impl Site {
 pub struct Route {
     /// Its name in metrics and logs.
     pub name: Arc<str>,
-    /// How many bytes are taken off the beginning of the path before it is passed on.
-    pub strip: usize,
+    /// Who may pass, and how often.
+    pub guards: Guards,
+    /// What becomes of the path before it is passed on.
+    pub rewrite: Rewrite,
+    /// Changes to the fields of requests that are passed on.
+    pub request: Edits,
+    /// Changes to the fields of answers, also of those that are made here.
+    pub response: Edits,
     /// How long a server may take until the head of its answer, and be silent inside it.
     pub timeout: Duration,
     /// How often a request that is safe to repeat is sent again.
