@@ -81,7 +81,7 @@ pub(super) fn rule(route: &HttpRoute) -> Result<Rule, regex::Error> {
 
 fn route(raw: &RawRoute, number: usize, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<HttpRoute> {
     let here = &raw.http;
-    let foreign = [("alpn", &raw.alpn), ("datagrams", &raw.datagrams)];
+    let foreign = [("alpn", &raw.alpn), ("sni", &raw.sni), ("datagrams", &raw.datagrams)];
     for (key, span) in foreign.map(|(key, field)| (key, is(field).map(|at| at.span))) {
         if let Some(span) = span {
             mistakes.add(span, format!("`{key}` does not belong to a route of HTTP"), "take it out");

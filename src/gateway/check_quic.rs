@@ -234,7 +234,7 @@ pub(super) fn quic(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistak
 }
 
 fn route(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Route> {
-    for (key, span) in raw.http.given() {
+    for (key, span) in raw.http.given().chain(is(&raw.sni).map(|sni| ("sni", sni.span))) {
         mistakes.add(span, format!("`{key}` does not belong to a route of QUIC"), "take it out");
     }
     if matches!(raw.alpn, Field::Absent) {

@@ -17,6 +17,7 @@ pub(super) const CERTIFICATE_KEYS: &[&str] = &["name", "cert", "key", "generate"
 pub(super) const TLS_KEYS: &[&str] = &["client_ca", "curves", "keylog", "early_data"];
 pub(super) const ROUTE_KEYS: &[&str] = &[
     "alpn",
+    "sni",
     "service",
     "upstream",
     "datagrams",
@@ -123,6 +124,7 @@ pub(super) struct RawTls {
 pub(super) struct RawRoute {
     pub(super) header: Span,
     pub(super) alpn: Field<Text>,
+    pub(super) sni: Field<Text>,
     pub(super) service: Field<RouteService>,
     pub(super) upstream: Field<Text>,
     pub(super) datagrams: Field<Text>,
@@ -181,6 +183,7 @@ pub(super) fn route(mut section: Section<'_, '_>) -> RawRoute {
     let raw = RawRoute {
         header: section.header,
         alpn: section.text("alpn", "\"echo\""),
+        sni: section.text("sni", "\"app.example\""),
         service: section.choice("service", &SERVICES),
         upstream: section.text("upstream", "\"app\""),
         datagrams: section.text("datagrams", "\"app\""),

@@ -218,7 +218,13 @@ impl Gateway {
                 (_, None) | (None, _) => false,
             };
             let same_upstream = match &listener.protocol {
-                Protocol::Relay(relay) => unchanged(&relay.upstream),
+                #[cfg(feature = "http")]
+                Protocol::Relay(relay) => {
+                    relay.upstreams().all(unchanged)
+                        && relay.tls.as_ref().is_none_or(|tls| old_certificates.same_for(certificates, tls))
+                }
+                #[cfg(not(feature = "http"))]
+                Protocol::Relay(relay) => relay.upstreams().all(unchanged),
                 Protocol::Framed(framed) => framed.upstream.as_deref().is_none_or(unchanged),
                 #[cfg(feature = "http")]
                 Protocol::Http(http) => {

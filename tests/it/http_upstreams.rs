@@ -12,13 +12,13 @@ use crate::http::{Client, Server, config, header};
 use crate::probe::{eventually, view};
 
 /// An authority, and certificates that it signed, as files.
-struct Authority {
-    dir: PathBuf,
+pub(crate) struct Authority {
+    pub(crate) dir: PathBuf,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new(dir: &Path, name: &str) -> Self {
+    pub(crate) fn new(dir: &Path, name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
@@ -28,7 +28,7 @@ impl Authority {
         Self { dir: dir.to_owned(), issuer: Issuer::new(params, key) }
     }
 
-    fn signs(&self, name: &str) {
+    pub(crate) fn signs(&self, name: &str) {
         let key = KeyPair::generate().unwrap();
         let cert = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
         std::fs::write(self.dir.join(format!("{name}.pem")), cert.pem()).unwrap();
@@ -37,19 +37,19 @@ impl Authority {
 }
 
 /// nginx with a port for each way to be spoken to.
-struct Nginx {
+pub(crate) struct Nginx {
     child: Child,
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// TLS and HTTP/2 or 1.1, for `a.test` and `b.test`.
-    both: u16,
+    pub(crate) both: u16,
     /// TLS and HTTP/1.1 alone, for clients with a certificate.
-    mutual: u16,
+    pub(crate) mutual: u16,
     /// HTTP/2 without TLS.
-    clear: u16,
+    pub(crate) clear: u16,
 }
 
 impl Nginx {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = temp_dir();
         let authority = Authority::new(&dir, "ca");
         Authority::new(&dir, "other-ca");

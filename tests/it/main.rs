@@ -45,6 +45,8 @@ mod quic_strangers;
 mod quic_streams;
 mod relay;
 mod relay_splice;
+#[cfg(feature = "http")]
+mod relay_tls;
 mod reload;
 mod rooms;
 mod service;
