@@ -182,5 +182,5 @@ pub(super) fn guards_of(guards: &HttpGuards, realm: &str) -> Result<Guards, Stri
     let tokens = guards.tokens.as_ref().map(|tokens| {
         Tokens::new(&tokens.algorithm, &tokens.key, tokens.issuer.as_deref(), tokens.audience.as_deref()).map(Arc::new)
     });
-    Ok(Guards { limit, users, tokens: tokens.transpose().map_err(str::to_owned)? })
+    Ok(Guards { limit, users, tokens: tokens.transpose().map_err(str::to_owned)?, ..Guards::default() })
 }

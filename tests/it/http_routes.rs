@@ -2,6 +2,10 @@
 
 use std::net::{SocketAddr, TcpStream};
 
+#[expect(dead_code, reason = "its `main` is not called")]
+#[path = "../../examples/http_middleware.rs"]
+mod http_middleware;
+
 use crate::gateway::{Running, temp_dir};
 use crate::http::{Client, Server, config, header};
 use crate::probe::SOON;
@@ -223,4 +227,20 @@ fn a_reload_reads_users_anew() {
     gateway.gateway().reload(config).unwrap();
     assert_eq!(ask(), 401, "what was remembered went with its route");
     std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn a_hook_of_a_program_decides_about_requests() {
+    let builder = http_middleware::builder();
+    let text = std::fs::read_to_string("examples/configs/http_middleware.toml").unwrap();
+    let text = text.replace("127.0.0.1:7110", "127.0.0.1:0");
+    let gateway = Running::with(&builder, &text, &builder.known());
+    let mut client = Client::to(gateway.address("kept"));
+    assert_eq!(client.get("/").0, 200);
+    let (status, _, body) = client.get("/private");
+    assert_eq!((status, body.as_slice()), (403, &b"nobody at 127.0.0.1 knows the key\n"[..]));
+    gateway.counts("http_denied", "kept/all", "hook", 1);
+    let (status, _, body) = asked(&mut client, "/private", "x-key: sesame\r\n");
+    assert_eq!(status, 200);
+    assert!(String::from_utf8(body).unwrap().contains("x-who: a friend"), "what it said reaches what answers");
 }

@@ -12,6 +12,8 @@ mod framed;
 mod gateway;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http_peers;
 #[cfg(feature = "http")]
 mod http_routes;
 #[cfg(feature = "http")]

@@ -25,7 +25,7 @@ fn root() -> &'static Path {
 }
 
 /// The Python of the environment that `scripts/setup test` made.
-fn python() -> PathBuf {
+pub(crate) fn python() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("a home")).join(".cache"), PathBuf::from);
     let python = cache.join("portway/peers/bin/python");

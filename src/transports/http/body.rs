@@ -124,6 +124,8 @@ impl Body for ToServer {
 pub(super) struct ToClient {
     kind: Answer,
     record: Rc<Record>,
+    /// Over HTTP/2: since when a piece of it waits for its stream.
+    waits: Option<Rc<Cell<Option<std::time::Instant>>>>,
 }
 
 enum Answer {
@@ -198,11 +200,11 @@ type Fetching = Pin<Box<dyn Future<Output = Result<io::Result<Vec<u8>>, NotDone>
 
 impl ToClient {
     pub(super) const fn whole(body: Bytes, record: Rc<Record>) -> Self {
-        Self { kind: Answer::Whole(body), record }
+        Self { kind: Answer::Whole(body), record, waits: None }
     }
 
     pub(super) fn file(part: FilePart, record: Rc<Record>) -> Self {
-        Self { kind: Answer::File(Box::new(part)), record }
+        Self { kind: Answer::File(Box::new(part)), record, waits: None }
     }
 
     pub(super) fn server(incoming: Incoming, mut source: Source, silence: Duration, record: Rc<Record>) -> Self {
@@ -211,7 +213,36 @@ impl ToClient {
             return Self::whole(Bytes::new(), record);
         }
         let body = FromServer { incoming, source, silence, timer: Timer::default(), since: None };
-        Self { kind: Answer::Server(Box::new(body)), record }
+        Self { kind: Answer::Server(Box::new(body)), record, waits: None }
+    }
+}
+
+impl ToClient {
+    /// From here on it is an answer on a stream of HTTP/2, which asks for a piece only when it takes one.
+    pub(super) fn streamed(&mut self) {
+        if !self.is_end_stream() {
+            self.waits = Some(self.record.notes().sends());
+        }
+    }
+
+    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match &mut self.kind {
+            Answer::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Answer::Whole(bytes) => {
+                self.record.down(bytes.len());
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
+            }
+            Answer::Server(server) => server.poll(cx, &self.record),
+            Answer::File(part) => {
+                let next = std::task::ready!(part.poll(cx, self.record.notes()));
+                match &next {
+                    Some(Ok(piece)) => self.record.down(piece.len()),
+                    Some(Err(_)) => self.record.broke("file"),
+                    None => {}
+                }
+                Poll::Ready(next.map(|piece| piece.map(Frame::data)))
+            }
+        }
     }
 }
 
@@ -319,23 +350,12 @@ impl Body for ToClient {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let body = self.get_mut();
-        match &mut body.kind {
-            Answer::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Answer::Whole(bytes) => {
-                body.record.down(bytes.len());
-                Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
-            }
-            Answer::Server(server) => server.poll(cx, &body.record),
-            Answer::File(part) => {
-                let next = std::task::ready!(part.poll(cx, body.record.notes()));
-                match &next {
-                    Some(Ok(piece)) => body.record.down(piece.len()),
-                    Some(Err(_)) => body.record.broke("file"),
-                    None => {}
-                }
-                Poll::Ready(next.map(|piece| piece.map(Frame::data)))
-            }
+        let next = body.next(cx);
+        if let Some(waits) = &body.waits {
+            // Asked for again, the last piece was taken; what is given now waits until the next time.
+            waits.set(next.is_ready().then(|| body.record.notes().driver.now()));
         }
+        next
     }
 
     fn is_end_stream(&self) -> bool {
@@ -357,6 +377,9 @@ impl Body for ToClient {
 
 impl Drop for ToClient {
     fn drop(&mut self) {
+        if let Some(waits) = &self.waits {
+            self.record.notes().sent(waits);
+        }
         match &mut self.kind {
             Answer::Server(server) => server.timer.clear(self.record.notes()),
             Answer::File(part) => part.timer.clear(self.record.notes()),

@@ -64,6 +64,13 @@ pub fn strip_hop(fields: &mut HeaderMap) {
     fields.remove(HTTP2_SETTINGS);
 }
 
+/// Whether a field concerns one hop, or the framing of a message.
+#[must_use]
+pub fn is_of_one_hop(name: &HeaderName) -> bool {
+    let framing = [header::CONNECTION, header::TRANSFER_ENCODING, header::CONTENT_LENGTH, header::UPGRADE];
+    framing.contains(name) || [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS].contains(name)
+}
+
 /// Whether a client asks for a WebSocket (RFC 6455, section 4.1), the one switch of protocols that is passed on.
 #[must_use]
 pub fn asks_for_websocket(fields: &HeaderMap) -> bool {

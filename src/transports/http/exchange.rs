@@ -15,6 +15,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version, uri};
 use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
 
 use super::actor::Client;
 use super::body::{self, Source, ToClient, ToServer};
@@ -26,7 +27,7 @@ use super::site::{Action, Route, Upstream};
 use super::state_exchange::{Attempts, Failure, Next};
 use super::state_routes::{Wanted, host_of, is_plain};
 use super::wire::Timer;
-use super::{files, tunnel};
+use super::{early, files, tunnel};
 use crate::actors::clock::later;
 use crate::transports::kit::balance::{NoServer, Picked, ServerId};
 
@@ -47,6 +48,11 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         Box::pin(async move {
             let mut response = answer(&client, request, &record).await;
             record.answers(response.status());
+            if client.http2 {
+                response.body_mut().streamed();
+            } else {
+                client.notes.answered();
+            }
             if client.notes.closing.get() && !client.http2 {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -67,8 +73,17 @@ pub(super) fn plain(status: StatusCode, record: &Rc<Record>) -> Response<ToClien
     response
 }
 
-async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Record>) -> Response<ToClient> {
-    let (head, incoming) = request.into_parts();
+async fn answer(client: &Rc<Client>, mut request: Request<Incoming>, record: &Rc<Record>) -> Response<ToClient> {
+    // CONNECT is of HTTP (RFC 9110, section 9.3.6), or opens a WebSocket over HTTP/2 (RFC 8441, section 4).
+    let connects = *request.method() == Method::CONNECT;
+    let protocol = request.extensions().get::<hyper::ext::Protocol>().map(|p| p.as_str() == "websocket");
+    let opened = if connects && client.http2 { Some(hyper::upgrade::on(&mut request)) } else { None };
+    let (mut head, incoming) = request.into_parts();
+    let asks = Asks { opened, websocket: protocol == Some(true), connects: connects && protocol.is_none() };
+    if asks.websocket {
+        // To its route it is what it would be over HTTP/1.1.
+        head.method = Method::GET;
+    }
     let site = client.site();
     let Some(authority) = authority(&head.uri, &head.headers) else { return plain(StatusCode::BAD_REQUEST, record) };
     if let Some(line) = &record.line {
@@ -80,54 +95,71 @@ async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Rec
         line.version = if client.http2 { "2" } else { "1.1" };
         line.trace = text("traceparent");
     }
-    // RFC 9110, section 9.3: a gateway opens no tunnels, and an echo of what its own fields add helps nobody.
-    if head.method == Method::CONNECT || head.method == Method::TRACE {
+    // An echo of what a gateway's own fields add helps nobody, and of other protocols nothing is known.
+    if head.method == Method::TRACE || (connects && protocol == Some(false)) {
         return plain(StatusCode::METHOD_NOT_ALLOWED, record);
     }
-    if !is_plain(head.uri.path()) {
+    // The target of CONNECT is an authority and has no path.
+    let path = if asks.connects { "/" } else { head.uri.path() };
+    if !is_plain(path) {
         return plain(StatusCode::BAD_REQUEST, record);
     }
     let host = host_of(&authority);
-    let wanted = Wanted { host: &host, path: head.uri.path(), method: head.method.as_str() };
+    let wanted = Wanted { host: &host, path, method: head.method.as_str() };
     let fields = &head.headers;
     let found = site.table.find(wanted, |name| fields.get_all(name).iter().map(HeaderValue::as_bytes));
     let Some((number, route)) = found.and_then(|number| Some((number, site.routes.get(number)?.clone()))) else {
         return plain(StatusCode::NOT_FOUND, record);
     };
     record.routed(number);
+    // A tunnel is opened only where a route says in so many words that it takes CONNECT.
+    if asks.connects && !(site.table.names_method(number, "CONNECT") && matches!(route.action, Action::Proxy(_))) {
+        return plain(StatusCode::METHOD_NOT_ALLOWED, record);
+    }
     if head.headers.get(header::EXPECT).is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return plain(StatusCode::EXPECTATION_FAILED, record);
     }
     if incoming.size_hint().lower() > route.max_body {
         return plain(StatusCode::PAYLOAD_TOO_LARGE, record);
     }
-    if let Some(mut refused) = route.guards.refusal(client, &head.headers, record).await {
+    if let Some(mut refused) = route.guards.refusal(client, &mut head, record).await {
         route.response.apply(refused.headers_mut());
         return refused;
     }
-    let mut response = routed(client, &route, head, incoming, (&authority, &host), record).await;
+    let mut response = routed(client, &route, (head, incoming), asks, (&authority, &host), record).await;
     route.response.apply(response.headers_mut());
     response
+}
+
+/// What a request asks for beside an answer.
+struct Asks {
+    /// The stream of HTTP/2, once it is opened for both to speak on.
+    opened: Option<OnUpgrade>,
+    /// A WebSocket over HTTP/2.
+    websocket: bool,
+    /// A tunnel.
+    connects: bool,
 }
 
 /// What the route answers to a request that it lets pass.
 async fn routed(
     client: &Rc<Client>,
     route: &Arc<Route>,
-    mut head: http::request::Parts,
-    incoming: Incoming,
+    (mut head, incoming): (http::request::Parts, Incoming),
+    asks: Asks,
     (authority, host): (&str, &str),
     record: &Rc<Record>,
 ) -> Response<ToClient> {
     match &route.action {
+        Action::Proxy(upstream) if asks.connects => tunnel::connect(client, upstream, route, asks.opened, record).await,
         Action::Proxy(upstream) => {
-            let websocket = !client.http2 && forward::asks_for_websocket(&head.headers);
+            let websocket = asks.websocket || (!client.http2 && forward::asks_for_websocket(&head.headers));
             if forwarded(client, &mut head, route, authority, record).is_none() {
                 return plain(StatusCode::BAD_REQUEST, record);
             }
             let head = Head { method: head.method, uri: head.uri, fields: head.headers };
             if websocket {
-                tunnel::open(client, upstream, route, head, record).await
+                tunnel::open(client, upstream, route, head, asks.opened, record).await
             } else {
                 proxy(client, upstream, route, head, incoming, record).await
             }
@@ -343,6 +375,7 @@ async fn proxy(
                             lent.is_http2(),
                             upstream.tls.is_some(),
                         );
+                        let request = early::heard(client, request).await;
                         let until = later(notes.driver.now(), route.timeout);
                         match notes.until(until, lent.send(request)).await {
                             Some(Ok(response)) => {

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
 use http::{Response, StatusCode};
 
 use super::actor::Client;
@@ -15,6 +16,7 @@ use super::auth::{Denied, Tokens, Users};
 use super::body::ToClient;
 use super::codec_forward::last_forwarded;
 use super::exchange::plain;
+use super::hook::{Asked, Decision, Hook};
 use super::record::Record;
 use crate::transports::kit::limiter::{Limiter, Rate};
 
@@ -27,6 +29,8 @@ pub struct Guards {
     pub users: Option<Arc<Users>>,
     /// A token like this.
     pub tokens: Option<Arc<Tokens>>,
+    /// That these let it pass, one after the other.
+    pub hooks: Vec<Arc<dyn Hook>>,
 }
 
 /// How often a source may ask, or all together. Shared by all arbiters.
@@ -63,9 +67,14 @@ impl Guards {
     pub(super) async fn refusal(
         &self,
         client: &Client,
-        fields: &HeaderMap,
+        head: &mut Parts,
         record: &Rc<Record>,
     ) -> Option<Response<ToClient>> {
+        let denied = self.denied(client, &head.headers, record).await;
+        denied.or_else(|| self.hooks.iter().find_map(|hook| hooked(&**hook, client, head, record)))
+    }
+
+    async fn denied(&self, client: &Client, fields: &HeaderMap, record: &Rc<Record>) -> Option<Response<ToClient>> {
         let now = client.notes.driver.now();
         if let Some(limit) = &self.limit {
             // A proxy that is believed says who asks; for others it is who is connected.
@@ -93,5 +102,28 @@ impl Guards {
         let mut response = plain(StatusCode::UNAUTHORIZED, record);
         response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         Some(response)
+    }
+}
+
+/// What a hook answers, if it does.
+fn hooked(hook: &dyn Hook, client: &Client, head: &mut Parts, record: &Rc<Record>) -> Option<Response<ToClient>> {
+    let asked =
+        Asked { method: &head.method, uri: &head.uri, fields: &head.headers, peer: client.peer, tls: client.tls };
+    match hook.decide(&asked) {
+        Decision::Pass => None,
+        Decision::PassWith(fields) => {
+            for (name, value) in fields {
+                head.headers.insert(name, value);
+            }
+            None
+        }
+        Decision::Answer { status, body } => {
+            record.denied("hook");
+            let mut response = plain(status, record);
+            if !body.is_empty() {
+                *response.body_mut() = ToClient::whole(body, record.clone());
+            }
+            Some(response)
+        }
     }
 }

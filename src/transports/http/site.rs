@@ -58,6 +58,24 @@ pub struct Route {
     pub action: Action,
 }
 
+impl Route {
+    /// A route with this name and the defaults of the configuration for everything else.
+    #[must_use]
+    pub fn new(name: &str, action: Action) -> Self {
+        Self {
+            name: Arc::from(name),
+            guards: Guards::default(),
+            rewrite: Rewrite::default(),
+            request: Edits::default(),
+            response: Edits::default(),
+            timeout: Duration::from_secs(60),
+            retries: 2,
+            max_body: 1 << 30,
+            action,
+        }
+    }
+}
+
 /// What answers a request.
 #[derive(Debug)]
 pub enum Action {
@@ -140,6 +158,24 @@ pub struct Settings {
     pub access_log: bool,
     /// Certificates and protocols; `None`: no TLS.
     pub tls: Option<Arc<ServerSettings>>,
+}
+
+impl Settings {
+    /// Of a listener without TLS, with the defaults of the configuration for everything else.
+    #[must_use]
+    pub fn new(listener: &str) -> Self {
+        let second = Duration::from_secs(1);
+        Self {
+            listener: Arc::from(listener),
+            head: HeadLimits { bytes: 32 << 10, fields: 100 },
+            times: Times { head: 10 * second, body: 30 * second, send: 30 * second, idle: Some(300 * second) },
+            requests: 0,
+            streams: 100,
+            trusted: Vec::new(),
+            access_log: false,
+            tls: None,
+        }
+    }
 }
 
 /// The site of a listener, replaced while connections run: they ask for it with each request.
