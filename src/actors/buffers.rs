@@ -6,7 +6,7 @@
 use crate::memory::{Budget, Buf, Pool, PoolGauge};
 
 /// Bytes of the buffers, by pool.
-const SIZES: [usize; 2] = [16 << 10, 64 << 10];
+const SIZES: [usize; 3] = [2 << 10, 16 << 10, 64 << 10];
 
 /// What the pools of an arbiter are made with.
 #[derive(Debug, Clone)]
@@ -32,8 +32,8 @@ impl Buffers {
     /// An empty buffer for this many bytes.
     pub(crate) fn get(&self, bytes: usize) -> Buf {
         let pools = self.0.iter().zip(SIZES).filter(|(_, size)| *size >= bytes);
-        // A larger one, if those of the right size are all out.
-        pools.map(|(pool, _)| pool.lease()).find_map(Result::ok).unwrap_or_default()
+        // The next larger one, if those of the right size are all out: not a large one for a few bytes.
+        pools.take(2).map(|(pool, _)| pool.lease()).find_map(Result::ok).unwrap_or_default()
     }
 
     pub(crate) fn trim(&self) {
@@ -49,11 +49,12 @@ mod tests {
     fn the_smallest_that_is_large_enough_or_one_of_its_own() {
         let buffers = Buffers::new(&BufferLimits { each: 1, budget: None });
         let small = buffers.get(100);
-        let large = buffers.get(100);
-        assert_eq!((small.capacity(), large.capacity()), (SIZES[0], SIZES[1]));
-        assert_eq!((buffers.get(100).capacity(), buffers.get(SIZES[1] + 1).capacity()), (0, 0));
-        drop((small, large));
-        assert_eq!(buffers.get(SIZES[0] + 1).capacity(), SIZES[1]);
+        let next = buffers.get(100);
+        assert_eq!((small.capacity(), next.capacity()), (SIZES[0], SIZES[1]));
+        assert_eq!((buffers.get(100).capacity(), buffers.get(SIZES[2] + 1).capacity()), (0, 0));
+        assert_eq!(buffers.get(SIZES[0] + 1).capacity(), SIZES[2], "that of the right size is out");
+        drop((small, next));
+        assert_eq!(buffers.get(SIZES[1] + 1).capacity(), SIZES[2]);
         assert_eq!(buffers.gauges().iter().map(|gauge| gauge.stats().out).sum::<u64>(), 0);
     }
 }

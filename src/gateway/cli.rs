@@ -208,6 +208,7 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
     let complete = runtime.block_on(until_told(&gateway, &mut signals, builder, path, socket));
     // A later gateway replaces it anyway.
     let _gone_already = socket_path.map(std::fs::remove_file);
+    let mesh = gateway.mesh().clone();
     // On a thread of its own, so that a second signal still ends the process while threads are joined.
     let stopping = std::thread::spawn(move || gateway.stop());
     runtime.block_on(async {
@@ -218,6 +219,11 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
             }
         }
     });
+    let out: u64 = mesh.pools().iter().flat_map(|(_, pools)| pools).map(|pool| pool.out).sum();
+    if out > 0 {
+        tracing::error!(buffers_out = out, "buffers were leaked");
+    }
+    tracing::info!(buffers_out = out, "stopped");
     if complete { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 

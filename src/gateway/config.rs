@@ -133,6 +133,9 @@ pub struct Upstream {
     /// What is demanded of servers, and said to them: always there if they speak QUIC; with servers over TCP it is for
     /// HTTP.
     pub tls: Option<UpstreamTls>,
+    /// The WireGuard listener through whose tunnel the servers are reached, all of them over TCP. Default none: by this
+    /// machine's own network.
+    pub via: Option<String>,
 }
 
 impl Upstream {
@@ -148,6 +151,7 @@ impl Upstream {
             health: Health::default(),
             http: UpstreamHttp::default(),
             tls: None,
+            via: None,
         }
     }
 

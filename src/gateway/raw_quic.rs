@@ -37,6 +37,8 @@ pub(super) const ROUTE_KEYS: &[&str] = &[
     "timeout",
     "retries",
     "max_body",
+    "webtransport",
+    "protocols",
     "rewrite",
     "request_set",
     "request_add",
@@ -70,6 +72,7 @@ pub(super) const QUIC_KEYS: &[&str] = &[
     "gso",
     "steer",
     "socket_buffer",
+    "qlog",
 ];
 
 const CONGESTION: [(&str, Congestion); 2] = [("cubic", Congestion::Cubic), ("bbr2", Congestion::Bbr2)];
@@ -148,6 +151,7 @@ pub(super) struct RawQuic {
     pub(super) gso: Field<bool>,
     pub(super) steer: Field<bool>,
     pub(super) socket_buffer: Field<u64>,
+    pub(super) qlog: Field<Text>,
 }
 
 pub(super) fn certificate(mut section: Section<'_, '_>) -> RawCertificate {
@@ -209,6 +213,7 @@ pub(super) fn quic(mut section: Section<'_, '_>) -> At<RawQuic> {
         gso: section.boolean("gso"),
         steer: section.boolean("steer"),
         socket_buffer: section.size("socket_buffer", BUFFER),
+        qlog: section.text("qlog", "\"qlog\""),
     };
     let span = section.header;
     unknown_keys(section, &[], false);

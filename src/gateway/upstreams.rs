@@ -21,7 +21,6 @@ use futures_util::future::{LocalBoxFuture, join, join_all};
 use futures_util::stream;
 use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 
 use super::config::{self, Balance, Check, Health, Host, Server};
@@ -32,7 +31,9 @@ use crate::actors::{Budget, Control, Fault, Mail, Mesh, Place, Progress, Protoco
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer, Policy, ServerId, ServerView};
 #[cfg(feature = "quic")]
 use crate::transports::relay::Links;
-use crate::transports::relay::{Network, RelaySettings};
+#[cfg(feature = "wireguard")]
+use crate::transports::relay::Way;
+use crate::transports::relay::{Dial, Network, RelaySettings, Through};
 
 /// Servers of one upstream that are checked at the same time.
 const CHECKS: usize = 64;
@@ -62,6 +63,8 @@ struct Running {
     http: Arc<crate::transports::http::Upstream>,
     #[cfg(feature = "quic")]
     links: Option<Links>,
+    /// The way through a tunnel, if the servers are behind one.
+    through: Option<Through>,
 }
 
 /// What is said to servers over TCP in TLS handshakes, by upstream.
@@ -162,9 +165,17 @@ impl Upstreams {
         if let Some(links) = self.links(name) {
             return Network::over(links.clone());
         }
-        // Each upstream is reached in the same way where there is no QUIC.
-        let _ = name;
-        Network::default()
+        network_of(self.by_name.get(name).and_then(|running| running.through.as_ref()))
+    }
+
+    /// Leads to the servers behind tunnels, by the way that `way` knows for a tunnel's name.
+    #[cfg(feature = "wireguard")]
+    pub(super) fn lead(&self, way: impl Fn(&str) -> Option<Arc<dyn Way>>) {
+        for running in self.by_name.values() {
+            if let (Some(via), Some(through)) = (&running.config.via, &running.through) {
+                through.lead(way(via));
+            }
+        }
     }
 
     /// How streams are relayed to an upstream, with the defaults of what only a relay's listener has; nothing if there
@@ -211,9 +222,10 @@ impl Upstreams {
     fn one(mesh: &Mesh, upstream: &config::Upstream, secure: &Secure, lookup: &Lookup) -> Result<Running, SpawnError> {
         let answers = Answers::new(upstream);
         let balancer = Balancer::new(answers.servers(), settings_of(upstream));
+        let through = upstream.via.as_ref().map(|_| Through::default());
         let secure = secure.only(&upstream.name);
         #[cfg(feature = "http")]
-        let http = Arc::new(http_of(upstream, &balancer, &secure));
+        let http = Arc::new(http_of(upstream, &balancer, &secure, through.as_ref()));
         let mut running = Running {
             config: upstream.clone(),
             balancer: balancer.clone(),
@@ -223,6 +235,7 @@ impl Upstreams {
             http: http.clone(),
             #[cfg(feature = "quic")]
             links: None,
+            through: through.clone(),
         };
         if answers.has_names() || upstream.health.check != Check::Off {
             let (upstream, lookup) = (upstream.clone(), lookup.clone());
@@ -233,6 +246,7 @@ impl Upstreams {
                 lookup: lookup.clone(),
                 #[cfg(feature = "http")]
                 http: http.clone(),
+                through: through.clone(),
             };
             running.keeper = Some(mesh.supervise(Place::System, spec, Budget::default(), make)?);
         }
@@ -280,11 +294,13 @@ fn http_of(
     upstream: &config::Upstream,
     balancer: &Arc<Balancer>,
     secure: &Secure,
+    through: Option<&Through>,
 ) -> crate::transports::http::Upstream {
     use crate::transports::http::Version;
     crate::transports::http::Upstream {
         name: Arc::from(upstream.name.as_str()),
         balancer: balancer.clone(),
+        network: network_of(through),
         connect_timeout: upstream.limits.connect_timeout,
         version: match upstream.http.version {
             config::HttpVersion::One => Version::One,
@@ -296,6 +312,10 @@ fn http_of(
         idle_connections: upstream.http.idle_connections,
         pending: upstream.http.pending,
     }
+}
+
+fn network_of(through: Option<&Through>) -> Network {
+    through.map_or_else(Network::default, |way| Network::through(way.clone()))
 }
 
 fn lookup() -> Lookup {
@@ -322,6 +342,7 @@ enum Keeper {
         upstream: Box<config::Upstream>,
         balancer: Arc<Balancer>,
         lookup: Lookup,
+        through: Option<Through>,
         #[cfg(feature = "http")]
         http: Arc<crate::transports::http::Upstream>,
     },
@@ -335,13 +356,14 @@ impl Protocol for Keeper {
 
     fn started(&mut self, turn: &mut Turn<'_, Infallible>) -> Result<(), Fault> {
         #[cfg(feature = "http")]
-        if let Self::Made { upstream, balancer, lookup, http } = std::mem::replace(self, Self::Ended) {
-            let asked = Asked { http };
+        if let Self::Made { upstream, balancer, lookup, through, http } = std::mem::replace(self, Self::Ended) {
+            let asked = Asked { network: network_of(through.as_ref()), http };
             *self = Self::Runs(Box::pin(keep(*upstream, balancer, lookup, asked, turn.tally())));
         }
         #[cfg(not(feature = "http"))]
-        if let Self::Made { upstream, balancer, lookup } = std::mem::replace(self, Self::Ended) {
-            *self = Self::Runs(Box::pin(keep(*upstream, balancer, lookup, Asked {}, turn.tally())));
+        if let Self::Made { upstream, balancer, lookup, through } = std::mem::replace(self, Self::Ended) {
+            let asked = Asked { network: network_of(through.as_ref()) };
+            *self = Self::Runs(Box::pin(keep(*upstream, balancer, lookup, asked, turn.tally())));
         }
         Ok(())
     }
@@ -601,12 +623,12 @@ async fn check(health: &Health, balancer: &Arc<Balancer>, asked: &Asked, count: 
             count.raise("upstream_checks", if good { "ok" } else { "failed" });
             if let Some(healthy) = streaks.entry(server.id).or_default().note(good, server.healthy, health) {
                 balancer.set_health(server.id, healthy);
+                // Servers are no peers: whoever mends one has to know which.
                 if healthy {
-                    tracing::info!(upstream = %count.upstream, "a server is back");
+                    tracing::info!(upstream = %count.upstream, server = %server.address, "a server is back");
                 } else {
-                    tracing::warn!(upstream = %count.upstream, "a server is down");
+                    tracing::warn!(upstream = %count.upstream, server = %server.address, "a server is down");
                 }
-                tracing::debug!(upstream = %count.upstream, server = %server.address, healthy, "health changed");
             }
         }
         sleep_until(later(began, health.interval)).await;
@@ -624,26 +646,28 @@ async fn connects(server: &ServerView, health: &Health, asked: &Asked) -> Found 
     if let Some(found) = asked.in_their_way(server, health, path).await {
         return found;
     }
-    let connected = match &server.address {
-        Address::Tcp(address) => {
-            let host = address.to_string();
-            within(health.timeout, async { answers(TcpStream::connect(*address).await?, &host, path).await }).await
-        }
-        Address::Unix(socket) => {
-            within(health.timeout, async { answers(UnixStream::connect(socket).await?, "localhost", path).await }).await
-        }
+    let mut network = asked.network.clone();
+    let host = match &server.address {
+        Address::Tcp(address) => address.to_string(),
+        Address::Unix(_) => "localhost".to_owned(),
         // The configuration refuses checks of these.
         Address::Quic { .. } | Address::Udp(_) | Address::Tls { .. } => return Found::Unknown,
     };
-    match connected {
+    let connected = within(health.timeout, async {
+        let mut stream = network.dial(&server.address)?;
+        std::future::poll_fn(|cx| network.poll_connected(&mut stream, cx)).await?;
+        answers(stream, &host, path).await
+    });
+    match connected.await {
         Ok(Ok(())) => Found::Up,
         Ok(Err(error)) if is_ours(&error) => Found::Unknown,
         Ok(Err(_)) | Err(_) => Found::Down,
     }
 }
 
-/// How servers are asked that speak TLS or HTTP/2.
+/// How servers are reached, and asked if they speak TLS or HTTP/2.
 struct Asked {
+    network: Network,
     #[cfg(feature = "http")]
     http: Arc<crate::transports::http::Upstream>,
 }
@@ -694,7 +718,9 @@ async fn answers(
 /// Whether this machine lacks what a connection needs, whoever it goes to.
 fn is_ours(error: &io::Error) -> bool {
     let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
-    Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
+    // A tunnel that is not up is no fault of a server behind it.
+    error.kind() == io::ErrorKind::NetworkDown
+        || Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
 }
 
 #[cfg(test)]

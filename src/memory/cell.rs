@@ -93,17 +93,22 @@ pub trait CellLike<T> {
     /// Why it cannot be had now.
     fn write_now(cell: &Self) -> Result<Self::Write<'_>, Busy>;
 
-    /// Reads, after waiting for this long at most.
+    /// Reads, after waiting for this long at most. A cell of one thread does not wait: nobody but the waiting thread
+    /// could give it back.
     ///
     /// # Errors
     /// Why it could not be had in time.
-    fn read_within(cell: &Self, time: Duration) -> Result<Self::Read<'_>, Busy>;
+    fn read_within(cell: &Self, _time: Duration) -> Result<Self::Read<'_>, Busy> {
+        Self::read_now(cell)
+    }
 
-    /// Writes, after waiting for this long at most.
+    /// Writes, after waiting for this long at most, else as [`read_within`](Self::read_within).
     ///
     /// # Errors
     /// Why it could not be had in time.
-    fn write_within(cell: &Self, time: Duration) -> Result<Self::Write<'_>, Busy>;
+    fn write_within(cell: &Self, _time: Duration) -> Result<Self::Write<'_>, Busy> {
+        Self::write_now(cell)
+    }
 }
 
 impl<T> CellLike<T> for RefCell<T> {
@@ -126,16 +131,6 @@ impl<T> CellLike<T> for RefCell<T> {
 
     fn write_now(cell: &Self) -> Result<RefMut<'_, T>, Busy> {
         cell.try_borrow_mut().map_err(|_| Busy::Borrowed)
-    }
-
-    /// Does not wait: nobody but the waiting thread could give it back.
-    fn read_within(cell: &Self, _: Duration) -> Result<Ref<'_, T>, Busy> {
-        Self::read_now(cell)
-    }
-
-    /// Does not wait: nobody but the waiting thread could give it back.
-    fn write_within(cell: &Self, _: Duration) -> Result<RefMut<'_, T>, Busy> {
-        Self::write_now(cell)
     }
 }
 

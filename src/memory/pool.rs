@@ -10,21 +10,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::budget::{Budget, Lease};
+use super::pool_buf::{Buf, Counts, Free, HERE, Home, Slot, change, own, take_place};
 use super::returns::Returns;
-
-/// Pools that one thread may have; buffers of a further one come home over its list.
-const POOLS: usize = 64;
-
-thread_local! {
-    /// The pools of this thread: how a dropped buffer finds home.
-    static HERE: [Cell<Option<Rc<Inner>>>; POOLS] = const { [const { Cell::new(None) }; POOLS] };
-}
 
 /// A pool has nothing to give.
 ///
@@ -71,56 +64,15 @@ impl std::error::Error for Exhausted {}
 /// # Ok::<(), portway::memory::Exhausted>(())
 /// ```
 pub struct Pool {
-    inner: Rc<Inner>,
-}
-
-struct Inner {
-    /// The first of the free buffers, each of which holds the next.
-    free: Cell<Option<Box<Slot>>>,
     home: Arc<Home>,
+    /// As in `home`, one step nearer.
+    place: usize,
+    /// Its free buffers while it has no place among those of its thread.
+    spare: Free,
     /// The most that were not free at once since the last trim.
     most: Cell<u64>,
     lease: RefCell<Option<Lease>>,
-}
-
-/// One buffer of a pool.
-struct Slot {
-    bytes: Vec<u8>,
-    next: Option<Box<Self>>,
-    /// `None`: without a pool.
-    home: Option<Arc<Home>>,
-}
-
-/// What buffers know of their pool, wherever they are.
-struct Home {
-    /// Where its thread keeps it.
-    place: Option<usize>,
-    size: usize,
-    limit: usize,
-    returns: Returns<Box<Slot>>,
-    counts: Counts,
-}
-
-/// Those called `own` are written by the pool's own thread alone, with plain stores.
-#[derive(Default)]
-struct Counts {
-    own_made: AtomicU64,
-    /// Not free: out, or on the way home.
-    own_out: AtomicU64,
-    own_high: AtomicU64,
-    own_exhausted: AtomicU64,
-    /// Of those that came home, how many were found there.
-    own_found: AtomicU64,
-    came_home: AtomicU64,
-    resized: AtomicU64,
-}
-
-/// Changes a number that no other thread writes.
-#[inline]
-fn change(own: &AtomicU64, by: impl FnOnce(u64) -> u64) -> u64 {
-    let now = by(own.load(Ordering::Relaxed));
-    own.store(now, Ordering::Relaxed);
-    now
+    _of_this_thread: PhantomData<Rc<()>>,
 }
 
 /// What a pool has done so far.
@@ -168,18 +120,11 @@ impl Pool {
     /// ```
     #[must_use]
     pub fn new(size: usize, limit: usize, budget: Option<&Budget>) -> Self {
-        let place = HERE.try_with(|here| here.iter().position(|place| peek(place, |inner| inner.is_none()))).ok();
-        let place = place.flatten();
-        let inner = Rc::new(Inner {
-            free: Cell::new(None),
-            home: Arc::new(Home { place, size, limit, returns: Returns::new(), counts: Counts::default() }),
-            most: Cell::new(0),
-            lease: RefCell::new(budget.and_then(|budget| budget.lease(0).ok())),
-        });
-        if let Some(place) = place {
-            let _thread_ends = HERE.try_with(|here| here.get(place).map(|place| place.set(Some(inner.clone()))));
-        }
-        Self { inner }
+        let home =
+            Arc::new(Home { place: take_place(), size, limit, returns: Returns::new(), counts: Counts::default() });
+        own(home.place, Arc::as_ptr(&home));
+        let lease = RefCell::new(budget.and_then(|budget| budget.lease(0).ok()));
+        Self { place: home.place, home, spare: Free::new(), most: Cell::new(0), lease, _of_this_thread: PhantomData }
     }
 
     /// An empty buffer with room for the pool's size.
@@ -196,16 +141,16 @@ impl Pool {
     /// ```
     #[inline]
     pub fn lease(&self) -> Result<Buf, Exhausted> {
-        let inner = &*self.inner;
-        let slot = match inner.pop() {
+        let last = HERE.try_with(|here| here.get(self.place)?.take_last()).ok().flatten();
+        let slot = match last {
             Some(slot) if slot.bytes.capacity() > 0 => slot,
-            other => inner.make(other)?,
+            other => self.find(other)?,
         };
-        let out = change(&inner.home.counts.own_out, |out| out + 1);
-        if out > inner.most.get() {
-            inner.most.set(out);
+        let out = change(&self.home.counts.own_out, |out| out + 1);
+        if out > self.most.get() {
+            self.most.set(out);
         }
-        Ok(Buf(Some(slot)))
+        Ok(Buf::of(slot))
     }
 
     /// Frees half of the buffers that nobody has needed since the last call: memory that was taken for a peak goes
@@ -220,18 +165,17 @@ impl Pool {
     /// assert_eq!(pool.stats().made, 1);
     /// ```
     pub fn trim(&self) {
-        let inner = &*self.inner;
-        let counts = &inner.home.counts;
-        inner.collect();
+        let counts = &self.home.counts;
+        self.collect();
         let made = counts.own_made.load(Ordering::Relaxed);
         let mut freed = 0;
-        while freed < made.saturating_sub(inner.most.get()).div_ceil(2) && inner.pop().is_some() {
+        while freed < made.saturating_sub(self.most.get()).div_ceil(2) && self.free(Free::take).is_some() {
             freed += 1;
         }
         counts.own_made.store(made - freed, Ordering::Relaxed);
-        inner.most.set(counts.own_out.load(Ordering::Relaxed));
-        if let Some(lease) = &mut *inner.lease.borrow_mut() {
-            let bytes = usize::try_from(freed).unwrap_or(usize::MAX).saturating_mul(inner.home.size);
+        self.most.set(counts.own_out.load(Ordering::Relaxed));
+        if let Some(lease) = &mut *self.lease.borrow_mut() {
+            let bytes = usize::try_from(freed).unwrap_or(usize::MAX).saturating_mul(self.home.size);
             lease.force(lease.bytes().saturating_sub(bytes));
         }
     }
@@ -244,7 +188,7 @@ impl Pool {
     /// ```
     #[must_use]
     pub fn stats(&self) -> PoolStats {
-        self.inner.home.stats()
+        self.home.stats()
     }
 
     /// Reads its statistics on any thread, and after its end.
@@ -261,31 +205,44 @@ impl Pool {
     /// ```
     #[must_use]
     pub fn gauge(&self) -> PoolGauge {
-        PoolGauge(self.inner.home.clone())
-    }
-}
-
-impl Inner {
-    #[inline]
-    fn pop(&self) -> Option<Box<Slot>> {
-        let mut slot = self.free.take()?;
-        self.free.set(slot.next.take());
-        Some(slot)
+        PoolGauge(self.home.clone())
     }
 
-    #[inline]
-    fn push(&self, mut slot: Box<Slot>) {
-        slot.next = self.free.take();
-        self.free.set(Some(slot));
-        change(&self.home.counts.own_out, |out| out - 1);
+    /// Its free buffers.
+    fn free<R>(&self, with: impl Fn(&Free) -> R) -> R {
+        let here = HERE.try_with(|here| here.get(self.place).map(&with));
+        // Without a place of its own, or while its thread ends.
+        here.ok().flatten().unwrap_or_else(|| with(&self.spare))
     }
 
     /// Takes over what came home from elsewhere.
     fn collect(&self) {
-        self.home.returns.take(|slot| {
-            self.push(slot);
-            change(&self.home.counts.own_found, |found| found + 1);
+        let counts = &self.home.counts;
+        let mut came = None;
+        self.home.returns.take(|mut slot| {
+            slot.next = came.take();
+            came = Some(slot);
+            change(&counts.own_out, |out| out - 1);
+            change(&counts.own_found, |found| found + 1);
         });
+        while let Some(mut slot) = came {
+            came = slot.next.take();
+            self.put(slot);
+        }
+    }
+
+    fn put(&self, slot: Box<Slot>) {
+        let slot = Cell::new(Some(slot));
+        self.free(|free| slot.take().map(|slot| free.put(slot)));
+    }
+
+    /// A buffer when the last one back will not do.
+    #[inline(never)]
+    fn find(&self, found: Option<Box<Slot>>) -> Result<Box<Slot>, Exhausted> {
+        match found.or_else(|| self.free(Free::take)) {
+            Some(slot) if slot.bytes.capacity() > 0 => Ok(slot),
+            other => self.make(other),
+        }
     }
 
     /// A buffer when none is ready: one that came home, a new one, or none.
@@ -304,10 +261,9 @@ impl Inner {
             self.collect();
         }
         // One that had grown has lost its memory, and still counts as made.
-        if let Some(mut slot) = found.or_else(|| self.pop()) {
+        if let Some(mut slot) = found.or_else(|| self.free(Free::take)) {
             if slot.bytes.try_reserve_exact(*size).is_err() {
-                slot.next = self.free.take();
-                self.free.set(Some(slot));
+                self.put(slot);
                 return Err(Exhausted::Memory);
             }
             return Ok(slot);
@@ -330,57 +286,21 @@ impl Inner {
         counts.own_made.store(made + 1, Ordering::Relaxed);
         // One is made only when all others are out.
         change(&counts.own_high, |high| high.max(made + 1));
-        Ok(Box::new(Slot { bytes, next: None, home: Some(self.home.clone()) }))
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // One by one: a list that drops itself would go as deep as it is long.
-        while self.pop().is_some() {}
+        Ok(Box::new(Slot::of(bytes, &self.home)))
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let home = &self.inner.home;
-        if let Some(place) = home.place {
-            drop(HERE.try_with(|here| here.get(place).map(Cell::take)));
-        }
-        drop(home.returns.close());
+        own(self.home.place, std::ptr::null());
+        self.free(Free::clear);
+        drop(self.home.returns.close());
     }
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Pool").field(&self.stats()).finish()
-    }
-}
-
-/// Looks into a cell whose value cannot be copied.
-fn peek<T: Default, R>(cell: &Cell<T>, look: impl FnOnce(&T) -> R) -> R {
-    let value = cell.take();
-    let seen = look(&value);
-    cell.set(value);
-    seen
-}
-
-impl Home {
-    fn stats(&self) -> PoolStats {
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let Counts { own_made, own_out, own_high, own_exhausted, own_found, came_home, resized } = &self.counts;
-        // Read while another thread counts, these may not fit together for a moment.
-        let on_the_way = read(came_home).saturating_sub(read(own_found));
-        PoolStats {
-            size: self.size,
-            limit: self.limit,
-            made: read(own_made),
-            out: read(own_out).saturating_sub(on_the_way),
-            high: read(own_high),
-            exhausted: read(own_exhausted),
-            came_home: read(came_home),
-            resized: read(resized),
-        }
     }
 }
 
@@ -413,127 +333,16 @@ impl fmt::Debug for PoolGauge {
     }
 }
 
-/// A buffer: a `Vec` that goes home when dropped, if it has one.
-///
-/// ```
-/// use portway::memory::{Buf, Pool};
-///
-/// let pool = Pool::new(1_500, 64, None);
-/// // Who must have a buffer in any case takes one of its own when the pool is empty.
-/// let mut buffer = pool.lease().unwrap_or_default();
-/// buffer.push(1);
-/// assert_eq!(buffer.own_bytes(), 0, "the pool answers for its memory");
-/// # let _: &Buf = &buffer;
-/// ```
-#[derive(Default)]
-pub struct Buf(
-    // One pointer: larger values are written in parts and read as a whole, which stalls the processor.
-    Option<Box<Slot>>,
-);
-
-/// What an empty buffer without memory looks like.
-static NOTHING: Vec<u8> = Vec::new();
-
-impl Buf {
-    /// Bytes of memory held beyond what its pool answers for.
-    ///
-    /// ```
-    /// # use portway::memory::Buf;
-    /// assert_eq!(Buf::from(Vec::with_capacity(10)).own_bytes(), 10);
-    /// ```
-    #[must_use]
-    pub fn own_bytes(&self) -> usize {
-        let pooled = self.0.as_ref().and_then(|slot| slot.home.as_ref()).map_or(0, |home| home.size);
-        self.capacity().saturating_sub(pooled)
-    }
-}
-
-impl From<Vec<u8>> for Buf {
-    /// A buffer without a pool.
-    fn from(bytes: Vec<u8>) -> Self {
-        Self(Some(Box::new(Slot { bytes, next: None, home: None })))
-    }
-}
-
-impl Drop for Buf {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(slot) = self.0.take() {
-            go_home(slot);
-        }
-    }
-}
-
-#[inline]
-fn go_home(mut slot: Box<Slot>) {
-    let Slot { bytes, home: Some(home), .. } = &mut *slot else { return };
-    bytes.clear();
-    if bytes.capacity() != home.size {
-        home.counts.resized.fetch_add(1, Ordering::Relaxed);
-        *bytes = Vec::new();
-    }
-    let place = home.place;
-    let mut slot = Some(slot);
-    let _thread_ends = HERE.try_with(|here| {
-        let place = here.get(place?)?;
-        let inner = place.take();
-        if let Some(inner) = &inner
-            && let Some(mine) =
-                slot.take_if(|slot| slot.home.as_ref().is_some_and(|home| Arc::ptr_eq(&inner.home, home)))
-        {
-            inner.push(mine);
-        }
-        place.set(inner);
-        Some(())
-    });
-    if let Some(slot) = slot {
-        go_home_from_elsewhere(slot);
-    }
-}
-
-#[cold]
-fn go_home_from_elsewhere(slot: Box<Slot>) {
-    let Some(home) = slot.home.clone() else { return };
-    home.counts.came_home.fetch_add(1, Ordering::Relaxed);
-    // Refused when the pool has ended: then it is freed here.
-    drop(home.returns.give(slot));
-}
-
-impl Deref for Buf {
-    type Target = Vec<u8>;
-
-    fn deref(&self) -> &Vec<u8> {
-        self.0.as_ref().map_or(&NOTHING, |slot| &slot.bytes)
-    }
-}
-
-impl DerefMut for Buf {
-    fn deref_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.0.get_or_insert_with(|| Box::new(Slot { bytes: Vec::new(), next: None, home: None })).bytes
-    }
-}
-
-impl AsRef<[u8]> for Buf {
-    fn as_ref(&self) -> &[u8] {
-        self
-    }
-}
-
-impl fmt::Debug for Buf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Buf")
-            .field("len", &self.len())
-            .field("capacity", &self.capacity())
-            .field("pooled", &self.0.as_ref().is_some_and(|slot| slot.home.is_some()))
-            .finish()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use static_assertions::{assert_impl_all, assert_not_impl_any};
 
+    use super::super::pool_buf::POOLS;
     use super::*;
+
+    assert_not_impl_any!(Pool: Send, Sync);
+    assert_impl_all!(Buf: Send, Sync);
 
     #[test]
     fn the_last_one_back_is_the_next_one_out() {

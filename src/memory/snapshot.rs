@@ -34,7 +34,7 @@ impl<T> Snapshot<T> {
         Self(Arc::new(ArcSwap::from_pointee(value)))
     }
 
-    /// Makes `value` the newest version.
+    /// Makes `value` the newest version: a value, or one that is shared already.
     ///
     /// ```
     /// # use portway::memory::Snapshot;
@@ -42,8 +42,8 @@ impl<T> Snapshot<T> {
     /// snapshot.publish(2);
     /// assert_eq!(*snapshot.read(), 2);
     /// ```
-    pub fn publish(&self, value: T) {
-        self.0.store(Arc::new(value));
+    pub fn publish(&self, value: impl Into<Arc<T>>) {
+        self.0.store(value.into());
     }
 
     /// Makes a new version from the newest. If another is published meanwhile, `next` is called again with that; if
@@ -74,6 +74,19 @@ impl<T> Snapshot<T> {
         Version(self.0.load())
     }
 
+    /// The newest version, to be kept for as long as one likes. Writes to the count of its holders, which all readers
+    /// share.
+    ///
+    /// ```
+    /// # use portway::memory::Snapshot;
+    /// let snapshot = Snapshot::new(1);
+    /// assert_eq!(*snapshot.keep(), 1);
+    /// ```
+    #[must_use]
+    pub fn keep(&self) -> Arc<T> {
+        self.0.load_full()
+    }
+
     /// A view of its own for a reader, such as an actor or an arbiter, who reads often.
     ///
     /// ```
@@ -91,6 +104,13 @@ impl<T> Snapshot<T> {
 impl<T> Clone for Snapshot<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
+    }
+}
+
+impl<T> From<Arc<T>> for Snapshot<T> {
+    /// A first version that is shared already.
+    fn from(value: Arc<T>) -> Self {
+        Self(Arc::new(ArcSwap::new(value)))
     }
 }
 
@@ -147,7 +167,24 @@ impl<T> View<T> {
     /// # use portway::memory::Snapshot;
     /// assert_eq!(*Snapshot::new(1).view().get(), 1);
     /// ```
+    #[inline]
     pub fn get(&mut self) -> &T {
+        self.0.load()
+    }
+
+    /// The newest version, for who wants to keep it: then a clone of what this answers.
+    ///
+    /// ```
+    /// # use portway::memory::Snapshot;
+    /// # use std::sync::Arc;
+    /// let snapshot = Snapshot::new(1);
+    /// let mut view = snapshot.view();
+    /// let kept = Arc::clone(view.shared());
+    /// snapshot.publish(2);
+    /// assert!(!Arc::ptr_eq(&kept, view.shared()));
+    /// ```
+    #[inline]
+    pub fn shared(&mut self) -> &Arc<T> {
         self.0.load()
     }
 }

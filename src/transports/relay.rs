@@ -37,6 +37,7 @@ mod actor;
 mod codec;
 #[cfg(feature = "tls")]
 pub mod codec_hello;
+mod detour;
 mod dial;
 mod forward;
 #[cfg(feature = "http")]
@@ -56,6 +57,7 @@ mod state_words;
 
 pub use actor::{Connections, Relay};
 pub use codec::{Header, MAX_V1, MAX_V2, Malformed, ProxyVersion};
+pub use detour::{Detour, Through, Way};
 pub use dial::{Dial, Network, Upstream, Wire};
 pub use forward::Forward;
 #[cfg(feature = "http")]

@@ -6,12 +6,20 @@ mod actors_faults;
 mod actors_mesh;
 mod admin;
 mod config;
+#[cfg(feature = "deadlock")]
+mod deadlock;
 mod embed;
 mod forward;
 mod framed;
 mod gateway;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3_bad;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3_interop;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod http_peers;
 #[cfg(feature = "http")]
@@ -34,6 +42,8 @@ mod probe;
 #[cfg(feature = "quic")]
 mod quic;
 #[cfg(feature = "quic")]
+mod quic_changes;
+#[cfg(feature = "quic")]
 mod quic_ends;
 #[cfg(feature = "quic")]
 mod quic_gateway;
@@ -41,6 +51,8 @@ mod quic_gateway;
 mod quic_interop;
 #[cfg(feature = "quic")]
 mod quic_moving;
+#[cfg(feature = "qlog")]
+mod quic_qlog;
 #[cfg(feature = "quic")]
 mod quic_strangers;
 #[cfg(feature = "quic")]
@@ -51,6 +63,8 @@ mod relay_splice;
 mod relay_tls;
 mod reload;
 mod rooms;
+#[cfg(all(feature = "http", feature = "quic", feature = "wireguard"))]
+mod seeds;
 mod service;
 mod supervise;
 #[cfg(feature = "wireguard")]
@@ -58,10 +72,16 @@ mod tun;
 #[cfg(feature = "wireguard")]
 mod tun_host;
 mod upstreams;
+#[cfg(feature = "http")]
+mod views;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod webtransport;
 #[cfg(feature = "wireguard")]
 mod wireguard;
 #[cfg(feature = "wireguard")]
 mod wireguard_bad;
+#[cfg(feature = "wireguard")]
+mod wireguard_datagrams;
 #[cfg(feature = "wireguard")]
 mod wireguard_gateway;
 #[cfg(feature = "wireguard")]

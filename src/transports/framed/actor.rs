@@ -177,7 +177,6 @@ impl<S, V: Service> Connection<S, V> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin, V: Service> Connection<S, V> {
     fn read(&mut self, turn: &mut Turn<'_, FramedMsg>) -> Progress {
-        let Ok(stream) = &mut self.stream else { return Progress::Idle };
         let now = turn.now();
         if self.resume_at.is_some() {
             return Progress::Idle;
@@ -196,9 +195,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin, V: Service> Connection<S, V> {
             if left == 0 {
                 return Progress::More;
             }
+            let Ok(stream) = &mut self.stream else { break };
             let (state, service) = (&mut self.state, &mut self.service);
             let read = turn.scratch(|turn, scratch| {
-                let most = left.min(scratch.len());
+                let most = left.min(state.read_at_most(scratch.len()));
                 let mut buffer = ReadBuf::new(scratch.get_mut(..most).unwrap_or_default());
                 match Pin::new(&mut *stream).poll_read(&mut turn.cx(), &mut buffer) {
                     Poll::Pending => None,
@@ -211,15 +211,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin, V: Service> Connection<S, V> {
                         Some(0)
                     }
                     Poll::Ready(Ok(())) => {
-                        state.lend(buffer.filled().len(), |bytes| turn.buffer(bytes));
-                        state.handle(Input::Bytes(buffer.filled()), now, service);
+                        state.read(buffer.filled(), now, service, |bytes| turn.buffer(bytes));
                         Some(buffer.filled().len())
                     }
                 }
             });
             match read {
                 Some(0) => break,
-                Some(count) => left = left.saturating_sub(count),
+                Some(count) => {
+                    left = left.saturating_sub(count);
+                    // Answers to one read fit into one buffer of the pools, those to the next as well would not.
+                    let _rest_waits = self.write_once(turn);
+                }
                 None => {
                     if self.state.wants_last_read() {
                         self.state.handle(Input::ReadDone, now, &mut self.service);
@@ -231,6 +234,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin, V: Service> Connection<S, V> {
         Progress::Idle
     }
 
+    /// Writes what waits, if anything, as far as the socket takes it at once. `None`: nothing waits, or it takes nothing.
+    fn write_once(&mut self, turn: &Turn<'_, FramedMsg>) -> Option<usize> {
+        let (Ok(stream), Next::Write(bytes)) = (&mut self.stream, self.state.poll()) else { return None };
+        let (input, count) = match Pin::new(stream).poll_write(&mut turn.cx(), bytes) {
+            Poll::Pending => return None,
+            Poll::Ready(Ok(count)) => (Input::Written(count), count),
+            Poll::Ready(Err(_)) => (Input::Reset, 0),
+        };
+        self.state.handle(input, turn.now(), &mut self.service);
+        Some(count)
+    }
+
     /// Writes what the state has until it has no more or the socket takes no more.
     fn write(&mut self, turn: &mut Turn<'_, FramedMsg>) -> Result<Progress, Fault> {
         let now = turn.now();
@@ -240,13 +255,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin, V: Service> Connection<S, V> {
             match self.state.poll() {
                 Next::Wait => return Ok(Progress::Idle),
                 Next::Write(_) if left == 0 => return Ok(Progress::More),
-                Next::Write(bytes) => match Pin::new(stream).poll_write(&mut turn.cx(), bytes) {
-                    Poll::Pending => return Ok(Progress::Idle),
-                    Poll::Ready(Ok(count)) => {
-                        left = left.saturating_sub(count);
-                        self.state.handle(Input::Written(count), now, &mut self.service);
-                    }
-                    Poll::Ready(Err(_)) => self.state.handle(Input::Reset, now, &mut self.service),
+                Next::Write(_) => match self.write_once(turn) {
+                    Some(count) => left = left.saturating_sub(count),
+                    None => return Ok(Progress::Idle),
                 },
                 Next::ShutdownWrite => match Pin::new(stream).poll_shutdown(&mut turn.cx()) {
                     Poll::Pending => return Ok(Progress::Idle),
@@ -308,11 +319,11 @@ where
     fn on(&mut self, m: FramedMsg, turn: &mut Turn<'_, FramedMsg>) -> Result<(), Fault> {
         match m {
             FramedMsg::Send(body) => {
-                self.state.lend(body.len(), |bytes| turn.buffer(bytes));
+                self.state.lend(|| turn.buffer(body.len()));
                 self.state.handle(Input::Push(&body), turn.now(), &mut self.service);
             }
             FramedMsg::Batch(batch) => {
-                self.state.lend(batch.bytes(), |bytes| turn.buffer(bytes));
+                self.state.lend(|| turn.buffer(batch.bytes()));
                 for body in batch.bodies(turn.mail().id()) {
                     if !self.state.fits(body.len()) && !self.is_ending() {
                         // Slow is a peer that takes too little, not one that is sent much at once.

@@ -198,7 +198,7 @@ pub struct State {
     phase: Phase,
     outbox: Outbox,
     /// What has come of a message that is not whole, or whole messages that may not be answered yet.
-    partial: Vec<u8>,
+    partial: Buf,
     opened: Instant,
     moved_at: Instant,
     message_began: Option<Instant>,
@@ -218,7 +218,7 @@ impl State {
             outbox: Outbox::new(settings.format, settings.outbound, settings.when_slow),
             settings,
             phase: Phase::Open,
-            partial: Vec::new(),
+            partial: Buf::default(),
             opened: now,
             moved_at: now,
             message_began: None,
@@ -235,7 +235,7 @@ impl State {
             return;
         }
         match input {
-            Input::Bytes(bytes) => self.bytes(bytes, now, service),
+            Input::Bytes(bytes) => self.bytes(bytes, now, service, &mut |_| Buf::default()),
             Input::Eof => self.eof(),
             Input::Reset => self.phase = Phase::Over(Close::peer("reset")),
             Input::Written(count) => self.written(count, now, service),
@@ -250,6 +250,35 @@ impl State {
             Input::ReadDone => self.last_read_done(),
         }
         self.settle(now);
+    }
+
+    /// As [`handle`](Self::handle) with [`Input::Bytes`]. Answers and what must be kept go into what `buffer` gives for
+    /// so many bytes; where it gives an empty one without memory, they take memory of their own.
+    pub fn read(
+        &mut self,
+        bytes: &[u8],
+        now: Instant,
+        service: &mut impl Service,
+        mut buffer: impl FnMut(usize) -> Buf,
+    ) {
+        if matches!(self.phase, Phase::Over(_)) {
+            return;
+        }
+        // Answers are often as long as their messages.
+        let answers = self.partial.len().saturating_add(bytes.len());
+        self.outbox.lend(|| buffer(answers));
+        self.bytes(bytes, now, service, &mut buffer);
+        self.settle(now);
+    }
+
+    /// How many bytes to read at once, of `room`: fewer behind a part of a message, so that the answers to all of it
+    /// still fit into one buffer of that size.
+    #[must_use]
+    pub fn read_at_most(&self, room: usize) -> usize {
+        match self.partial.len() {
+            kept if kept < room => (room - kept).max(room / 4),
+            _ => room,
+        }
     }
 
     /// What to do next.
@@ -333,20 +362,18 @@ impl State {
     /// So many of them are the connection's own; a pool answers for the others.
     #[must_use]
     pub fn own_bytes(&self) -> usize {
-        self.outbox.own_bytes() + self.partial.capacity()
+        self.outbox.own_bytes() + self.partial.own_bytes()
     }
 
-    /// Gives the outbound queue an empty buffer to work with, if it has none.
-    /// `buffer` makes one for so many bytes: those that come now, and those of a message that was not whole before.
-    pub fn lend(&mut self, coming: usize, buffer: impl FnOnce(usize) -> Buf) {
-        let bytes = self.partial.len().saturating_add(coming);
-        self.outbox.lend(|| buffer(bytes));
+    /// Gives the outbound queue an empty buffer to work with, if it has none, before messages of others are pushed.
+    pub fn lend(&mut self, buffer: impl FnOnce() -> Buf) {
+        self.outbox.lend(buffer);
     }
 
     /// Lets go of buffers that hold nothing.
     pub fn free_unused(&mut self) {
         if self.partial.is_empty() {
-            self.partial = Vec::new();
+            self.partial = Buf::default();
         }
         self.outbox.free_unused();
     }
@@ -360,7 +387,7 @@ impl State {
         }
     }
 
-    fn bytes(&mut self, bytes: &[u8], now: Instant, service: &mut impl Service) {
+    fn bytes(&mut self, bytes: &[u8], now: Instant, service: &mut impl Service, buffer: &mut impl FnMut(usize) -> Buf) {
         self.counts.bytes_in += bytes.len() as u64;
         self.moved_at = now;
         match &mut self.phase {
@@ -372,13 +399,45 @@ impl State {
             Phase::LastRead { left, .. } => *left = left.saturating_sub(bytes.len()),
             Phase::Flush { .. } | Phase::Linger { .. } | Phase::Over(_) => return,
         }
-        if self.partial.is_empty() {
-            let used = self.answer(bytes, now, service);
-            self.partial.extend_from_slice(bytes.get(used..).unwrap_or_default());
-        } else {
-            self.partial.extend_from_slice(bytes);
+        let mut rest = bytes;
+        while !rest.is_empty() && !self.partial.is_empty() {
+            // No more than makes the kept message whole is copied to it; the others are answered where they lie.
+            let (first, others) = rest.split_at(self.missing().min(rest.len()));
+            self.keep(first, buffer);
             self.answer_partial(now, service);
+            rest = if matches!(self.phase, Phase::Open | Phase::LastRead { .. }) { others } else { &[] };
         }
+        if !rest.is_empty() {
+            let used = self.answer(rest, now, service);
+            self.keep(rest.get(used..).unwrap_or_default(), buffer);
+        }
+    }
+
+    /// How many bytes make the first of what is kept a whole length or a whole message; all, if it is one already.
+    fn missing(&self) -> usize {
+        let (format, have) = (self.settings.format, self.partial.len());
+        match format.decode(&self.partial) {
+            Ok(None) => format.header_len().saturating_sub(have),
+            Ok(Some(frame)) if frame.total() > have => frame.total() - have,
+            Ok(Some(_)) | Err(_) => usize::MAX,
+        }
+    }
+
+    /// Keeps bytes for later. A buffer of a pool that they do not fit into is given up for a larger one, since one that
+    /// grew would be lost to its pool.
+    fn keep(&mut self, bytes: &[u8], buffer: &mut impl FnMut(usize) -> Buf) {
+        if bytes.is_empty() {
+            return;
+        }
+        let len = self.partial.len() + bytes.len();
+        if len > self.partial.capacity() {
+            let mut larger = buffer(len);
+            if larger.capacity() >= len || self.partial.own_bytes() == 0 {
+                larger.extend_from_slice(&self.partial);
+                self.partial = larger;
+            }
+        }
+        self.partial.extend_from_slice(bytes);
     }
 
     fn answer_partial(&mut self, now: Instant, service: &mut impl Service) {

@@ -225,15 +225,34 @@ fn a_drain_of_a_stalled_peer_goes_on_when_it_reads() {
 #[test]
 fn an_idle_connection_holds_no_memory() {
     let (mut state, now) = state(|_| {});
-    let pool = Pool::new(4_096, 1, None);
-    state.lend(500, |_| pool.lease().unwrap());
+    let pool = Pool::new(4_096, 2, None);
     let message = frame(&[1; 500]);
-    state.handle(Input::Bytes(&message[..100]), now, &mut Echo);
-    state.handle(Input::Bytes(&message[100..]), now, &mut Echo);
+    state.read(&message[..100], now, &mut Echo, |_| pool.lease().unwrap());
+    state.read(&message[100..], now, &mut Echo, |_| pool.lease().unwrap());
     written(&mut state, now);
-    assert_eq!((state.own_bytes(), state.held() > 4_096), (state.held() - 4_096, true));
+    assert_eq!((state.own_bytes(), state.held(), pool.stats().out), (0, 8_192, 2));
     state.free_unused();
     assert_eq!((state.held(), pool.stats().out), (0, 0));
+}
+
+#[test]
+fn parts_move_to_larger_buffers_and_none_is_lost_to_its_pool() {
+    let (mut state, now) = state(|_| {});
+    let pools = [64, 512, 4_096].map(|size| Pool::new(size, 2, None));
+    let get = |bytes: usize| {
+        let pool = pools.iter().find(|pool| pool.stats().size >= bytes);
+        pool.map(|pool| pool.lease().unwrap()).unwrap_or_default()
+    };
+    let input = [frame(&[1; 10]), frame(&[2; 6_000]), frame(&[3; 20])].concat();
+    let mut out = Vec::new();
+    for chunk in input.chunks(40) {
+        state.read(chunk, now, &mut Echo, get);
+        out.extend(written(&mut state, now));
+        state.free_unused();
+        assert!(pools.iter().map(|pool| pool.stats().out).sum::<u64>() <= 1, "one for the part, and none for answers");
+    }
+    assert_eq!(out, input);
+    assert_eq!(pools.map(|pool| (pool.stats().out, pool.stats().resized)), [(0, 0); 3]);
 }
 
 proptest! {

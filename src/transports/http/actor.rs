@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderValue, Version};
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,6 +33,7 @@ use super::tunnel::Tunnel;
 use super::wire::{ClientStream, Looked, Notes, Wire};
 use crate::actors::clock::later;
 use crate::actors::{Driver, Fault, Kind, Place, SpawnError, Spec, Turn, shelf};
+use crate::memory::View;
 use crate::transports::kit::admission::Ticket;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 
@@ -99,20 +100,59 @@ pub(super) struct Client {
     pub(super) settings: Arc<Settings>,
     pub(super) peer: SocketAddr,
     pub(super) tls: bool,
-    pub(super) http2: bool,
+    pub(super) version: Version,
     pub(super) trusted: bool,
     /// What runs beside the requests of HTTP/2.
     pub(super) nursery: Nursery,
     site: Arc<Published>,
-    /// The site of the last request, with its counters.
-    seen: RefCell<Option<(Arc<Site>, Rc<Tallies>)>>,
+    /// Once a request has come.
+    seen: RefCell<Option<Seen>>,
     ticket: RefCell<Ticket>,
     tunnel: RefCell<Option<Tunnel>>,
     requests: Cell<u64>,
     random: Cell<u64>,
 }
 
+/// The site of the last request, and where its arbiter sees the next.
+struct Seen {
+    view: Rc<RefCell<View<Site>>>,
+    site: Arc<Site>,
+    tallies: Rc<Tallies>,
+}
+
+/// Who has come, and how.
+pub(super) struct Came {
+    pub(super) peer: SocketAddr,
+    pub(super) tls: bool,
+    pub(super) version: Version,
+    pub(super) ticket: Ticket,
+    pub(super) random: u64,
+}
+
 impl Client {
+    pub(super) fn new(notes: Rc<Notes>, settings: Arc<Settings>, site: Arc<Published>, came: Came) -> Rc<Self> {
+        Rc::new(Self {
+            notes,
+            peer: came.peer,
+            tls: came.tls,
+            version: came.version,
+            trusted: settings.trusted.iter().any(|network| network.contains(came.peer.ip())),
+            settings,
+            nursery: Nursery::default(),
+            site,
+            seen: RefCell::default(),
+            ticket: RefCell::new(came.ticket),
+            tunnel: RefCell::default(),
+            requests: Cell::new(0),
+            random: Cell::new(came.random),
+        })
+    }
+
+    /// Whether each request has a stream of its own: not so in HTTP/1.1.
+    pub(super) fn has_streams(&self) -> bool {
+        self.version != Version::HTTP_11
+    }
+
     /// A request has come.
     pub(super) fn begin(&self) -> Rc<Record> {
         if self.requests.get() == 0 {
@@ -128,23 +168,27 @@ impl Client {
     }
 
     fn tallies(&self) -> Rc<Tallies> {
-        let now = self.site.load();
         let mut seen = self.seen.borrow_mut();
-        if let Some((site, tallies)) = &*seen
-            && Arc::ptr_eq(site, &now)
+        let view = match &*seen {
+            Some(seen) => seen.view.clone(),
+            None => shelf(&self.site, || RefCell::new(self.site.view())),
+        };
+        let mut now = view.borrow_mut();
+        let site = now.shared();
+        if let Some(seen) = &*seen
+            && Arc::ptr_eq(&seen.site, site)
         {
-            return tallies.clone();
+            return seen.tallies.clone();
         }
-        let site: Arc<Site> = now.clone();
-        let make = || Tallies::new(&self.notes.driver, &self.settings.listener, &site);
-        let tallies = shelf(&site, make);
-        *seen = Some((site.clone(), tallies.clone()));
+        let make = || Tallies::new(&self.notes.driver, &self.settings.listener, site);
+        let tallies = shelf(site, make);
+        *seen = Some(Seen { view: view.clone(), site: site.clone(), tallies: tallies.clone() });
         tallies
     }
 
     /// The site, as it was when the request came.
     pub(super) fn site(&self) -> Arc<Site> {
-        self.seen.borrow().as_ref().map_or_else(|| self.site.load_full(), |(site, _)| site.clone())
+        self.seen.borrow().as_ref().map_or_else(|| self.site.keep(), |seen| seen.site.clone())
     }
 
     /// How many requests have come.
@@ -201,21 +245,10 @@ async fn serve(driver: &Driver, shared: &Arc<Shared>, accepted: Accepted, random
     let by_head = later(driver.now(), settings.times.head);
     let begun = by(driver, by_head, begin(shared, tcp)).await.ok_or_else(|| Fault::peer("head_timeout", ""))??;
     let notes = Notes::new(driver.clone(), settings.listener.clone(), watch);
-    let client = Rc::new(Client {
-        notes: notes.clone(),
-        settings: settings.clone(),
-        peer,
-        tls: matches!(begun.stream, ClientStream::Tls(_)),
-        http2: begun.http2,
-        trusted: settings.trusted.iter().any(|network| network.contains(peer.ip())),
-        nursery: Nursery::default(),
-        site: shared.site.clone(),
-        seen: RefCell::default(),
-        ticket: RefCell::new(ticket),
-        tunnel: RefCell::default(),
-        requests: Cell::new(0),
-        random: Cell::new(random),
-    });
+    let version = if begun.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    let tls = matches!(begun.stream, ClientStream::Tls(_));
+    let came = Came { peer, tls, version, ticket, random };
+    let client = Client::new(notes, settings.clone(), shared.site.clone(), came);
     if begun.http2 { serve_two(&client, begun).await } else { serve_one(&client, begun).await }
 }
 
@@ -361,7 +394,7 @@ fn fault_of(client: &Client, error: &hyper::Error) -> Fault {
         None if error.is_parse() => "bad_request",
         None if error.is_incomplete_message() => "truncated",
         None if error.is_user() => "answer_broke",
-        None if client.http2 => "protocol",
+        None if client.has_streams() => "protocol",
         None => "reset",
     };
     // What the guard refused is counted already.

@@ -20,7 +20,7 @@ use super::site::{Upstream, Version};
 use super::state_exchange::Failure;
 use crate::actors::shelf;
 use crate::transports::kit::balance::Address;
-use crate::transports::relay::{Dial, Network, Upstream as Stream};
+use crate::transports::relay::{Dial, Upstream as Stream};
 use crate::transports::tls::{ClientSettings, PeerName};
 
 /// How HTTP/2 is named in a TLS handshake (RFC 9113, section 3.1).
@@ -72,7 +72,7 @@ pub(super) async fn dial(upstream: &Upstream, version: Version, address: &Addres
         Address::Tcp(_) | Address::Unix(_) | Address::Quic { .. } | Address::Udp(_) => address,
     };
     // Over TCP and Unix sockets; the configuration lets no others come here.
-    let mut network = Network::default();
+    let mut network = upstream.network.clone();
     let mut stream = network.dial(plain).map_err(|error| NotDialled::connection(&error))?;
     let connected = poll_fn(|cx| network.poll_connected(&mut stream, cx)).await;
     connected.map_err(|error| NotDialled::connection(&error))?;

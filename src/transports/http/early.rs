@@ -20,7 +20,7 @@ const MOST: usize = 16 << 10;
 
 /// Has heads before the answer to this request passed on.
 pub(super) async fn heard(client: &Rc<Client>, mut request: Request<ToServer>) -> Request<ToServer> {
-    if client.http2 {
+    if client.has_streams() {
         return request;
     }
     let early = client.notes.early();

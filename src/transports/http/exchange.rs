@@ -18,7 +18,7 @@ use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 
 use super::actor::Client;
-use super::body::{self, Source, ToClient, ToServer};
+use super::body::{self, FromClient, Source, ToClient, ToServer};
 use super::codec_forward::{self as forward, Sender};
 use super::codec_head::is_authority;
 use super::pool::Pool;
@@ -42,19 +42,24 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<ToClient>, Infallible>>>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let client = self.0.clone();
         let record = client.begin();
         Box::pin(async move {
-            let mut response = answer(&client, request, &record).await;
+            let opens = client.version == Version::HTTP_2 && *request.method() == Method::CONNECT;
+            let opened = opens.then(|| hyper::upgrade::on(&mut request));
+            let mut response = answer(&client, request.map(FromClient::Hyper), opened, &record).await;
             record.answers(response.status());
-            if client.http2 {
+            if client.version == Version::HTTP_2 {
                 response.body_mut().streamed();
             } else {
                 client.notes.answered();
             }
-            if client.notes.closing.get() && !client.http2 {
+            if client.notes.closing.get() && !client.has_streams() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            if let Some(alternative) = &client.settings.alternative {
+                response.headers_mut().insert(header::ALT_SVC, alternative.clone());
             }
             Ok(response)
         })
@@ -73,11 +78,15 @@ pub(super) fn plain(status: StatusCode, record: &Rc<Record>) -> Response<ToClien
     response
 }
 
-async fn answer(client: &Rc<Client>, mut request: Request<Incoming>, record: &Rc<Record>) -> Response<ToClient> {
+pub(super) async fn answer(
+    client: &Rc<Client>,
+    request: Request<FromClient>,
+    opened: Option<OnUpgrade>,
+    record: &Rc<Record>,
+) -> Response<ToClient> {
     // CONNECT is of HTTP (RFC 9110, section 9.3.6), or opens a WebSocket over HTTP/2 (RFC 8441, section 4).
     let connects = *request.method() == Method::CONNECT;
     let protocol = request.extensions().get::<hyper::ext::Protocol>().map(|p| p.as_str() == "websocket");
-    let opened = if connects && client.http2 { Some(hyper::upgrade::on(&mut request)) } else { None };
     let (mut head, incoming) = request.into_parts();
     let asks = Asks { opened, websocket: protocol == Some(true), connects: connects && protocol.is_none() };
     if asks.websocket {
@@ -92,11 +101,12 @@ async fn answer(client: &Rc<Client>, mut request: Request<Incoming>, record: &Rc
         head.method.as_str().clone_into(&mut line.method);
         head.uri.path().clone_into(&mut line.path);
         authority.clone_into(&mut line.authority);
-        line.version = if client.http2 { "2" } else { "1.1" };
+        line.version = version(client.version);
         line.trace = text("traceparent");
     }
     // An echo of what a gateway's own fields add helps nobody, and of other protocols nothing is known.
-    if head.method == Method::TRACE || (connects && protocol == Some(false)) {
+    let unknown = connects && (protocol == Some(false) || client.version == Version::HTTP_3);
+    if head.method == Method::TRACE || unknown {
         return plain(StatusCode::METHOD_NOT_ALLOWED, record);
     }
     // The target of CONNECT is an authority and has no path.
@@ -145,7 +155,7 @@ struct Asks {
 async fn routed(
     client: &Rc<Client>,
     route: &Arc<Route>,
-    (mut head, incoming): (http::request::Parts, Incoming),
+    (mut head, incoming): (http::request::Parts, FromClient),
     asks: Asks,
     (authority, host): (&str, &str),
     record: &Rc<Record>,
@@ -153,7 +163,7 @@ async fn routed(
     match &route.action {
         Action::Proxy(upstream) if asks.connects => tunnel::connect(client, upstream, route, asks.opened, record).await,
         Action::Proxy(upstream) => {
-            let websocket = asks.websocket || (!client.http2 && forward::asks_for_websocket(&head.headers));
+            let websocket = asks.websocket || (!client.has_streams() && forward::asks_for_websocket(&head.headers));
             if forwarded(client, &mut head, route, authority, record).is_none() {
                 return plain(StatusCode::BAD_REQUEST, record);
             }
@@ -186,6 +196,9 @@ async fn routed(
             None => plain(StatusCode::BAD_REQUEST, record),
         },
         Action::Demo => demo(client, &head, authority, record),
+        // Asked for by an extended CONNECT of HTTP/3, and by nothing else.
+        #[cfg(feature = "quic")]
+        Action::Session(_) => plain(StatusCode::UPGRADE_REQUIRED, record),
     }
 }
 
@@ -227,7 +240,7 @@ impl Head {
 
 /// The authority that was asked for, if there is exactly one and it can be one. A target that names it counts for more
 /// than `Host` (RFC 9112, section 3.2.2); two that differ are refused (RFC 9113, section 8.3.1).
-fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
+pub(super) fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
     let mut hosts = fields.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (None, _) => None,
@@ -252,10 +265,10 @@ fn forwarded(
     authority: &str,
     record: &Record,
 ) -> Option<()> {
-    let sender =
-        Sender { address: client.peer.ip(), tls: client.tls, trusted: client.trusted, authority, http2: client.http2 };
+    let address = client.peer.ip();
+    let sender = Sender { address, tls: client.tls, trusted: client.trusted, authority, version: client.version };
     forward::to_server(&mut head.headers, &sender, || client.request_id());
-    if client.http2 {
+    if client.has_streams() {
         forward::join_cookies(&mut head.headers);
     }
     if let Ok(host) = HeaderValue::try_from(authority) {
@@ -330,7 +343,7 @@ async fn proxy(
     upstream: &Arc<Upstream>,
     route: &Route,
     mut head: Head,
-    incoming: Incoming,
+    incoming: FromClient,
     record: &Rc<Record>,
 ) -> Response<ToClient> {
     let notes = &client.notes;
@@ -428,7 +441,7 @@ async fn proxy(
                 if fault.get().is_some() {
                     // What is left of the body is not read.
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                    if client.http2 {
+                    if client.has_streams() {
                         response.headers_mut().remove(header::CONNECTION);
                     }
                 }
@@ -469,13 +482,22 @@ pub(super) fn from_server(
     response
 }
 
+/// A version as logs and pages write it.
+fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_3 => "3",
+        Version::HTTP_2 => "2",
+        _ => "1.1",
+    }
+}
+
 fn demo(client: &Client, head: &http::request::Parts, authority: &str, record: &Rc<Record>) -> Response<ToClient> {
     use std::fmt::Write;
-    let version = if client.http2 { "HTTP/2" } else { "HTTP/1.1" };
+    let version = version(client.version);
     let tls = if client.tls { "over TLS" } else { "without TLS" };
     let target = head.uri.path_and_query().map_or("/", uri::PathAndQuery::as_str);
     let mut text = format!(
-        "Portway\n\n{} {target}\nhost: {authority}\nfrom: {}\n{version} {tls}, request {} of its connection\n\n",
+        "Portway\n\n{} {target}\nhost: {authority}\nfrom: {}\nHTTP/{version} {tls}, request {} of its connection\n\n",
         head.method,
         client.peer.ip(),
         client.requests(),

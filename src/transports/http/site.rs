@@ -4,9 +4,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
 use super::codec_edit::{Edits, Rewrite};
 use super::codec_forward::Network;
@@ -14,6 +13,7 @@ use super::codec_head::HeadLimits;
 use super::guards::Guards;
 use super::state_routes::{Rule, Table, Tie};
 use super::state_watch::Times;
+use crate::memory::Snapshot;
 use crate::transports::kit::balance::Balancer;
 use crate::transports::tls::{ClientSettings, ServerSettings};
 
@@ -104,6 +104,26 @@ pub enum Action {
     },
     /// A page that shows the request.
     Demo,
+    /// A session of WebTransport, over HTTP/3.
+    #[cfg(feature = "quic")]
+    Session(Inside),
+}
+
+/// What runs in sessions of WebTransport.
+#[cfg(feature = "quic")]
+#[derive(Clone)]
+pub struct Inside {
+    /// Protocols that it speaks, the most wanted first; a client that offers none of them gets none.
+    pub protocols: Vec<String>,
+    /// Makes the application of one.
+    pub make: Arc<dyn Fn() -> Box<dyn crate::transports::quic::Application> + Send + Sync>,
+}
+
+#[cfg(feature = "quic")]
+impl std::fmt::Debug for Inside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inside").field("protocols", &self.protocols).finish_non_exhaustive()
+    }
 }
 
 /// Which HTTP servers speak.
@@ -124,6 +144,8 @@ pub struct Upstream {
     pub name: Arc<str>,
     /// Which server gets the next request.
     pub balancer: Arc<Balancer>,
+    /// What reaches them.
+    pub network: crate::transports::relay::Network,
     /// How long a server may take to accept a connection.
     pub connect_timeout: Duration,
     /// Which HTTP its servers speak.
@@ -158,6 +180,10 @@ pub struct Settings {
     pub access_log: bool,
     /// Certificates and protocols; `None`: no TLS.
     pub tls: Option<Arc<ServerSettings>>,
+    /// What is said of HTTP/3 in answers of HTTP/1.1 and 2 (RFC 7838).
+    pub alternative: Option<HeaderValue>,
+    /// Whether connections of HTTP/3 take sessions of WebTransport.
+    pub sessions: bool,
 }
 
 impl Settings {
@@ -179,4 +205,4 @@ impl Settings {
 }
 
 /// The site of a listener, replaced while connections run: they ask for it with each request.
-pub type Published = ArcSwap<Site>;
+pub type Published = Snapshot<Site>;

@@ -203,7 +203,7 @@ impl Device {
     }
 
     pub(super) fn publish(&self) {
-        self.published.store(Arc::new(self.peers.table(&self.settings.addresses)));
+        self.published.publish(self.peers.table(&self.settings.addresses));
     }
 
     pub(super) fn lost(&mut self, turn: &Turn<'_, DeviceMsg>, reason: &'static str, n: u64) {

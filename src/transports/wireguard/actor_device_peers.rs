@@ -9,7 +9,6 @@ use super::codec_keys::PublicKey;
 use super::engine_boring::{Boring, Material};
 use super::peers::{Change, Peer, Running};
 use super::settings::PeerSettings;
-use super::table::View;
 use crate::actors::{Control, Exit, Mail, Place, Refused, Spec, Turn, clock};
 use crate::transports::kit::packets::Packets;
 
@@ -52,7 +51,7 @@ impl Device {
         let spec = Spec { name: peer.settings.name.clone(), ..Spec::default() };
         let spec = spec.inbox(SESSION_INBOX.0, SESSION_INBOX.1);
         let spawned = turn.spawn(Place::On(arbiter), spec, move || {
-            let view = View::new(published);
+            let view = published.view();
             let engine = Boring::new(&material, limiter, clock::now());
             let parts = Parts {
                 interface,

@@ -355,7 +355,7 @@ impl<E: Engine> Session<E> {
     /// To the session of another peer.
     fn pass_on(&mut self, peer: u32, packets: Packets, turn: &Turn<'_, SessionMsg>) {
         let count = packets.len() as u64;
-        let table = self.parts.view.load();
+        let table = self.parts.view.get();
         let session = table.slot(peer).and_then(|slot| slot.session.load_full());
         let refused = match session {
             Some(mail) => mail.tell(SessionMsg::Outbound(packets)).is_err(),
@@ -471,7 +471,7 @@ fn judge(
         Ok(inner) => inner,
         Err(error) => return Judged::Dropped(error.reason()),
     };
-    let table = parts.view.load();
+    let table = parts.view.get();
     if memo.0 != Some(inner.source) {
         if table.peer_of(inner.source) != Some(parts.peer) {
             return Judged::Dropped("source_not_allowed");

@@ -5,7 +5,6 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket as StdSocket};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol as Transport, Socket, Type};
 
 use super::actor_device::{DEVICE_INBOX, Device, DeviceMsg};
@@ -82,7 +81,7 @@ impl Interface {
         settings: Settings,
         peers: Vec<PeerSettings>,
     ) -> Result<Self, StartError> {
-        let published: Published = Arc::new(ArcSwap::default());
+        let published: Published = Published::default();
         let inside = InsideSlot::default();
         let sending = socket.try_clone().map_err(StartError::Socket)?;
         let (name, threading) = (settings.name.clone(), settings.threading.clone());
@@ -113,7 +112,7 @@ impl Interface {
     /// How many peers have a session actor now.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        self.published.load().slots.iter().filter(|slot| slot.session.load().is_some()).count()
+        self.published.read().slots.iter().filter(|slot| slot.session.load().is_some()).count()
     }
 
     /// Ends it: its device, its sessions, its sending end.
@@ -125,7 +124,7 @@ impl Interface {
     /// A way into its tunnels, for whatever reads packets inside.
     #[must_use]
     pub fn router(&self) -> Router {
-        Router::new(self.published.clone(), self.device.clone())
+        Router::new(&self.published, self.device.clone())
     }
 
     /// From now on packets out of tunnels go to what `inside` makes, on the arbiter of each session. Only the first call

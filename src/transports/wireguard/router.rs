@@ -30,12 +30,12 @@ impl fmt::Debug for Router {
 }
 
 impl Router {
-    pub(super) fn new(published: Published, device: Mail<DeviceMsg>) -> Self {
-        Self { view: View::new(published), device, lost: [("no_route", 0), ("peer_busy", 0)], parts: Vec::new() }
+    pub(super) fn new(published: &Published, device: Mail<DeviceMsg>) -> Self {
+        Self { view: published.view(), device, lost: [("no_route", 0), ("peer_busy", 0)], parts: Vec::new() }
     }
 
     fn peer_of(&mut self, packet: &[u8]) -> Option<u32> {
-        codec_inner::destination(packet).and_then(|to| self.view.load().peer_of(to))
+        codec_inner::destination(packet).and_then(|to| self.view.get().peer_of(to))
     }
 
     /// Splits a batch by peer.
@@ -59,7 +59,7 @@ impl Router {
 
     /// To a peer's session, or to the device that starts one.
     fn hand_over(&mut self, peer: u32, packets: Packets) -> Result<(), Packets> {
-        let session = self.view.load().slot(peer).and_then(|slot| slot.session.load_full());
+        let session = self.view.get().slot(peer).and_then(|slot| slot.session.load_full());
         if let Some(session) = session {
             match session.tell(SessionMsg::Outbound(packets)) {
                 Ok(()) => return Ok(()),
@@ -101,7 +101,7 @@ impl Deliver for Router {
         let mut others = false;
         for n in 1..packets.len() {
             let of = packets.get(n).and_then(codec_inner::destination);
-            others |= of.and_then(|to| self.view.load().peer_of(to)) != peer;
+            others |= of.and_then(|to| self.view.get().peer_of(to)) != peer;
         }
         let result = match peer {
             Some(peer) if !others => {
@@ -129,6 +129,6 @@ const MOST: usize = crate::transports::kit::packets::BATCH_PACKETS;
 
 impl Uplink for Router {
     fn owner(&mut self, source: IpAddr) -> Option<u32> {
-        self.view.load().peer_of(source)
+        self.view.get().peer_of(source)
     }
 }

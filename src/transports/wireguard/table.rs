@@ -6,10 +6,11 @@
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
 
 use super::actor_session::SessionMsg;
 use crate::actors::Mail;
+use crate::memory::{self, Snapshot};
 use crate::transports::kit::packets::Deliver;
 use crate::transports::kit::routes::Routes;
 
@@ -52,7 +53,7 @@ pub(super) type Inside = Arc<dyn Fn() -> Box<dyn Deliver> + Send + Sync>;
 pub(super) type InsideSlot = Arc<OnceLock<Inside>>;
 
 /// The table in force.
-pub(super) type Published = Arc<ArcSwap<Table>>;
+pub(super) type Published = Snapshot<Table>;
 
 /// One reader's view of it.
-pub(super) type View = arc_swap::Cache<Published, Arc<Table>>;
+pub(super) type View = memory::View<Table>;
