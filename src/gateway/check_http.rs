@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method};
 use regex::Regex;
 
+use super::check_guards;
 use super::check_listener::{copied, count, small};
 use super::check_quic::{Around, is, listener_tls};
 use super::check_upstream::Kind;
@@ -94,8 +95,8 @@ pub(super) fn rule(route: &HttpRoute) -> Result<Rule, regex::Error> {
 
 fn route(raw: &RawRoute, number: usize, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<HttpRoute> {
     let here = &raw.http;
-    for (key, span) in [("alpn", is(&raw.alpn).map(|at| at.span)), ("datagrams", is(&raw.datagrams).map(|at| at.span))]
-    {
+    let foreign = [("alpn", &raw.alpn), ("sni", &raw.sni), ("datagrams", &raw.datagrams)];
+    for (key, span) in foreign.map(|(key, field)| (key, is(field).map(|at| at.span))) {
         if let Some(span) = span {
             mistakes.add(span, format!("`{key}` does not belong to a route of HTTP"), "take it out");
         }
@@ -111,6 +112,8 @@ fn route(raw: &RawRoute, number: usize, around: &Around<'_>, mistakes: &mut Mist
     {
         mistakes.add(span, "`strip_prefix` needs a `path`", "write `path = \"/api\"`, or take it out");
     }
+    let strips = copied(&here.strip_prefix, false);
+    let rewrite = check_guards::rewrite(&here.guards, &path, strips, mistakes);
     Some(HttpRoute {
         name: is(&here.name).map_or_else(|| (number + 1).to_string(), |name| name.value.text.clone()),
         host: host?,
@@ -118,10 +121,13 @@ fn route(raw: &RawRoute, number: usize, around: &Around<'_>, mistakes: &mut Mist
         methods: methods?,
         headers: headers?,
         action,
-        strip_prefix: copied(&here.strip_prefix, false),
+        strip_prefix: strips,
         timeout: copied(&here.timeout, Duration::from_secs(60)),
         retries: small(&here.retries, 2),
         max_body: copied(&here.max_body, 1 << 30),
+        rewrite,
+        guards: check_guards::guards(&here.guards, around.folder, mistakes),
+        edits: check_guards::edits(&here.guards, mistakes),
     })
 }
 
@@ -237,7 +243,8 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
                 mistakes.add(upstream.span, "HTTP cannot be spoken to servers over UDP or QUIC", hint);
                 return None;
             }
-            fit.extend([("strip_prefix", true), ("timeout", true), ("retries", true), ("max_body", true)]);
+            fit.extend(["strip_prefix", "rewrite", "timeout", "retries", "max_body"].map(|key| (key, true)));
+            fit.extend(["request_set", "request_add", "request_remove"].map(|key| (key, true)));
             HttpAction::Upstream(upstream.value.text.clone())
         }
         (_, Field::Is(to), _) => {
@@ -260,7 +267,7 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
             HttpAction::Respond { status: u16::try_from(copied(&here.status, 200)).unwrap_or(200), body }
         }
         (_, _, Field::Is(At { value: RouteService::Static, .. })) => {
-            fit.extend([("root", true), ("index", true), ("strip_prefix", true)]);
+            fit.extend([("root", true), ("index", true), ("strip_prefix", true), ("rewrite", true)]);
             files(raw, around.folder, mistakes)?
         }
         (_, _, Field::Is(At { value: RouteService::Demo, .. })) => HttpAction::Demo,
@@ -284,7 +291,8 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
     };
     let always = ["name", "host", "path", "path_exact", "path_regex", "method", "header", "redirect"];
     for (key, span) in here.given() {
-        if !always.contains(&key) && !fit.contains_key(key) {
+        let guards = ["rate", "basic", "jwt", "response"].iter().any(|word| key.starts_with(word));
+        if !always.contains(&key) && !guards && !fit.contains_key(key) {
             mistakes.add(span, format!("`{key}` does not belong to what answers here"), "take it out");
         }
     }

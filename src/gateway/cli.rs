@@ -251,8 +251,13 @@ async fn until_told(
             reload(gateway, builder, path);
         }
     };
+    #[cfg(any(feature = "http", feature = "quic"))]
+    let certificates = gateway.keep_certificates();
+    #[cfg(not(any(feature = "http", feature = "quic")))]
+    let certificates = std::future::pending::<()>();
     service::ready();
     tokio::select! {
+        () = certificates => {}
         name = signals.next() => tracing::info!(signal = name, "draining"),
         () = service::report_in(gateway.mesh()) => {}
         () = gateway.keep_budget() => {}

@@ -84,6 +84,17 @@ pub(super) fn prepare(
             message,
         });
     }
+    #[cfg(feature = "http")]
+    if let config::Protocol::Relay(relay) = &listener.protocol
+        && (relay.tls.is_some() || !relay.routes.is_empty())
+    {
+        let made = super::sites_hello::make(listener, relay, around.upstreams, around.certificates);
+        return made.map(|made| (made, None)).map_err(|message| StartError::Options {
+            listener: listener.name.clone(),
+            place: listener.place.clone(),
+            message,
+        });
+    }
     let (_, _, _) = (before, around.certificates, port);
     made(listener, around.protocols, around.upstreams).map(|made| (made, None))
 }
@@ -129,14 +140,7 @@ pub(super) fn made(
             }))
         }
         config::Protocol::Relay(relay) => {
-            let mut settings = relay_settings(listener, &relay.upstream, upstreams).map_err(refuse)?;
-            settings.attempts = usize::try_from(relay.attempts).unwrap_or(usize::MAX);
-            settings.proxy_in = relay.proxy_in;
-            settings.proxy_out = match relay.proxy_out {
-                ProxyOut::Off => None,
-                ProxyOut::V1 => Some(ProxyVersion::V1),
-                ProxyOut::V2 => Some(ProxyVersion::V2),
-            };
+            let settings = relay_to(listener, relay, &relay.upstream, upstreams).map_err(refuse)?;
             let name: Arc<str> = Arc::from(listener.name.as_str());
             let network = upstreams.network(&relay.upstream);
             Ok(Box::new(move || {
@@ -154,6 +158,24 @@ pub(super) fn made(
             None => Err(refuse(format!("no protocol `{protocol}` is registered"))),
         },
     }
+}
+
+/// How a relay's streams go to one of its upstreams.
+pub(super) fn relay_to(
+    listener: &Listener,
+    relay: &config::Relay,
+    upstream: &str,
+    upstreams: &Upstreams,
+) -> Result<RelaySettings, String> {
+    let mut settings = relay_settings(listener, upstream, upstreams)?;
+    settings.attempts = usize::try_from(relay.attempts).unwrap_or(usize::MAX);
+    settings.proxy_in = relay.proxy_in;
+    settings.proxy_out = match relay.proxy_out {
+        ProxyOut::Off => None,
+        ProxyOut::V1 => Some(ProxyVersion::V1),
+        ProxyOut::V2 => Some(ProxyVersion::V2),
+    };
+    Ok(settings)
 }
 
 /// What a stream to a server of an upstream may do.

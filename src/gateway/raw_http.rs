@@ -2,7 +2,9 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::config::HttpVersion;
 use super::raw::{DAY, LEAST_TIMEOUT, unknown_keys};
+use super::raw_guards::{RawGuards, guards, span};
 use super::raw_quic::Texts;
 use super::raw_section::{At, Field, Section};
 use super::raw_text::Text;
@@ -25,7 +27,8 @@ pub(super) const UPSTREAM_HTTP_KEYS: &[&str] = &["version", "idle", "idle_connec
 
 const KIB: u64 = 1 << 10;
 const TIMES: RangeInclusive<Duration> = LEAST_TIMEOUT..=DAY;
-const VERSIONS: [(&str, bool); 2] = [("1.1", false), ("2", true)];
+const VERSIONS: [(&str, HttpVersion); 3] =
+    [("1.1", HttpVersion::One), ("2", HttpVersion::Two), ("auto", HttpVersion::Agreed)];
 
 /// `[listener.http]`.
 #[derive(Debug)]
@@ -45,7 +48,7 @@ pub(super) struct RawHttp {
 /// `[upstream.http]`.
 #[derive(Debug)]
 pub(super) struct RawUpstreamHttp {
-    pub(super) http2: Field<bool>,
+    pub(super) version: Field<HttpVersion>,
     pub(super) idle: Field<Duration>,
     pub(super) idle_connections: Field<u64>,
     pub(super) pending: Field<u64>,
@@ -72,6 +75,7 @@ pub(super) struct RawHttpRoute {
     pub(super) max_body: Field<u64>,
     pub(super) webtransport: Field<bool>,
     pub(super) protocols: Texts,
+    pub(super) guards: RawGuards,
 }
 
 pub(super) fn http(mut section: Section<'_, '_>) -> At<RawHttp> {
@@ -95,7 +99,7 @@ pub(super) fn http(mut section: Section<'_, '_>) -> At<RawHttp> {
 pub(super) fn upstream_http(mut section: Section<'_, '_>) -> At<RawUpstreamHttp> {
     let span = section.header;
     let value = RawUpstreamHttp {
-        http2: section.choice("version", &VERSIONS),
+        version: section.choice("version", &VERSIONS),
         idle: section.duration("idle", TIMES),
         idle_connections: section.whole("idle_connections", 0..=100_000),
         pending: section.whole("pending", 0..=1_000_000),
@@ -124,6 +128,7 @@ pub(super) fn route(section: &mut Section<'_, '_>) -> RawHttpRoute {
         max_body: section.size("max_body", 0..=1 << 50),
         webtransport: section.boolean("webtransport"),
         protocols: section.one_or_more("protocols", "\"moq-00\""),
+        guards: guards(section),
     }
 }
 
@@ -152,13 +157,6 @@ impl RawHttpRoute {
             ("webtransport", span(&self.webtransport)),
         ];
         let all = texts.into_iter().chain(lists).chain(numbers).chain(others);
-        all.filter_map(|(key, span)| Some((key, span?)))
-    }
-}
-
-fn span<T>(field: &Field<T>) -> Option<super::report::Span> {
-    match field {
-        Field::Is(at) => Some(at.span),
-        Field::Absent | Field::Bad => None,
+        all.filter_map(|(key, span)| Some((key, span?))).chain(self.guards.given())
     }
 }

@@ -9,9 +9,11 @@ use rustix::fs::{Mode, OFlags};
 
 use super::Made;
 pub(super) use super::certificates::Certificates;
+use super::check_guards;
 use super::check_http::rule;
 use super::config::{self, Http, HttpAction, HttpRoute, Listener};
 use super::upstreams::Upstreams;
+use crate::transports::http::codec_edit::Rewrite;
 use crate::transports::http::codec_forward::Network;
 use crate::transports::http::codec_head::HeadLimits;
 use crate::transports::http::state_watch::Times;
@@ -101,8 +103,8 @@ pub(super) fn make(
     let mut routes = Vec::with_capacity(http.routes.len());
     for route in &http.routes {
         let rule = rule(route).map_err(|error| error.to_string())?;
-        let strip = if route.strip_prefix { rule.path.prefix_len() } else { 0 };
-        routes.push((rule, self::route(route, strip, &servers)?));
+        let rewrite = check_guards::rewrite_of(&rule.path, route.strip_prefix, route.rewrite.as_deref());
+        routes.push((rule, self::route(route, rewrite, &servers)?));
     }
     let site = Site::new(routes).map_err(|tie| tie.to_string())?;
     let (settings, next) = (Arc::new(settings), Arc::new(site));
@@ -128,7 +130,7 @@ fn alternative(port: u16) -> HeaderValue {
     HeaderValue::try_from(format!("h3=\":{port}\"; ma=86400")).unwrap_or(HeaderValue::from_static("clear"))
 }
 
-fn route(route: &HttpRoute, strip: usize, servers: &BTreeMap<&str, Arc<Upstream>>) -> Result<Route, String> {
+fn route(route: &HttpRoute, rewrite: Rewrite, servers: &BTreeMap<&str, Arc<Upstream>>) -> Result<Route, String> {
     let status = |status: u16| StatusCode::from_u16(status).map_err(|error| error.to_string());
     let action = match &route.action {
         HttpAction::Upstream(name) => {
@@ -153,9 +155,13 @@ fn route(route: &HttpRoute, strip: usize, servers: &BTreeMap<&str, Arc<Upstream>
         #[cfg(not(feature = "quic"))]
         HttpAction::Session { .. } => return Err("WebTransport needs a build with the feature `quic`".to_owned()),
     };
+    let (request, response) = check_guards::edits_of(&route.edits);
     Ok(Route {
         name: Arc::from(route.name.as_str()),
-        strip,
+        rewrite,
+        request,
+        response,
+        guards: check_guards::guards_of(&route.guards, &route.name)?,
         timeout: route.timeout,
         retries: route.retries,
         max_body: route.max_body,

@@ -15,12 +15,20 @@
 //! arbiter and at most the connect timeout, and beyond that are answered by 503.
 
 mod actor;
+mod ask;
+mod auth;
 mod body;
+pub mod codec_edit;
 pub mod codec_file;
 pub mod codec_forward;
+pub mod codec_frames;
 pub mod codec_head;
+mod dial;
+mod early;
 mod exchange;
 mod files;
+mod guards;
+mod hook;
 mod nursery;
 #[cfg(feature = "quic")]
 mod over_quic;
@@ -34,8 +42,12 @@ mod tunnel;
 mod wire;
 
 pub use actor::{Connection, Connections};
+pub use ask::ask;
+pub use auth::{Tokens, Users, users};
+pub use guards::{Guards, Limit};
+pub use hook::{Asked, Decision, Hook};
 #[cfg(feature = "quic")]
 pub use over_quic::{OverQuic, Refused};
 #[cfg(feature = "quic")]
 pub use site::Inside;
-pub use site::{Action, Published, Route, Settings, Site, Upstream};
+pub use site::{Action, Published, Route, Settings, Site, Upstream, Version};

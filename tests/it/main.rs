@@ -20,6 +20,12 @@ mod http3;
 mod http3_bad;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod http3_interop;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http_peers;
+#[cfg(feature = "http")]
+mod http_routes;
+#[cfg(feature = "http")]
+mod http_upstreams;
 #[cfg(feature = "wireguard")]
 mod interop_wireguard;
 #[cfg(feature = "wireguard")]
@@ -53,6 +59,8 @@ mod quic_strangers;
 mod quic_streams;
 mod relay;
 mod relay_splice;
+#[cfg(feature = "http")]
+mod relay_tls;
 mod reload;
 mod rooms;
 #[cfg(all(feature = "http", feature = "quic", feature = "wireguard"))]

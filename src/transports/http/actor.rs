@@ -21,6 +21,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::codec_frames::FrameWatch;
 use super::codec_head::{Guard, Stage};
 use super::exchange::Service;
 use super::nursery::Nursery;
@@ -29,7 +30,7 @@ use super::record::{Record, Tallies};
 use super::site::{Published, Settings, Site};
 use super::state_watch::{Late, Watch};
 use super::tunnel::Tunnel;
-use super::wire::{ClientStream, Notes, Wire};
+use super::wire::{ClientStream, Looked, Notes, Wire};
 use crate::actors::clock::later;
 use crate::actors::{Driver, Fault, Kind, Place, SpawnError, Spec, Turn, shelf};
 use crate::memory::View;
@@ -101,6 +102,8 @@ pub(super) struct Client {
     pub(super) tls: bool,
     pub(super) version: Version,
     pub(super) trusted: bool,
+    /// What runs beside the requests of HTTP/2.
+    pub(super) nursery: Nursery,
     site: Arc<Published>,
     /// Once a request has come.
     seen: RefCell<Option<Seen>>,
@@ -135,6 +138,7 @@ impl Client {
             version: came.version,
             trusted: settings.trusted.iter().any(|network| network.contains(came.peer.ip())),
             settings,
+            nursery: Nursery::default(),
             site,
             seen: RefCell::default(),
             ticket: RefCell::new(came.ticket),
@@ -285,7 +289,7 @@ async fn begin(shared: &Arc<Shared>, mut tcp: TcpStream) -> Result<Begun, Fault>
 async fn serve_one(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
     let (notes, settings) = (&client.notes, &client.settings);
     let guard = Guard::new(settings.head);
-    let wire = Wire::new(begun.stream, begun.prefix, Some(guard), notes.clone());
+    let wire = Wire::new(begun.stream, begun.prefix, Looked::Heads(guard), notes.clone());
     let mut conn = http1::Builder::new()
         .max_headers(settings.head.fields)
         .max_header_size(settings.head.bytes)
@@ -299,7 +303,7 @@ async fn serve_one(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
         if let Poll::Ready(result) = conn.poll_without_shutdown(cx) {
             return Poll::Ready(End::Hyper(result));
         }
-        wait(notes)
+        wait(notes, settings.times.send)
     })
     .await;
     let parts = conn.into_parts();
@@ -333,8 +337,9 @@ async fn serve_one(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
 
 async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
     let (notes, settings) = (&client.notes, &client.settings);
-    let wire = Wire::new(begun.stream, begun.prefix, None, notes.clone());
-    let nursery = Nursery::default();
+    let frames = Looked::Frames(FrameWatch::new(PREFACE.len()));
+    let wire = Wire::new(begun.stream, begun.prefix, frames, notes.clone());
+    let nursery = client.nursery.clone();
     let mut conn = http2::Builder::new(nursery.clone())
         .max_concurrent_streams(settings.streams)
         .max_header_list_size(u32::try_from(settings.head.bytes).unwrap_or(u32::MAX))
@@ -342,6 +347,7 @@ async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(STREAM_BUFFER)
         .max_pending_accept_reset_streams(RESETS)
+        .enable_connect_protocol()
         .serve_connection(TokioIo::new(wire), Service(client.clone()));
     let mut told = false;
     let end = poll_fn(|cx| {
@@ -355,7 +361,7 @@ async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
         }
         match done {
             Poll::Ready(result) => Poll::Ready(End::Hyper(result)),
-            Poll::Pending => wait(notes),
+            Poll::Pending => wait(notes, settings.times.send),
         }
     })
     .await;
@@ -366,8 +372,14 @@ async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
     }
 }
 
-fn wait(notes: &Notes) -> Poll<End> {
-    let next = notes.tick();
+fn wait(notes: &Notes, send: Duration) -> Poll<End> {
+    let mut next = notes.tick();
+    if let Some(stalled) = notes.stalled().map(|since| later(since, send)) {
+        if stalled <= notes.driver.now() {
+            return Poll::Ready(End::Late(Late::Send));
+        }
+        next = next.into_iter().chain([stalled]).min();
+    }
     if let Some(late) = notes.watch.borrow().late(notes.driver.now()) {
         return Poll::Ready(End::Late(late));
     }

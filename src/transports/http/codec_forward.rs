@@ -63,6 +63,13 @@ pub fn strip_hop(fields: &mut HeaderMap) {
     fields.remove(HTTP2_SETTINGS);
 }
 
+/// Whether a field concerns one hop, or the framing of a message.
+#[must_use]
+pub fn is_of_one_hop(name: &HeaderName) -> bool {
+    let framing = [header::CONNECTION, header::TRANSFER_ENCODING, header::CONTENT_LENGTH, header::UPGRADE];
+    framing.contains(name) || [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS].contains(name)
+}
+
 /// Whether a client asks for a WebSocket (RFC 6455, section 4.1), the one switch of protocols that is passed on.
 #[must_use]
 pub fn asks_for_websocket(fields: &HeaderMap) -> bool {
@@ -105,6 +112,13 @@ fn via(version: Version) -> HeaderValue {
         Version::HTTP_2 => "2 portway",
         _ => "1.1 portway",
     })
+}
+
+/// Whom the last proxy of a chain says it was asked by, in `X-Forwarded-For`.
+#[must_use]
+pub fn last_forwarded(fields: &HeaderMap) -> Option<IpAddr> {
+    let last = fields.get_all(X_FORWARDED_FOR).iter().next_back()?;
+    last.to_str().ok()?.rsplit(',').next()?.trim().parse().ok()
 }
 
 /// Joins the pieces in which HTTP/2 sends cookies, for servers that read one field (RFC 9113, section 8.2.3).

@@ -108,7 +108,7 @@ impl Service for Three {
     async fn call(self: Rc<Self>, request: Request<Incoming>) -> Response<ToClient> {
         let client = &self.client;
         let record = client.begin();
-        let mut response = exchange::answer(client, request.map(FromClient::Three), &record).await;
+        let mut response = exchange::answer(client, request.map(FromClient::Three), None, &record).await;
         record.answers(response.status());
         // What concerns one connection of HTTP/1.1 must not be said (RFC 9114, section 4.2).
         response.headers_mut().remove(header::CONNECTION);
