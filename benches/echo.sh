@@ -4,21 +4,16 @@
 # The server under test has one CPU and one thread for connections, the load another CPU. Runs alternate (peer, ours,
 # peer, ours, ...), each with a fresh server; the figure is the median of the ratios within a pair.
 #   SECONDS_EACH=4   length of a run        CLIENTS="100 1000 10000"   RATE=20000   messages/s of the open loop
-#   SERVER_CPU=0     LOAD_CPU=1             IDLE=10000                 connections of the idle figures (0: none)
+#   IDLE=10000       connections of the idle figures (0: none)                     more: benches/around.sh
 set -euo pipefail
-cd "$(dirname "$0")/.."
+. "$(dirname "$0")/around.sh"
 
 pairs=${1:-10}
 seconds=${SECONDS_EACH:-4}
 clients=${CLIENTS:-100 1000 10000}
 rate=${RATE:-20000}
 idle=${IDLE:-10000}
-on_server="taskset -c ${SERVER_CPU:-0}"
-on_load="taskset -c ${LOAD_CPU:-1}"
 port=${PORT:-17001}
-ulimit -n "$(ulimit -Hn)"
-
-dir=$(mktemp -d)
 server=
 stop() {
     [ -n "$server" ] || return 0
@@ -28,20 +23,8 @@ stop() {
     wait "$server" 2>/dev/null || true
     server=
 }
-trap 'stop; rm -rf "$dir"' EXIT
-trap 'exit 1' INT TERM
 
-cargo build --quiet --release --locked
-cargo build --quiet --release --locked --manifest-path benches/peers/Cargo.toml
-bin=benches/peers/target/release
-
-cat > "$dir/config.toml" <<TOML
-version = 1
-[runtime]
-arbiters = 1
-drain = "0s"
-[log]
-level = "warn"
+configure <<TOML
 [[listener]]
 name = "echo"
 listen = "127.0.0.1:$port"
@@ -54,9 +37,10 @@ TOML
 start() { # peer | ours
     case $1 in
     peer) $on_server "$bin/tcpecho" --listen "127.0.0.1:$port" > "$dir/log" 2>&1 & ;;
-    ours) $on_server target/release/portway run -c "$dir/config.toml" > "$dir/log" 2>&1 & ;;
+    ours) $on_server "$gateway" run -c "$dir/portway.toml" > "$dir/log" 2>&1 & ;;
     esac
     server=$!
+    started=($server)
     for _ in $(seq 100); do
         if (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; then return; fi
         kill -0 "$server" 2>/dev/null || break

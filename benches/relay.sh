@@ -4,29 +4,13 @@
 # Each relay has one CPU and one thread, the load and the echo behind the relay share another CPU. In each round the
 # three take turns; the figure is the median over the rounds of the ratios within a round. Needs haproxy, nginx and
 # nginx's stream module (Debian: haproxy nginx libnginx-mod-stream).
-#   SECONDS_EACH=2   length of a run        SERVER_CPU=0   LOAD_CPU=1
+#   SECONDS_EACH=2   length of a run        CASES="exchange connect bulk"        more: benches/around.sh
 set -euo pipefail
-cd "$(dirname "$0")/.."
+. "$(dirname "$0")/around.sh"
 
 rounds=${1:-10}
 seconds=${SECONDS_EACH:-2}
-on_server="taskset -c ${SERVER_CPU:-0}"
-on_load="taskset -c ${LOAD_CPU:-1}"
-ulimit -n "$(ulimit -Hn)"
 command -v haproxy >/dev/null && command -v nginx >/dev/null || { echo 'missing: haproxy, nginx' >&2; exit 1; }
-
-dir=$(mktemp -d)
-started=()
-cleanup() {
-    for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
-    rm -rf "$dir"
-}
-trap cleanup EXIT
-trap 'exit 1' INT TERM
-
-cargo build --quiet --release --locked
-cargo build --quiet --release --locked --manifest-path benches/peers/Cargo.toml
-bin=benches/peers/target/release
 echo_port=17100 haproxy_port=17101 nginx_port=17102 ours_port=17103
 
 cat > "$dir/haproxy.cfg" <<X
@@ -49,13 +33,7 @@ events { worker_connections 16000; }
 stream { server { listen 127.0.0.1:$nginx_port backlog=4096; proxy_pass 127.0.0.1:$echo_port; tcp_nodelay on; } }
 X
 # No access log, as the others have none here.
-cat > "$dir/portway.toml" <<X
-version = 1
-[runtime]
-arbiters = 1
-drain = "0s"
-[log]
-level = "warn"
+configure <<TOML
 [[upstream]]
 name = "echo"
 servers = ["127.0.0.1:$echo_port"]
@@ -64,12 +42,13 @@ name = "relay"
 listen = "127.0.0.1:$ours_port"
 protocol = "relay"
 upstream = "echo"
-X
+TOML
 $on_load "$bin/tcpecho" --listen 127.0.0.1:$echo_port > "$dir/echo.log" 2>&1 & started+=($!)
 $on_server haproxy -db -q -f "$dir/haproxy.cfg" > "$dir/haproxy.log" 2>&1 & haproxy=$!; started+=($haproxy)
 $on_server nginx -c "$dir/nginx.conf" -p "$dir" > "$dir/nginx.log" 2>&1 & nginx=$!; started+=($nginx)
-$on_server target/release/portway run -c "$dir/portway.toml" > "$dir/portway.log" 2>&1 & ours=$!; started+=($ours)
+$on_server "$gateway" run -c "$dir/portway.toml" > "$dir/portway.log" 2>&1 & ours=$!; started+=($ours)
 sleep 1
+echo "load average: $(cut -d' ' -f1 /proc/loadavg)"
 
 one() { # relay pid port case
     case $4 in
@@ -80,7 +59,7 @@ one() { # relay pid port case
     name="$1 $4"; pid=$2; port=$3; shift 4
     $on_load "$bin/tcpload" --target "127.0.0.1:$port" --pid "$pid" --seconds "$seconds" --name "$name" "$@"
 }
-for case in exchange connect bulk; do
+for case in ${CASES:-exchange connect bulk}; do
     for _ in $(seq "$rounds"); do
         one haproxy "$haproxy" $haproxy_port $case
         one nginx "$nginx" $nginx_port $case
@@ -99,6 +78,7 @@ scale = {"exchange": 1, "connect": 1, "bulk": 1 / 2000}
 print("\n| CPU | HAProxy | nginx stream | ours | ours ÷ HAProxy | ours ÷ nginx |\n|---|---:|---:|---:|---:|---:|")
 for case, by in runs.items():
     m = {relay: statistics.median(v) * scale[case] for relay, v in by.items()}
-    r = {p: statistics.median(o / q for o, q in zip(by["ours"], by[p])) for p in ("haproxy", "nginx")}
-    print(f"| {unit[case]} | {m['haproxy']:.3g} | {m['nginx']:.3g} | {m['ours']:.3g} | {r['haproxy']:.2f} | {r['nginx']:.2f} |")
+    r = {p: [o / q for o, q in zip(by["ours"], by[p])] for p in ("haproxy", "nginx")}
+    ratios = (f"{statistics.median(v):.2f} ({min(v):.2f}–{max(v):.2f})" for v in r.values())
+    print(f"| {unit[case]} | {m['haproxy']:.3g} | {m['nginx']:.3g} | {m['ours']:.3g} | {' | '.join(ratios)} |")
 PY

@@ -59,6 +59,8 @@ mod report_source;
 mod service;
 #[cfg_attr(not(feature = "http"), path = "gateway/sites_none.rs")]
 mod sites;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod sites_quic;
 #[cfg(feature = "wireguard")]
 mod tunnels;
 #[cfg(not(feature = "wireguard"))]
@@ -67,11 +69,15 @@ mod tunnels;
 #[cfg(feature = "wireguard")]
 mod tunnels_api;
 #[cfg(feature = "wireguard")]
+mod tunnels_datagrams;
+#[cfg(feature = "wireguard")]
 mod tunnels_inside;
 #[cfg(feature = "wireguard")]
 mod tunnels_kernel;
 #[cfg(feature = "wireguard")]
 mod tunnels_names;
+#[cfg(feature = "wireguard")]
+mod tunnels_way;
 pub mod units;
 pub mod upstreams;
 #[cfg(feature = "wireguard")]
@@ -206,7 +212,7 @@ impl Builder {
         let mut bound = Vec::new();
         for listener in config.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             self.check_options(listener)?;
-            match listeners::bind(&listener.name, listener.listen, &listener.place) {
+            match listeners::bind_for(listener) {
                 Ok(socket) => bound.push(Arc::new(socket)),
                 Err(error) => failed.push(error),
             }
@@ -225,6 +231,7 @@ impl Builder {
         );
         let mesh = Mesh::start(MeshConfig {
             arbiters: config.runtime.arbiters,
+            apart: tunnels::apart(&config),
             pin_cores: config.runtime.pin_cores,
             memory: Some(budget.clone()),
             ..MeshConfig::default()
@@ -282,7 +289,8 @@ impl Builder {
         for (listener, socket) in tcp.zip(parts.bound) {
             let around =
                 listeners::Around { protocols: &self.protocols, upstreams: &upstreams, certificates: &certificates };
-            let (made, web) = listeners::prepare(listener, around, None)?;
+            let port = listeners::port_of(listener, &socket);
+            let (made, web) = listeners::prepare(listener, around, None, port)?;
             let occupancy = Arc::default();
             prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }
@@ -296,12 +304,19 @@ impl Builder {
                 if let config::Protocol::Quic(quic) = &listener.protocol {
                     listeners.push(Arc::new(quic::started(listener, quic, &around, Arc::default())?));
                 }
+                #[cfg(feature = "http")]
+                if let config::Protocol::Http(http) = &listener.protocol
+                    && let Some(status) = listeners.iter_mut().find(|status| *status.name == *listener.name)
+                {
+                    sites_quic::start(listener, http, &around, status)?;
+                }
             }
             in_order(&mut listeners, config);
         }
         let around =
             tunnels::Around { mesh, upstreams: &upstreams, budget: &parts.budget, helper: self.helper.as_ref() };
         let tunnels = tunnels::start_all(around, parts.tunnels)?;
+        tunnels::lead(&upstreams, &tunnels);
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
             budget: parts.budget,

@@ -2,49 +2,93 @@
 //!
 //! An event loop with any timer set gives `epoll_wait` a time-out, and the kernel then sets and clears a timer of its
 //! own in every round: about 0.4 µs of a 10 µs echo. Most deadlines are idle limits, minutes away. So an alarm that is
-//! far waits in a table of its arbiter, which the ticker looks through every 100 ms; only within [`NEAR`] of its time
-//! does it become a timer of the event loop, with that one's exactness. A far alarm therefore costs its actor one
-//! early turn, in which nothing is due. Where no ticker runs (a simulation) every alarm is a timer at once.
+//! far waits in a slot of its arbiter with those of about the same time, and the ticker looks for slots every 100 ms;
+//! only within [`NEAR`] of its time does it become a timer of the event loop, with that one's exactness. A far alarm
+//! therefore costs its actor one early turn, in which nothing is due. Whether an alarm still waits is asked in every
+//! turn, so that answer stands beside the alarm and is not looked up. Where no ticker runs (a simulation) every alarm
+//! is a timer at once.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use super::clock;
 
-/// From here on an alarm is a timer of the event loop. More than two ticks, so that one late tick is not a late alarm.
-const NEAR: Duration = Duration::from_millis(250);
-
-type Key = (Instant, u64);
+/// From here on an alarm is a timer of the event loop. More than a slot and two ticks, so that one late tick is not a
+/// late alarm.
+const NEAR: Duration = Duration::from_millis(300);
+/// The times that share a slot.
+const SLOT: Duration = Duration::from_millis(50);
 
 thread_local! {
     static FAR: RefCell<Option<Far>> = const { RefCell::new(None) };
 }
 
 /// The far alarms of one arbiter.
-#[derive(Default)]
 struct Far {
-    waiting: BTreeMap<Key, Waker>,
-    sequence: u64,
+    began: Instant,
+    /// By the number of the slot. None is empty.
+    slots: BTreeMap<u64, Vec<Rc<Entry>>>,
+}
+
+/// A far alarm that waits, or has waited.
+struct Entry {
+    slot: u64,
+    /// Where in its slot, as long as it waits.
+    place: Cell<Option<usize>>,
+    waker: Waker,
+}
+
+impl Far {
+    fn slot_of(&self, at: Instant) -> u64 {
+        let slot = at.saturating_duration_since(self.began).as_millis() / SLOT.as_millis();
+        u64::try_from(slot).unwrap_or(u64::MAX)
+    }
+
+    fn wait(&mut self, at: Instant, waker: &Waker) -> Rc<Entry> {
+        let slot = self.slot_of(at);
+        let entries = self.slots.entry(slot).or_default();
+        let entry = Rc::new(Entry { slot, place: Cell::new(Some(entries.len())), waker: waker.clone() });
+        entries.push(entry.clone());
+        entry
+    }
+
+    /// Takes one of the alarms that are near at `horizon`.
+    fn next(&mut self, horizon: Instant) -> Option<Rc<Entry>> {
+        // Of a slot that has only begun, some may be far yet.
+        let slot = *self.slots.first_key_value()?.0;
+        let entry = if slot < self.slot_of(horizon) { self.slots.get(&slot)?.last()?.clone() } else { return None };
+        self.forget(&entry);
+        Some(entry)
+    }
+
+    fn forget(&mut self, entry: &Entry) {
+        let (Some(place), Some(entries)) = (entry.place.take(), self.slots.get_mut(&entry.slot)) else { return };
+        entries.swap_remove(place);
+        if let Some(moved) = entries.get(place) {
+            moved.place.set(Some(place));
+        }
+        if entries.is_empty() {
+            self.slots.remove(&entry.slot);
+        }
+    }
 }
 
 /// From now on somebody calls [`tick`] on this thread.
 pub(super) fn ticks_here() {
-    FAR.set(Some(Far::default()));
+    FAR.set(Some(Far { began: clock::now(), slots: BTreeMap::new() }));
 }
 
 /// Wakes the owners of all alarms that are near now.
 pub(super) fn tick(now: Instant) {
     let horizon = clock::later(now, NEAR);
     // One at a time: waking runs code of the executor, under which nothing may be borrowed.
-    while let Some(waker) = FAR.with_borrow_mut(|far| {
-        let first = far.as_mut()?.waiting.first_entry()?;
-        (first.key().0 <= horizon).then(|| first.remove())
-    }) {
-        waker.wake();
+    while let Some(entry) = FAR.with_borrow_mut(|far| far.as_mut()?.next(horizon)) {
+        entry.waker.wake_by_ref();
     }
 }
 
@@ -59,7 +103,7 @@ pub(super) struct Alarm {
 enum Place {
     #[default]
     Nowhere,
-    Far(Key),
+    Far(Rc<Entry>),
     Near(clock::Sleep),
 }
 
@@ -73,7 +117,7 @@ impl Alarm {
         let at = self.at.filter(|earlier| *earlier <= at && self.is_set()).unwrap_or(at);
         let far = at.saturating_duration_since(now) > NEAR;
         match &mut self.place {
-            Place::Far(key) if far && self.at == Some(at) && is_waiting(key) => return false,
+            Place::Far(entry) if far && self.at == Some(at) && entry.place.get().is_some() => return false,
             Place::Near(sleep) if !far || self.at == Some(at) => {
                 if self.at == Some(at) && !sleep.is_elapsed() {
                     return false;
@@ -86,8 +130,8 @@ impl Alarm {
         }
         self.clear();
         self.at = Some(at);
-        if far && let Some(key) = wait(at, cx.waker()) {
-            self.place = Place::Far(key);
+        if far && let Some(entry) = wait(at, cx.waker()) {
+            self.place = Place::Far(entry);
             return false;
         }
         let mut sleep = clock::sleep_until(at);
@@ -100,17 +144,21 @@ impl Alarm {
     fn is_set(&self) -> bool {
         match &self.place {
             Place::Nowhere => false,
-            Place::Far(key) => is_waiting(key),
+            Place::Far(entry) => entry.place.get().is_some(),
             Place::Near(sleep) => !sleep.is_elapsed(),
         }
     }
 
     /// No turn is wanted any more.
     pub(super) fn clear(&mut self) {
-        if let Place::Far(key) = std::mem::take(&mut self.place) {
+        if let Place::Far(entry) = std::mem::take(&mut self.place) {
             // Not there any more when it has been called, nor while the thread's locals are being dropped.
             let _gone = FAR.try_with(|far| {
-                far.try_borrow_mut().ok().and_then(|mut far| far.as_mut().and_then(|far| far.waiting.remove(&key)))
+                if let Ok(mut far) = far.try_borrow_mut()
+                    && let Some(far) = far.as_mut()
+                {
+                    far.forget(&entry);
+                }
             });
         }
         self.at = None;
@@ -123,19 +171,9 @@ impl Drop for Alarm {
     }
 }
 
-/// Puts an alarm into the table. `None` where nobody looks through one.
-fn wait(at: Instant, waker: &Waker) -> Option<Key> {
-    FAR.with_borrow_mut(|far| {
-        let far = far.as_mut()?;
-        let key = (at, far.sequence);
-        far.sequence += 1;
-        far.waiting.insert(key, waker.clone());
-        Some(key)
-    })
-}
-
-fn is_waiting(key: &Key) -> bool {
-    FAR.with_borrow(|far| far.as_ref().is_some_and(|far| far.waiting.contains_key(key)))
+/// Puts an alarm into its slot. `None` where nobody looks for it.
+fn wait(at: Instant, waker: &Waker) -> Option<Rc<Entry>> {
+    FAR.with_borrow_mut(|far| Some(far.as_mut()?.wait(at, waker)))
 }
 
 #[cfg(test)]
@@ -164,7 +202,7 @@ mod tests {
         let calls = Arc::new(Calls::default());
         let waker = Waker::from(calls.clone());
         test(clock::now(), &calls, &mut Context::from_waker(&waker));
-        FAR.with_borrow(|far| assert!(far.as_ref().unwrap().waiting.is_empty(), "an alarm left its entry behind"));
+        FAR.with_borrow(|far| assert!(far.as_ref().unwrap().slots.is_empty(), "an alarm left its entry behind"));
     }
 
     #[test]
@@ -211,6 +249,41 @@ mod tests {
             let mut alarm = Alarm::default();
             alarm.arm(now + 10 * SECOND, now, cx);
             assert!(alarm.arm(now, now, cx));
+        });
+    }
+
+    #[test]
+    fn alarms_of_one_slot_leave_it_in_any_order() {
+        with(|now, calls, cx| {
+            let mut alarms: Vec<Alarm> = (0..8).map(|_| Alarm::default()).collect();
+            for (n, alarm) in alarms.iter_mut().enumerate() {
+                alarm.arm(now + 10 * SECOND + Duration::from_millis(n as u64), now, cx);
+            }
+            alarms.remove(3);
+            alarms.remove(0).clear();
+            alarms.pop();
+            tick(now + 9 * SECOND);
+            assert_eq!(calls.0.load(Ordering::Relaxed), 0);
+            tick(now + 10 * SECOND);
+            assert_eq!(calls.0.load(Ordering::Relaxed), 5, "those that are left, each once");
+        });
+    }
+
+    #[test]
+    fn no_alarm_is_called_so_early_that_it_is_far_again() {
+        with(|now, calls, cx| {
+            for ms in (10_000..10_100).step_by(7) {
+                let mut alarm = Alarm::default();
+                let at = now + Duration::from_millis(ms);
+                alarm.arm(at, now, cx);
+                let before = calls.0.load(Ordering::Relaxed);
+                let mut then = now;
+                while calls.0.load(Ordering::Relaxed) == before {
+                    then += Duration::from_millis(1);
+                    tick(then);
+                }
+                assert!(at - then <= NEAR && at - then >= NEAR - SLOT - Duration::from_millis(1), "{:?}", at - then);
+            }
         });
     }
 

@@ -68,7 +68,7 @@ impl Mesh {
         let by = clock::later(began, time);
         self.inner.draining.store(true, Ordering::Release);
         let mut report = DrainReport::default();
-        let arbiters = self.arbiters();
+        let arbiters = self.carrying();
         let mut alive: Vec<_> = (0..arbiters).map(|_| true).collect();
 
         // An arbiter held up by one long turn must not use up the time of the others.
@@ -130,7 +130,7 @@ impl Mesh {
     /// together. Answers how many that were.
     pub async fn stop_largest(&self, bytes: usize) -> usize {
         let by = clock::later(clock::now(), PATIENCE);
-        let everywhere = vec![true; self.arbiters()];
+        let everywhere = vec![true; self.carrying()];
         let sizes = self.on_each(&everywhere, by, move |here| {
             let entries = here.entries();
             entries.iter().map(|entry| (entry.held.get(), entry.id)).filter(|(held, _)| *held > 0).collect::<Vec<_>>()

@@ -35,6 +35,9 @@ use crate::memory::{Budget, PoolStats};
 pub struct MeshConfig {
     /// Arbiters for data; `None`: one for each core this process may use.
     pub arbiters: Option<NonZeroUsize>,
+    /// Arbiters beside those, by name: what asks for one ([`Mesh::apart`]) gets it, and no other actor is placed there
+    /// by load, hash or number. They are never pinned.
+    pub apart: Vec<String>,
     /// Pins arbiter n to the nth core this process may use.
     pub pin_cores: bool,
     /// Actors that may live at once; more are refused. Default one million.
@@ -52,6 +55,7 @@ impl Default for MeshConfig {
     fn default() -> Self {
         Self {
             arbiters: None,
+            apart: Vec::new(),
             pin_cores: false,
             max_actors: 1_000_000,
             name: "portway".to_owned(),
@@ -145,8 +149,10 @@ pub struct Mesh {
 }
 
 pub(crate) struct Inner {
-    /// The data arbiters, then the System's thread.
+    /// The data arbiters, those apart, then the System's thread.
     pub(crate) seats: Vec<Seat>,
+    /// How many carry data of everybody.
+    shared: usize,
     pub(crate) registry: Mutex<Registry>,
     pub(crate) draining: AtomicBool,
     next_id: AtomicU64,
@@ -197,12 +203,13 @@ impl Mesh {
         let (started, starting) = std::sync::mpsc::sync_channel(1);
         let (stop, stopped) = oneshot::channel();
         let prefix = config.name.clone();
-        let loads: Vec<Arc<Load>> = (0..=count).map(|_| Arc::default()).collect();
+        let apart = config.apart.len();
+        let loads: Vec<Arc<Load>> = (0..=count + apart).map(|_| Arc::default()).collect();
         let ticked = loads.clone();
         let pin = config.pin_cores;
         let thread = std::thread::Builder::new()
             .name(format!("{prefix}-system"))
-            .spawn(move || run_system(&prefix, ticked, pin.then_some(cores), &started, stopped))
+            .spawn(move || run_system(&prefix, ticked, pin.then_some(cores), &config.apart, &started, stopped))
             .map_err(MeshError)?;
         let handles = match starting.recv() {
             Ok(Ok(handles)) => handles,
@@ -221,7 +228,7 @@ impl Mesh {
             .map(|((name, handle), load)| Seat { name, load, handle: Handle::Actix(handle) })
             .collect();
         let buffers = BufferLimits { each: config.buffers, budget: config.memory };
-        let mesh = Self::assemble(seats, config.max_actors, buffers, Some((stop, thread)));
+        let mesh = Self::assemble(seats, apart, config.max_actors, buffers, Some((stop, thread)));
         for (index, seat) in mesh.inner.seats.iter().enumerate() {
             let (mesh, load) = (mesh.clone(), seat.load.clone());
             seat.run(Box::new(move || {
@@ -238,17 +245,19 @@ impl Mesh {
             .map(|(name, injector)| Seat { name, load: Arc::default(), handle: Handle::Simulated(injector) })
             .collect();
         let MeshConfig { max_actors, buffers, memory, .. } = MeshConfig::default();
-        Self::assemble(seats, max_actors, BufferLimits { each: buffers, budget: memory }, None)
+        Self::assemble(seats, 0, max_actors, BufferLimits { each: buffers, budget: memory }, None)
     }
 
     fn assemble(
         seats: Vec<Seat>,
+        apart: usize,
         max_actors: usize,
         buffers: BufferLimits,
         ending: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
+                shared: seats.len().saturating_sub(1 + apart),
                 seats,
                 registry: Mutex::default(),
                 draining: AtomicBool::new(false),
@@ -262,9 +271,21 @@ impl Mesh {
         }
     }
 
-    /// How many arbiters carry data.
+    /// How many arbiters carry data of everybody.
     #[must_use]
     pub fn arbiters(&self) -> usize {
+        self.inner.shared
+    }
+
+    /// The number of the arbiter apart that was made with this name.
+    #[must_use]
+    pub fn apart(&self, name: &str) -> Option<usize> {
+        let seats = self.inner.seats.iter().enumerate().take(self.carrying()).skip(self.inner.shared);
+        seats.filter(|(_, seat)| *seat.name == *name).map(|(index, _)| index).next()
+    }
+
+    /// All arbiters but the System's thread, whose number this is.
+    pub(super) fn carrying(&self) -> usize {
         self.inner.seats.len().saturating_sub(1)
     }
 
@@ -436,18 +457,18 @@ impl Mesh {
     }
 
     fn index(&self, place: Place) -> Result<usize, SpawnError> {
-        let count = self.arbiters();
+        let (count, carrying) = (self.arbiters(), self.carrying());
         Ok(match place {
             Place::Here => match local::current().filter(|here| here.mesh.is(self)) {
                 Some(here) => here.index,
                 None => self.least_loaded(),
             },
-            Place::On(index) if index < count => index,
+            Place::On(index) if index < carrying => index,
             Place::On(_) => return Err(SpawnError::Stopped),
             Place::Hash(key) => placement::by_hash(key, count),
             Place::Id(bits) => (bits % count.max(1) as u64) as usize,
             Place::LeastLoaded => self.least_loaded(),
-            Place::System => count,
+            Place::System => carrying,
         })
     }
 
@@ -551,6 +572,7 @@ fn run_system(
     prefix: &str,
     loads: Vec<Arc<Load>>,
     cores: Option<Vec<usize>>,
+    apart: &[String],
     started: &std::sync::mpsc::SyncSender<Started>,
     stopped: oneshot::Receiver<()>,
 ) {
@@ -572,9 +594,12 @@ fn run_system(
     let system = System::with_tokio_rt(move || runtime);
     let mut arbiters = Vec::with_capacity(count);
     let mut handles = Vec::with_capacity(count + 1);
+    let shared = count.saturating_sub(apart.len());
     for index in 0..count {
-        let name: Arc<str> = Arc::from(format!("{prefix}-{index}"));
-        let core = cores.as_ref().and_then(|cores| cores.get(index % cores.len().max(1)).copied());
+        let own = index.checked_sub(shared).and_then(|at| apart.get(at));
+        let name: Arc<str> = own.map_or_else(|| Arc::from(format!("{prefix}-{index}")), |own| Arc::from(own.as_str()));
+        let core = cores.as_ref().filter(|_| own.is_none());
+        let core = core.and_then(|cores| cores.get(index % cores.len().max(1)).copied());
         let thread_name = name.clone();
         match Arbiter::try_with_tokio_rt(move || {
             name_thread(&thread_name);

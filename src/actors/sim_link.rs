@@ -43,6 +43,8 @@ pub struct Faults {
     pub jitter: Duration,
     /// How likely a datagram vanishes.
     pub loss: Chance,
+    /// After this many that vanished in a row the next one passes. Default: no limit.
+    pub in_a_row: u32,
     /// How likely a datagram arrives twice.
     pub duplicate: Chance,
     /// How likely one random bit of a datagram arrives flipped.
@@ -69,6 +71,7 @@ impl Default for Faults {
             delay: Duration::ZERO,
             jitter: Duration::ZERO,
             loss: Chance::NEVER,
+            in_a_row: u32::MAX,
             duplicate: Chance::NEVER,
             corrupt: Chance::NEVER,
             reorder: Chance::NEVER,
@@ -104,6 +107,12 @@ impl Faults {
     #[must_use]
     pub fn loss(self, p: impl Into<Chance>) -> Self {
         Self { loss: p.into(), ..self }
+    }
+
+    /// No more than `most` datagrams in a row vanish, so that what is tried again gets through at last.
+    #[must_use]
+    pub fn in_a_row(self, most: u32) -> Self {
+        Self { in_a_row: most, ..self }
     }
 
     /// A datagram arrives twice with probability `p`.

@@ -82,6 +82,13 @@ fn sim_datagrams_are_lost_as_often_as_asked() {
 }
 
 #[test]
+fn sim_datagrams_are_lost_no_more_than_so_many_in_a_row() {
+    let (heard, stats) = send_many(7, Faults::none().loss(1.0).in_a_row(2), 9, MS);
+    assert_eq!(heard.iter().map(|(_, d)| number(d)).collect::<Vec<_>>(), [2, 5, 8]);
+    assert_eq!(stats.lost, 6);
+}
+
+#[test]
 fn sim_datagrams_keep_their_fate_when_another_fault_is_added() {
     let gone = |faults| {
         let (heard, _) = send_many(8, faults, 500, MS);

@@ -59,6 +59,7 @@ pub(super) struct OneWay {
     pub(super) stats: Stats,
     pub(super) reader: Option<Waker>,
     hung_up: bool,
+    lost_in_a_row: u32,
 }
 
 pub(super) struct Parcel {
@@ -82,6 +83,7 @@ impl OneWay {
             stats: Stats::default(),
             reader: None,
             hung_up: false,
+            lost_in_a_row: 0,
         }
     }
 
@@ -107,10 +109,12 @@ impl OneWay {
             }
             left = self.pacer.pass(rate, now, datagram.len());
         }
-        if lost || self.hung_up {
+        if (lost && self.lost_in_a_row < self.faults.in_a_row) || self.hung_up {
+            self.lost_in_a_row = self.lost_in_a_row.saturating_add(1);
             self.stats.lost += 1;
             return None;
         }
+        self.lost_in_a_row = 0;
         let before = self.next_arrival();
         let bytes = Bytes::copy_from_slice(datagram);
         if doubled {

@@ -130,6 +130,7 @@ fn checked(raw: RawFile, file_name: &str, text: &str, mistakes: &mut Mistakes) -
     let certificate_names = CertificateNames::of(&raw.certificates);
     let certificates = check_quic::certificates(raw.certificates, folder, &mut source, mistakes);
     let names = check_upstream::Names::of(&raw.upstreams);
+    check_upstream::ways(&raw.upstreams, &raw.listeners, mistakes);
     let around = Around { upstreams: &names, certificates: &certificate_names, folder };
     let upstreams = check_upstream::all(raw.upstreams, &around, mistakes);
     let listeners = check_listener::all(raw.listeners, &around, admin_at.as_ref(), &mut source, mistakes);

@@ -44,7 +44,16 @@ pub(super) fn http(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistak
         return None;
     }
     let routes: Vec<_> = raw.routes.iter().enumerate().map(|(n, raw)| route(raw, n, around, mistakes)).collect();
-    let settings = settings(raw.http.as_ref().map(|at| &at.value), mistakes);
+    let mut settings = settings(raw.http.as_ref().map(|at| &at.value), mistakes);
+    if let Some(At { value: RawHttp { http3: Field::Is(At { value: true, span }), .. }, .. }) = raw.http {
+        if tls.is_none() {
+            let hint = "add `certificate = \"local\"` and a `[[certificate]]` with that name, or take it out";
+            mistakes.add(span, "`http3` without a `certificate`: HTTP/3 is never without TLS", hint);
+        } else if !cfg!(feature = "quic") {
+            mistakes.add(span, "`http3` needs a build with the feature `quic`", "take it out");
+        }
+    }
+    settings.http3 &= tls.is_some() && cfg!(feature = "quic");
     // Only routes without mistakes can be compared.
     let good: Vec<(Span, &HttpRoute)> =
         raw.routes.iter().zip(&routes).filter_map(|(raw, route)| Some((raw.header, route.as_ref()?))).collect();
@@ -58,6 +67,11 @@ pub(super) fn http(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistak
         mistakes.add_pair(*second, message, hint, *first, "the other one");
     }
     let routes = routes.into_iter().collect::<Option<Vec<_>>>()?;
+    let session = |route: &HttpRoute| matches!(route.action, HttpAction::Session { .. });
+    if let Some((raw, _)) = raw.routes.iter().zip(&routes).find(|(_, route)| session(route) && !settings.http3) {
+        let hint = "give the listener a `certificate`, and leave `http3` on";
+        mistakes.add(raw.header, "WebTransport without HTTP/3", hint);
+    }
     Some(Http { tls, routes, settings })
 }
 
@@ -250,8 +264,16 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
             files(raw, around.folder, mistakes)?
         }
         (_, _, Field::Is(At { value: RouteService::Demo, .. })) => HttpAction::Demo,
+        (_, _, Field::Is(At { value: RouteService::Echo, .. })) if copied(&here.webtransport, false) => {
+            fit.extend([("webtransport", true), ("protocols", true)]);
+            HttpAction::Session { protocols: protocols(here, mistakes) }
+        }
         (_, _, Field::Is(At { value: RouteService::Echo, span })) => {
-            mistakes.add(*span, "`echo` is a service of protocol `quic`", ACTIONS);
+            mistakes.add(
+                *span,
+                "`echo` is a service of protocol `quic`, and of routes with `webtransport = true`",
+                ACTIONS,
+            );
             return None;
         }
         (Field::Absent, Field::Absent, Field::Absent) => {
@@ -267,6 +289,19 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
         }
     }
     Some(action)
+}
+
+/// What is spoken in sessions of WebTransport: strings of RFC 8941.
+fn protocols(here: &RawHttpRoute, mistakes: &mut Mistakes) -> Vec<String> {
+    let mut protocols = Vec::new();
+    for at in is(&here.protocols).into_iter().flat_map(|list| list.value.iter().filter_map(is)) {
+        if at.value.text.is_empty() || !at.value.text.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+            let hint = "write it in printable ASCII, such as \"moq-00\"";
+            mistakes.add(at.span, format!("{} is not a protocol", at.value.shown()), hint);
+        }
+        protocols.push(at.value.text.clone());
+    }
+    protocols
 }
 
 fn files(raw: &RawRoute, folder: &Path, mistakes: &mut Mistakes) -> Option<HttpAction> {
@@ -310,5 +345,6 @@ fn settings(raw: Option<&RawHttp>, mistakes: &mut Mistakes) -> HttpSettings {
         streams: small(&raw.streams, default.streams),
         trusted_proxies,
         access_log: copied(&raw.access_log, default.access_log),
+        http3: copied(&raw.http3, default.http3),
     }
 }

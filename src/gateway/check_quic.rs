@@ -327,7 +327,24 @@ fn settings(raw: Option<&RawQuic>, folder: &Path, mistakes: &mut Mistakes) -> Qu
         gso: copied(&raw.gso, default.gso),
         steer: copied(&raw.steer, default.steer),
         socket_buffer: count(&raw.socket_buffer, default.socket_buffer),
+        qlog: qlog(&raw.qlog, folder, mistakes),
     }
+}
+
+/// The folder of logs, which must be there.
+fn qlog(raw: &Field<Text>, folder: &Path, mistakes: &mut Mistakes) -> Option<PathBuf> {
+    let path = path(raw, folder)?;
+    let span = is(raw)?.span;
+    if !cfg!(feature = "qlog") {
+        mistakes.add(span, "`qlog` needs a build with the feature `qlog`", "take it out");
+        return None;
+    }
+    if !path.is_dir() {
+        let hint = "make the folder, where this program may write; paths count from the folder of this file";
+        mistakes.add(span, "`qlog` is not a folder", hint);
+        return None;
+    }
+    Some(path)
 }
 
 /// What an upstream over QUIC demands. Nothing if it has mistakes.

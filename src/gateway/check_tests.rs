@@ -137,6 +137,7 @@ fn every_key_reaches_the_checked_configuration() {
             Server::Name { host: "app.example".to_owned(), port: 9000 },
             Server::Unix("/run/app.sock".into()),
         ],
+        via: None,
         balance: Balance::LeastConnections,
         resolve: Duration::from_secs(60),
         limits: UpstreamLimits { connections: 50, connect_timeout: Duration::from_millis(250) },
@@ -224,6 +225,7 @@ fn every_key_of_quic_reaches_the_checked_configuration() {
             gso: false,
             steer: false,
             socket_buffer: 1 << 20,
+            qlog: None,
         },
     };
     assert_eq!(q.protocol, Protocol::Quic(expected));

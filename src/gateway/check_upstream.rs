@@ -1,9 +1,11 @@
 //! Judges upstreams, and whether those that listeners name are there.
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use super::check_listener::{copied, count, small};
 use super::check_quic::{self, Around};
 use super::config::{Check, Health, Server, Upstream, UpstreamHttp, UpstreamLimits};
+use super::raw::{RawListener, RawProtocol};
 use super::raw_http::RawUpstreamHttp;
 use super::raw_section::{At, Field};
 use super::raw_text::Text;
@@ -37,6 +39,8 @@ pub(super) struct Names {
     names: Vec<Text>,
     /// Of those whose servers can be read.
     kinds: BTreeMap<String, Kind>,
+    /// Their servers that are addresses.
+    addresses: BTreeMap<String, Vec<(SocketAddr, Span)>>,
     /// Some upstream has no name that can be read: it may be the one that is meant.
     unknown: bool,
 }
@@ -54,12 +58,33 @@ impl Names {
             }
             _ => None,
         });
-        Self { unknown: names.len() < raw.len(), kinds: kinds.collect(), names }
+        let addresses = raw.iter().filter_map(|upstream| match (&upstream.name, &upstream.servers) {
+            (Field::Is(name), Field::Is(servers)) => {
+                let addresses = servers.value.iter().filter_map(|server| match &server.value {
+                    Server::Tcp(address) => Some((*address, server.span)),
+                    Server::Name { .. } | Server::Unix(_) | Server::Quic { .. } | Server::Udp { .. } => None,
+                });
+                Some((name.value.text.clone(), addresses.collect()))
+            }
+            _ => None,
+        });
+        let addresses = addresses.collect();
+        Self { unknown: names.len() < raw.len(), kinds: kinds.collect(), addresses, names }
     }
 
     /// What the servers of an upstream take, if that can be told.
     pub(super) fn kind(&self, name: &str) -> Option<Kind> {
         self.kinds.get(name).copied()
+    }
+
+    /// Notes a server that is the very listener that leads to it.
+    pub(super) fn no_circle(&self, name: &str, listen: &Field<SocketAddr>, mistakes: &mut Mistakes) {
+        let Field::Is(listen) = listen else { return };
+        let mut servers = self.addresses.get(name).into_iter().flatten();
+        if let Some((_, span)) = servers.find(|(address, _)| *address == listen.value) {
+            let hint = "name the server behind it: each connection would open the next one";
+            mistakes.add_pair(*span, "this server is the listener that leads to it", hint, listen.span, "listens here");
+        }
     }
 
     /// Notes a name that no upstream has.
@@ -87,6 +112,38 @@ impl Names {
     /// Those that did not come from a variable or a file, which no message may quote.
     fn shown(&self) -> Vec<&str> {
         self.names.iter().filter(|name| !name.hidden).map(|name| name.text.as_str()).collect()
+    }
+}
+
+/// Notes upstreams that lead through what is no tunnel, and servers that no tunnel leads to.
+pub(super) fn ways(upstreams: &[RawUpstream], listeners: &[RawListener], mistakes: &mut Mistakes) {
+    let wireguard = |listener: &&RawListener| {
+        matches!(&listener.protocol, Field::Is(At { value: RawProtocol::Wireguard, .. }) | Field::Bad)
+    };
+    let name = |listener| match listener {
+        &RawListener { name: Field::Is(ref name), .. } => Some(name.value.as_str()),
+        _ => None,
+    };
+    let tunnels: Vec<Option<&str>> = listeners.iter().filter(wireguard).map(name).collect();
+    for upstream in upstreams {
+        let Field::Is(via) = &upstream.via else { continue };
+        // One whose name cannot be read may be the one that is meant.
+        if !tunnels.iter().any(|name| name.is_none_or(|name| name == via.value.text)) {
+            let known: Vec<&str> = tunnels.iter().flatten().copied().collect();
+            let hint = if known.is_empty() {
+                "add a `[[listener]]` with this name and `protocol = \"wireguard\"`".to_owned()
+            } else {
+                nearest_or_list(&via.value, &known)
+            };
+            let message = format!("{} is not the name of a WireGuard listener", via.value.shown());
+            mistakes.add(via.span, message, hint);
+        }
+        let Field::Is(servers) = &upstream.servers else { continue };
+        let tcp = |server: &Server| matches!(server, Server::Tcp(_) | Server::Name { .. });
+        if let Some(other) = servers.value.iter().find(|server| !tcp(&server.value)) {
+            let hint = "write a server over TCP, such as \"10.98.0.2:9000\", or take `via` out";
+            mistakes.add_pair(other.span, "no tunnel leads to this server", hint, via.span, "the way is chosen here");
+        }
     }
 }
 
@@ -137,6 +194,7 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
         mistakes.add(raw.header, "servers over QUIC need a build with the feature `quic`", "take the upstream out");
     }
     let servers = servers.into_iter().map(|server| server.value).collect();
+    let via = raw.via.value().map(|via| via.text);
     let default = Upstream::new(raw.name.value()?.text, servers);
     Some(Upstream {
         tls: match tls {
@@ -148,6 +206,7 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
         limits: raw.limits.map(|raw| limits(&raw)).unwrap_or_default(),
         health: raw.health.map(|raw| health(&raw, mistakes)).unwrap_or_default(),
         http: raw.http.map(|raw| http(&raw.value)).unwrap_or_default(),
+        via,
         ..default
     })
 }

@@ -417,7 +417,7 @@ fn service(
     let Field::Is(At { value: protocol, span: chosen }) = &raw.protocol else { return None };
     let (own, other) = match protocol {
         RawSpoken::Framed => ("service", span_of(&raw.upstream).map(|span| ("upstream", span))),
-        RawSpoken::Relay => ("upstream", span_of(&raw.service).map(|span| ("service", span))),
+        RawSpoken::Relay | RawSpoken::Udp => ("upstream", span_of(&raw.service).map(|span| ("service", span))),
     };
     if let Some((what, span)) = other {
         let message = format!("`{what}` does not belong to this protocol, whose word is `{own}`");
@@ -435,20 +435,30 @@ fn service(
             }
             Speaks::Framed(Framed { service: FramedService::Echo, ..Framed::default() })
         }
-        RawSpoken::Relay => {
+        RawSpoken::Relay | RawSpoken::Udp => {
+            let datagrams = matches!(protocol, RawSpoken::Udp);
             let Field::Is(upstream) = &raw.upstream else {
                 if matches!(raw.upstream, Field::Absent) {
+                    let name = if datagrams { "udp" } else { "relay" };
                     let hint = around.upstreams.example();
-                    mistakes.add(raw.header, "a service with protocol `relay` lacks `upstream`", hint);
+                    mistakes.add(raw.header, format!("a service with protocol `{name}` lacks `upstream`"), hint);
                 }
                 return None;
             };
             around.upstreams.need(upstream, mistakes);
-            if around.upstreams.kind(&upstream.value.text) == Some(Kind::Udp) {
-                let hint = "name an upstream whose servers take streams";
-                mistakes.add(upstream.span, "a relay cannot send its streams to servers over UDP", hint);
+            match around.upstreams.kind(&upstream.value.text) {
+                Some(Kind::Udp) if !datagrams => {
+                    let hint = "name an upstream whose servers take streams";
+                    mistakes.add(upstream.span, "a relay cannot send its streams to servers over UDP", hint);
+                }
+                Some(Kind::Stream | Kind::Quic) if datagrams => {
+                    let hint = "name an upstream whose servers are written as \"udp://127.0.0.1:53\"";
+                    mistakes.add(upstream.span, "datagrams need servers over UDP", hint);
+                }
+                _ => {}
             }
-            Speaks::Relay(Relay::new(upstream.value.text.as_str()))
+            let name = upstream.value.text.as_str();
+            if datagrams { Speaks::Udp(name.to_owned()) } else { Speaks::Relay(Relay::new(name)) }
         }
     };
     Some(InsideService { listen: *listen, speaks })

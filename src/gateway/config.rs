@@ -129,6 +129,9 @@ pub struct Upstream {
     pub http: UpstreamHttp,
     /// What is demanded of servers over QUIC, and said to them; there if and only if the servers speak QUIC.
     pub tls: Option<UpstreamTls>,
+    /// The WireGuard listener through whose tunnel the servers are reached, all of them over TCP. Default none: by this
+    /// machine's own network.
+    pub via: Option<String>,
 }
 
 impl Upstream {
@@ -144,6 +147,7 @@ impl Upstream {
             health: Health::default(),
             http: UpstreamHttp::default(),
             tls: None,
+            via: None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::config::ListenerTls;
 
-/// A listener that speaks HTTP/1.1 and HTTP/2. `[listener.limits]` holds: `first_message` is not used, `idle` is the
+/// A listener that speaks HTTP/1.1 and HTTP/2, and HTTP/3 over UDP on the same port if it has TLS. `[listener.limits]` holds: `first_message` is not used, `idle` is the
 /// longest silence between two requests.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct HttpSettings {
     pub trusted_proxies: Vec<String>,
     /// Whether each request is logged. Default `false`.
     pub access_log: bool,
+    /// Whether HTTP/3 is spoken, over UDP on the port of the listener, and announced by `Alt-Svc`. Default: with TLS.
+    pub http3: bool,
 }
 
 impl Default for HttpSettings {
@@ -54,6 +56,7 @@ impl Default for HttpSettings {
             streams: 100,
             trusted_proxies: Vec::new(),
             access_log: false,
+            http3: cfg!(feature = "quic"),
         }
     }
 }
@@ -128,6 +131,12 @@ pub enum HttpAction {
     },
     /// A page that shows the request.
     Demo,
+    /// An echo in sessions of WebTransport.
+    #[non_exhaustive]
+    Session {
+        /// Protocols inside, the most wanted first. Default none.
+        protocols: Vec<String>,
+    },
 }
 
 /// `[upstream.http]`: how servers are spoken to that answer HTTP.

@@ -36,7 +36,7 @@ pub struct Wireguard {
     /// The folder of the socket by which `wg` sees and changes the interface; none: there is no socket. Default
     /// `/var/run/wireguard`, where `wg` looks.
     pub uapi: Option<PathBuf>,
-    /// Networks to which connections of peers are forwarded, by sockets of this machine. Default none.
+    /// Networks to which connections and datagrams of peers are forwarded, by sockets of this machine. Default none.
     pub forward: Vec<Network>,
     /// Who may connect.
     pub peers: Vec<Peer>,
@@ -129,6 +129,8 @@ pub enum Speaks {
     Framed(Framed),
     /// Byte streams, handed to a server of an upstream.
     Relay(Relay),
+    /// Datagrams, handed to a server of this upstream over UDP.
+    Udp(String),
 }
 
 impl Default for Wireguard {

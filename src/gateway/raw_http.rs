@@ -19,6 +19,7 @@ pub(super) const HTTP_KEYS: &[&str] = &[
     "streams",
     "trusted_proxies",
     "access_log",
+    "http3",
 ];
 pub(super) const UPSTREAM_HTTP_KEYS: &[&str] = &["version", "idle", "idle_connections", "pending"];
 
@@ -38,6 +39,7 @@ pub(super) struct RawHttp {
     pub(super) streams: Field<u64>,
     pub(super) trusted_proxies: Texts,
     pub(super) access_log: Field<bool>,
+    pub(super) http3: Field<bool>,
 }
 
 /// `[upstream.http]`.
@@ -68,6 +70,8 @@ pub(super) struct RawHttpRoute {
     pub(super) timeout: Field<Duration>,
     pub(super) retries: Field<u64>,
     pub(super) max_body: Field<u64>,
+    pub(super) webtransport: Field<bool>,
+    pub(super) protocols: Texts,
 }
 
 pub(super) fn http(mut section: Section<'_, '_>) -> At<RawHttp> {
@@ -81,6 +85,7 @@ pub(super) fn http(mut section: Section<'_, '_>) -> At<RawHttp> {
         streams: section.whole("streams", 1..=10_000),
         trusted_proxies: section.texts("trusted_proxies", "[\"10.0.0.0/8\"]"),
         access_log: section.boolean("access_log"),
+        http3: section.boolean("http3"),
     };
     let span = section.header;
     unknown_keys(section, &[], false);
@@ -117,6 +122,8 @@ pub(super) fn route(section: &mut Section<'_, '_>) -> RawHttpRoute {
         timeout: section.duration("timeout", TIMES),
         retries: section.whole("retries", 0..=10),
         max_body: section.size("max_body", 0..=1 << 50),
+        webtransport: section.boolean("webtransport"),
+        protocols: section.one_or_more("protocols", "\"moq-00\""),
     }
 }
 
@@ -134,12 +141,16 @@ impl RawHttpRoute {
             (&self.root, "root"),
             (&self.index, "index"),
         ];
-        let lists = [(&self.method, "method"), (&self.header, "header")];
+        let lists = [(&self.method, "method"), (&self.header, "header"), (&self.protocols, "protocols")];
         let numbers = [(&self.status, "status"), (&self.retries, "retries"), (&self.max_body, "max_body")];
         let texts = texts.map(|(field, key)| (key, span(field)));
         let lists = lists.map(|(field, key)| (key, span(field)));
         let numbers = numbers.map(|(field, key)| (key, span(field)));
-        let others = [("strip_prefix", span(&self.strip_prefix)), ("timeout", span(&self.timeout))];
+        let others = [
+            ("strip_prefix", span(&self.strip_prefix)),
+            ("timeout", span(&self.timeout)),
+            ("webtransport", span(&self.webtransport)),
+        ];
         let all = texts.into_iter().chain(lists).chain(numbers).chain(others);
         all.filter_map(|(key, span)| Some((key, span?)))
     }

@@ -36,6 +36,8 @@ pub(super) const ROUTE_KEYS: &[&str] = &[
     "timeout",
     "retries",
     "max_body",
+    "webtransport",
+    "protocols",
 ];
 pub(super) const QUIC_KEYS: &[&str] = &[
     "idle_timeout",
@@ -52,6 +54,7 @@ pub(super) const QUIC_KEYS: &[&str] = &[
     "gso",
     "steer",
     "socket_buffer",
+    "qlog",
 ];
 
 const CONGESTION: [(&str, Congestion); 2] = [("cubic", Congestion::Cubic), ("bbr2", Congestion::Bbr2)];
@@ -129,6 +132,7 @@ pub(super) struct RawQuic {
     pub(super) gso: Field<bool>,
     pub(super) steer: Field<bool>,
     pub(super) socket_buffer: Field<u64>,
+    pub(super) qlog: Field<Text>,
 }
 
 pub(super) fn certificate(mut section: Section<'_, '_>) -> RawCertificate {
@@ -189,6 +193,7 @@ pub(super) fn quic(mut section: Section<'_, '_>) -> At<RawQuic> {
         gso: section.boolean("gso"),
         steer: section.boolean("steer"),
         socket_buffer: section.size("socket_buffer", BUFFER),
+        qlog: section.text("qlog", "\"qlog\""),
     };
     let span = section.header;
     unknown_keys(section, &[], false);

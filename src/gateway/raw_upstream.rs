@@ -16,7 +16,7 @@ pub(super) const UPSTREAM: &str = "[[upstream]]";
 pub(super) const LIMITS: &str = "[upstream.limits]";
 pub(super) const HEALTH: &str = "[upstream.health]";
 pub(super) const TLS: &str = "[upstream.tls]";
-pub(super) const KEYS: &[&str] = &["name", "servers", "balance", "resolve", "limits", "health", "http", "tls"];
+pub(super) const KEYS: &[&str] = &["name", "servers", "balance", "resolve", "limits", "health", "http", "tls", "via"];
 pub(super) const TLS_KEYS: &[&str] = &["ca", "trust", "name", "alpn", "certificate", "curves", "keylog", "early_data"];
 pub(super) const LIMITS_KEYS: &[&str] = &["connections", "connect_timeout"];
 pub(super) const HEALTH_KEYS: &[&str] =
@@ -47,6 +47,7 @@ pub(super) struct RawUpstream {
     pub(super) health: Option<RawHealth>,
     pub(super) http: Option<At<RawUpstreamHttp>>,
     pub(super) tls: Option<At<RawUpstreamTls>>,
+    pub(super) via: Field<Text>,
     pub(super) header: Span,
 }
 
@@ -93,6 +94,7 @@ pub(super) fn upstream(mut section: Section<'_, '_>) -> RawUpstream {
         health: section.section("health", HEALTH, HEALTH_KEYS).map(health),
         http: section.section("http", UPSTREAM_HTTP, UPSTREAM_HTTP_KEYS).map(upstream_http),
         tls: section.section("tls", TLS, TLS_KEYS).map(tls),
+        via: section.text("via", "\"wg0\""),
         header: section.header,
     };
     section.need(&raw.name, "name", "\"app\"");

@@ -54,7 +54,8 @@ const THREADING: [(&str, RawThreading); 3] =
 const OFFLOAD: [(&str, RawOffload); 3] =
     [("auto", RawOffload::Auto), ("tcp", RawOffload::Tcp), ("off", RawOffload::Off)];
 const PEER_TO_PEER: [(&str, bool); 2] = [("deny", false), ("direct", true)];
-const SPOKEN: [(&str, RawSpoken); 2] = [("framed", RawSpoken::Framed), ("relay", RawSpoken::Relay)];
+const SPOKEN: [(&str, RawSpoken); 3] =
+    [("framed", RawSpoken::Framed), ("relay", RawSpoken::Relay), ("udp", RawSpoken::Udp)];
 const SERVICES: [(&str, ()); 1] = [("echo", ())];
 
 const MTU: RangeInclusive<u64> = 576..=9_000;
@@ -94,6 +95,7 @@ pub(super) enum RawThreading {
 pub(super) enum RawSpoken {
     Framed,
     Relay,
+    Udp,
 }
 
 /// `[listener.wireguard]`.

@@ -150,6 +150,7 @@ impl Gateway {
                 return Err(error);
             }
         };
+        tunnels::lead(&upstreams, &tunnels);
         *self.status.tunnels.lock() = tunnels;
         before.retire(&upstreams);
         self.status.upstreams.publish(upstreams);
@@ -180,10 +181,13 @@ impl Gateway {
                 if let Some(socket) = status.socket.upgrade() {
                     tcp::refuse(&*socket);
                 }
-                #[cfg(feature = "quic")]
-                if let Some(quic) = &status.quic {
-                    quic.drain(by);
-                }
+            }
+            // Unless its successor has taken it over.
+            #[cfg(feature = "quic")]
+            if let Some(quic) = &status.quic
+                && !now.iter().filter_map(|new| new.quic.as_ref()).any(|new| new.is(quic))
+            {
+                quic.drain(by);
             }
             if !done.changed.iter().any(|name| *name == *status.name) {
                 self.mesh.drain_children(status.acceptor.id(), by);
@@ -230,11 +234,12 @@ impl Gateway {
             names.push(listener.name.clone());
             let socket = match socket_of(old, listener) {
                 Some(socket) => socket,
-                None => Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?),
+                None => Arc::new(listeners::bind_for(listener)?),
             };
             let predecessor = old.iter().find(|status| *status.name == *listener.name);
             let around = listeners::Around { protocols: &self.protocols, upstreams, certificates };
-            let (made, web) = listeners::prepare(listener, around, predecessor.map(|status| &**status))?;
+            let port = listeners::port_of(listener, &socket);
+            let (made, web) = listeners::prepare(listener, around, predecessor.map(|status| &**status), port)?;
             let occupancy = predecessor.map_or_else(Arc::default, |status| status.occupancy.clone());
             start.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }

@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::net::{SocketAddr, UdpSocket};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use parking_lot::Mutex;
 use socket2::SockRef;
 
 use super::config::{Config, Listener, Protocol};
-use super::config_wireguard::{Key, ThreadingMode, Wireguard};
+use super::config_wireguard::{Key, Speaks, ThreadingMode, Wireguard};
 pub(super) use super::tunnels_api::api;
 use super::tunnels_inside::{self, Inside, Running};
 use super::upstreams::Upstreams;
@@ -25,6 +26,9 @@ use crate::transports::wireguard::uapi::{self, Uapi};
 use crate::transports::wireguard::{
     self as wg, DeviceMsg, Interface, Live, PeerSettings, PublicKey, SecretKey, Settings, Threading, public_key,
 };
+
+/// Arbiters for cryptography of one pipeline, at most.
+const MOST_CRYPTO: usize = 16;
 
 /// A running WireGuard listener.
 pub(crate) struct Tunnel {
@@ -127,7 +131,8 @@ fn start(
         }
     };
     let name: Arc<str> = Arc::from(listener.name.as_str());
-    let settings = settings(wireguard, &listener.name, secret.clone(), threading(around.mesh, wireguard, number));
+    let settings =
+        settings(wireguard, &listener.name, secret.clone(), threading(around.mesh, wireguard, &listener.name, number));
     let first = settings.threading.clone();
     let kept = socket.try_clone().map_err(|error| refuse(format!("the socket cannot be shared: {error}")))?;
     let address = socket.local_addr().unwrap_or(listener.listen);
@@ -192,18 +197,45 @@ fn settings(wireguard: &Wireguard, name: &str, secret: SecretKey, threading: Thr
     }
 }
 
-/// The arbiters of a tunnel. Several tunnels begin at different ones.
-fn threading(mesh: &Mesh, wireguard: &Wireguard, number: usize) -> Threading {
-    let count = mesh.arbiters().max(1);
-    let at = |n: usize| (number + n) % count;
-    let pipeline = match wireguard.threading {
-        ThreadingMode::Auto => count > 2,
+/// The arbiters that tunnels get for themselves, by name: those that a pipeline has. They are made with the mesh; a
+/// pipeline that a reload brings shares the arbiters of everybody.
+pub(super) fn apart(config: &Config) -> Vec<String> {
+    let count = config.runtime.arbiters.map_or_else(cores, NonZeroUsize::get);
+    let pipelines = config.listeners.iter().filter(|one| of(one).is_some_and(|tunnel| is_pipeline(tunnel, count)));
+    pipelines.flat_map(|one| stages(&one.name, count)).collect()
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+fn is_pipeline(wireguard: &Wireguard, arbiters: usize) -> bool {
+    match wireguard.threading {
+        ThreadingMode::Auto => arbiters > 2,
         ThreadingMode::Single => false,
         ThreadingMode::Pipeline => true,
-    };
-    if !pipeline {
+    }
+}
+
+/// Names for the arbiters of a pipeline: receiving, sending, and as many for cryptography as there would be cores left.
+fn stages(name: &str, arbiters: usize) -> Vec<String> {
+    let crypto = (0..arbiters.saturating_sub(2).clamp(1, MOST_CRYPTO)).map(|n| format!("{name}-crypto-{n}"));
+    [format!("{name}-rx"), format!("{name}-tx")].into_iter().chain(crypto).collect()
+}
+
+/// The arbiters of a tunnel. Several tunnels begin at different ones.
+fn threading(mesh: &Mesh, wireguard: &Wireguard, name: &str, number: usize) -> Threading {
+    let count = mesh.arbiters().max(1);
+    let at = |n: usize| (number + n) % count;
+    if !is_pipeline(wireguard, count) {
         return Threading::Single { arbiter: at(0) };
     }
+    let own = |stage: &str| mesh.apart(&format!("{name}-{stage}"));
+    let crypto: Vec<usize> = (0..MOST_CRYPTO).filter_map(|n| own(&format!("crypto-{n}"))).collect();
+    if let (Some(rx), Some(tx), false) = (own("rx"), own("tx"), crypto.is_empty()) {
+        return Threading::Pipeline { rx, crypto, tx };
+    }
+    tracing::info!(listener = name, "its pipeline shares arbiters until the next start");
     // With two arbiters receiving and sending share one; with one there is no choice.
     let crypto = match count {
         1 => vec![0],
@@ -301,9 +333,11 @@ fn compare(old: &Listener, new: &Listener, upstreams_changed: bool, inside: &Ins
         warnings: was.warnings.clone(),
         ..is.clone()
     };
-    let relays = is.services.iter().any(|service| matches!(service.speaks, super::config_wireguard::Speaks::Relay(_)));
+    let udp = |wireguard: &Wireguard| wireguard.services.iter().any(|one| matches!(one.speaks, Speaks::Udp(_)));
+    let relays = is.services.iter().any(|one| matches!(one.speaks, Speaks::Relay(_) | Speaks::Udp(_)));
     let services = was.services != is.services || (upstreams_changed && relays);
-    if alike != *was || old.limits != new.limits || (services && !matches!(inside.running, Running::Netstack(_))) {
+    let fixed = !matches!(inside.running, Running::Netstack(_)) || udp(was) || udp(is);
+    if alike != *was || old.limits != new.limits || (services && fixed) {
         return Difference::Interface;
     }
     if was.peers == is.peers && !services { Difference::None } else { Difference::PeersOrServices }
@@ -383,6 +417,14 @@ fn adjust(around: Around<'_>, tunnel: &Tunnel, listener: Listener) -> Result<Tun
         socket,
         inside,
     })
+}
+
+/// Leads upstreams that are reached through a tunnel into theirs.
+pub(super) fn lead(upstreams: &Upstreams, tunnels: &[Arc<Tunnel>]) {
+    upstreams.lead(|name| {
+        let tunnel = tunnels.iter().find(|tunnel| *tunnel.name == *name)?;
+        tunnel.inside.way(&tunnel.name)
+    });
 }
 
 /// Ends all tunnels gently: within `time` what is inside finishes.

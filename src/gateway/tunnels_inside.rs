@@ -7,11 +7,13 @@ use super::config::{Listener, Protocol};
 use super::config_wireguard::{InsideService, Mode, Speaks, Wireguard};
 use super::tunnels::Around;
 use super::tunnels_kernel::{self, Join, Kernel};
-use super::{StartError, listeners};
+use super::tunnels_way::Kept;
+use super::{StartError, listeners, tunnels_datagrams};
 use crate::actors::{Control, Mail, Place};
 use crate::transports::framed::Echo;
-use crate::transports::netstack::{self, Forwarded, Framed, MakeServe, NetMsg, Relayed};
-use crate::transports::tun::{HostNetwork, PrivateNetwork};
+use crate::transports::netstack::{self, Beside, Forwarded, Framed, MakeServe, NetMsg, Relayed};
+use crate::transports::relay::Way;
+use crate::transports::tun::HostNetwork;
 use crate::transports::wireguard::{self as wg, Interface, Threading};
 
 /// What is inside one tunnel.
@@ -19,12 +21,14 @@ pub(crate) struct Inside {
     pub(super) running: Running,
     /// Why `auto` did not make a private network.
     pub(super) why: Option<String>,
+    /// What takes datagrams out before it.
+    beside: Option<Beside>,
 }
 
 /// The three kinds.
 pub(crate) enum Running {
     Netstack(Mail<NetMsg>),
-    Private(Arc<Kernel<PrivateNetwork>>),
+    Private(Arc<Kernel<Kept>>),
     Tun(Arc<Kernel<HostNetwork>>),
 }
 
@@ -46,10 +50,20 @@ impl Inside {
     }
 
     pub(super) fn stop(&self) {
+        self.beside.iter().for_each(Beside::stop);
         match &self.running {
             Running::Netstack(stack) => stack.control(Control::Stop),
             Running::Private(kernel) => kernel.stop(),
             Running::Tun(kernel) => kernel.stop(),
+        }
+    }
+
+    /// The way for streams into the tunnel.
+    pub(super) fn way(&self, name: &Arc<str>) -> Option<Arc<dyn Way>> {
+        match &self.running {
+            Running::Netstack(stack) => Some(Arc::new(netstack::Via::new(stack.clone()))),
+            Running::Private(kernel) => kernel.way(),
+            Running::Tun(kernel) => Some(kernel.way(name)),
         }
     }
 
@@ -83,7 +97,7 @@ impl Inside {
                 Running::Tun(kernel.clone())
             }
         };
-        Ok(Self { running, why: self.why.clone() })
+        Ok(Self { running, why: self.why.clone(), beside: self.beside.clone() })
     }
 }
 
@@ -105,31 +119,30 @@ pub(super) fn start(
         Threading::Single { arbiter } => Place::On(*arbiter),
         Threading::Pipeline { crypto, .. } => Place::On(crypto.first().copied().unwrap_or(0)),
     };
-    let netstack = |why: Option<String>| {
-        let running = netstack_of(around, listener, wireguard, interface, place)?;
-        Ok(Inside { running: Running::Netstack(running), why })
-    };
-    let join = Join { around, listener, wireguard, interface, place };
-    match wireguard.mode {
-        Mode::Netstack => netstack(None),
-        Mode::Tun => {
-            let kernel = tunnels_kernel::host(join)?;
-            Ok(Inside { running: Running::Tun(Arc::new(kernel)), why: None })
-        }
-        Mode::Private => match tunnels_kernel::private(join) {
-            Ok(kernel) => Ok(Inside { running: Running::Private(Arc::new(kernel?)), why: None }),
+    let beside = tunnels_datagrams::start(around, listener, wireguard, interface, place)?;
+    let join = Join { around, listener, wireguard, interface, place, beside: beside.as_ref() };
+    let netstack = || netstack_of(join).map(Running::Netstack);
+    let started = match wireguard.mode {
+        Mode::Netstack => netstack().map(|running| (running, None)),
+        Mode::Tun => tunnels_kernel::host(join).map(|kernel| (Running::Tun(Arc::new(kernel)), None)),
+        Mode::Private | Mode::Auto => match tunnels_kernel::private(join) {
+            Ok(kernel) => kernel.map(|kernel| (Running::Private(Arc::new(kernel)), None)),
+            Err(why) if wireguard.mode == Mode::Auto => netstack().map(|running| (running, Some(why))),
             Err(why) => Err(refuse(format!("no private network: {why}"))),
         },
-        Mode::Auto => match tunnels_kernel::private(join) {
-            Ok(kernel) => Ok(Inside { running: Running::Private(Arc::new(kernel?)), why: None }),
-            Err(why) => netstack(Some(why)),
-        },
+    };
+    match started {
+        Ok((running, why)) => Ok(Inside { running, why, beside }),
+        Err(error) => {
+            beside.iter().for_each(Beside::stop);
+            Err(error)
+        }
     }
 }
 
-/// A service as a listener of its own: the same limits, a name that says where it is.
-pub(super) fn as_listener(listener: &Listener, service: &InsideService) -> Listener {
-    Listener {
+/// A service of streams as a listener of its own: the same limits, a name that says where it is.
+pub(super) fn as_listener(listener: &Listener, service: &InsideService) -> Option<Listener> {
+    Some(Listener {
         name: format!("{}-{}", listener.name, service.listen.port()),
         listen: service.listen,
         place: listener.place.clone(),
@@ -137,17 +150,13 @@ pub(super) fn as_listener(listener: &Listener, service: &InsideService) -> Liste
         protocol: match &service.speaks {
             Speaks::Framed(framed) => Protocol::Framed(framed.clone()),
             Speaks::Relay(relay) => Protocol::Relay(relay.clone()),
+            Speaks::Udp(_) => return None,
         },
-    }
+    })
 }
 
-fn netstack_of(
-    around: Around<'_>,
-    listener: &Listener,
-    wireguard: &Wireguard,
-    interface: &Interface,
-    place: Place,
-) -> Result<Mail<NetMsg>, StartError> {
+fn netstack_of(join: Join<'_>) -> Result<Mail<NetMsg>, StartError> {
+    let Join { around, listener, wireguard, interface, place, beside } = join;
     let mtu = usize::from(wireguard.mtu);
     let mut settings = netstack::Settings::new(&listener.name, wireguard.addresses.clone(), mtu);
     settings.services = in_netstack(around, listener, wireguard)?;
@@ -157,7 +166,7 @@ fn netstack_of(
         let make: MakeServe = Arc::new(move || Box::new(Forwarded::new(name.clone(), idle)));
         settings.forward = Some((wireguard.forward.clone(), make));
     }
-    wg::start_netstack(around.mesh, place, interface, settings).map_err(StartError::Spawn)
+    wg::start_netstack_beside(around.mesh, place, interface, settings, beside.cloned()).map_err(StartError::Spawn)
 }
 
 fn in_netstack(
@@ -167,7 +176,7 @@ fn in_netstack(
 ) -> Result<Vec<(std::net::SocketAddr, MakeServe)>, StartError> {
     let mut all = Vec::new();
     for service in &wireguard.services {
-        let own = as_listener(listener, service);
+        let Some(own) = as_listener(listener, service) else { continue };
         let refuse =
             |message: String| StartError::Options { listener: own.name.clone(), place: own.place.clone(), message };
         let name: Arc<str> = Arc::from(own.name.as_str());
@@ -185,6 +194,8 @@ fn in_netstack(
                 let (network, settings) = (around.upstreams.network(&relay.upstream), Arc::new(settings));
                 Arc::new(move || Box::new(Relayed::new(network.clone(), name.clone(), settings.clone())))
             }
+            // Taken out before they come here.
+            Speaks::Udp(_) => continue,
         };
         all.push((service.listen, make));
     }

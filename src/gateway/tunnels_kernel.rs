@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::config::{Listener, Protocol};
-use super::config_wireguard::{Offload, Wireguard};
+use super::config_wireguard::{InsideService, Offload, Speaks, Wireguard};
 use super::listeners::{self, Prepared};
 use super::tunnels::Around;
 use super::tunnels_inside::as_listener;
+use super::tunnels_way::{Bound, Kept};
 use super::{ListenerStatus, StartError};
 use crate::actors::{Control, Mail, Place, Spec};
-use crate::transports::relay::Onward;
+use crate::transports::netstack::Beside;
+use crate::transports::relay::{Onward, Way};
 use crate::transports::tcp::{self, OnAccept};
 use crate::transports::tun::{
     HostError, HostNetwork, HostSettings, OffloadKnob, Prefix, PrivateNetwork, PrivateSettings, ToTun, Tun, TunActor,
@@ -55,7 +57,19 @@ impl<N> Kernel<N> {
     }
 }
 
+impl Kernel<Kept> {
+    /// The way for streams into it; none once it is stopped.
+    pub(super) fn way(&self) -> Option<Arc<dyn Way>> {
+        self.network.lock().as_ref().map(Kept::way)
+    }
+}
+
 impl Kernel<HostNetwork> {
+    /// The way for streams into it.
+    pub(super) fn way(&self, name: &Arc<str>) -> Arc<dyn Way> {
+        Arc::new(Bound(name.clone()))
+    }
+
     /// Routes what the peers have now. A route that is refused is said: the peers are changed already.
     pub(super) fn reroute(&self, name: &str, wireguard: &Wireguard) {
         if let Some(network) = self.network.lock().as_mut()
@@ -75,6 +89,8 @@ pub(super) struct Join<'a> {
     pub(super) interface: &'a Interface,
     /// Where packets are read and written.
     pub(super) place: Place,
+    /// What takes datagrams out before it.
+    pub(super) beside: Option<&'a Beside>,
 }
 
 /// An interface of the host, with its routes.
@@ -105,9 +121,9 @@ pub(super) fn host(join: Join<'_>) -> Result<Kernel<HostNetwork>, StartError> {
         }
     };
     let mut prepared = Vec::new();
-    for service in &wireguard.services {
+    for service in streams(wireguard) {
         let socket = tcp::bind(service.listen).map_err(|error| error.to_string());
-        prepared.push(prepare(join, as_listener(listener, service), socket)?);
+        prepared.push(prepare(join, service, socket)?);
     }
     start(join, network, tun, prepared)
 }
@@ -123,7 +139,7 @@ pub(super) fn takes_all(wireguard: &Wireguard) -> bool {
 }
 
 /// A private network, or why this host gives none.
-pub(super) fn private(join: Join<'_>) -> Result<Result<Kernel<PrivateNetwork>, StartError>, String> {
+pub(super) fn private(join: Join<'_>) -> Result<Result<Kernel<Kept>, StartError>, String> {
     let Join { around, wireguard, .. } = join;
     let program = around.helper.ok_or("this program brings no helper that makes one")?;
     let settings = PrivateSettings {
@@ -150,12 +166,13 @@ fn with_services(
     network: PrivateNetwork,
     tun: Tun,
     mut prepared: Vec<Prepared>,
-) -> Result<Kernel<PrivateNetwork>, StartError> {
-    for service in &join.wireguard.services {
+) -> Result<Kernel<Kept>, StartError> {
+    for service in streams(join.wireguard) {
         let socket = network.tcp_listener(service.listen, false).map_err(|error| error.to_string());
-        prepared.push(prepare(join, as_listener(join.listener, service), socket)?);
+        prepared.push(prepare(join, service, socket)?);
     }
-    start(join, network, tun, prepared)
+    let kept = Kept::new(join.around.mesh, &join.listener.name, network).map_err(StartError::Spawn)?;
+    start(join, kept, tun, prepared)
 }
 
 /// Acceptors for connections to anywhere, and the redirect that brings these there.
@@ -181,7 +198,17 @@ fn onward(join: Join<'_>, network: &PrivateNetwork) -> Result<Vec<Prepared>, Str
     Ok(vec![one(v4, (Ipv4Addr::UNSPECIFIED, port).into()), one(v6, (Ipv6Addr::UNSPECIFIED, port).into())])
 }
 
-fn prepare(join: Join<'_>, own: Listener, socket: Result<TcpListener, String>) -> Result<Prepared, StartError> {
+/// The services that acceptors serve.
+fn streams(wireguard: &Wireguard) -> impl Iterator<Item = &InsideService> {
+    wireguard.services.iter().filter(|service| !matches!(service.speaks, Speaks::Udp(_)))
+}
+
+fn prepare(
+    join: Join<'_>,
+    service: &InsideService,
+    socket: Result<TcpListener, String>,
+) -> Result<Prepared, StartError> {
+    let own = as_listener(join.listener, service).ok_or_else(|| refuse(join.listener, "not a stream".to_owned()))?;
     let socket = socket.map_err(|why| refuse(&own, format!("cannot listen on {}: {why}", own.listen)))?;
     let made = listeners::made(&own, &std::collections::BTreeMap::new(), join.around.upstreams)?;
     Ok(Prepared { listener: own, socket: Arc::new(socket), made, web: None, occupancy: Arc::default() })
@@ -195,7 +222,11 @@ fn start<N>(join: Join<'_>, network: N, tun: Tun, prepared: Vec<Prepared>) -> Re
     let mesh = join.around.mesh;
     let tun = mesh.spawn(join.place, spec, move || TunActor::new(tun, scope, router)).map_err(StartError::Spawn)?;
     let into = ToTun(tun.clone());
-    join.interface.attach(move || Box::new(into.clone()));
+    let beside = join.beside.cloned();
+    join.interface.attach(move || match &beside {
+        Some(beside) => beside.of(into.clone()),
+        None => Box::new(into.clone()),
+    });
     let services = listeners::start_all(mesh, prepared, join.around.budget).inspect_err(|_| {
         tun.control(Control::Stop);
     })?;

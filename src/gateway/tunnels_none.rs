@@ -49,6 +49,10 @@ pub(super) enum Step {}
 
 pub(super) type Bound = Step;
 
+pub(super) const fn apart(_: &Config) -> Vec<String> {
+    Vec::new()
+}
+
 pub(super) fn bind(_: &Config) -> Result<Vec<Step>, StartError> {
     Ok(Vec::new())
 }
@@ -69,6 +73,8 @@ pub(super) fn apply(
 ) -> Result<Vec<Arc<Tunnel>>, StartError> {
     Ok(Vec::new())
 }
+
+pub(super) fn lead(_: &Upstreams, _: &[Arc<Tunnel>]) {}
 
 pub(super) fn drain(_: &[Arc<Tunnel>], _: std::time::Duration) {}
 

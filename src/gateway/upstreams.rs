@@ -21,7 +21,6 @@ use futures_util::future::{LocalBoxFuture, join, join_all};
 use futures_util::stream;
 use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 
 use super::config::{self, Balance, Check, Health, Host, Server};
@@ -32,7 +31,9 @@ use crate::actors::{Budget, Control, Fault, Mail, Mesh, Place, Progress, Protoco
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer, Policy, ServerId, ServerView};
 #[cfg(feature = "quic")]
 use crate::transports::relay::Links;
-use crate::transports::relay::{Network, RelaySettings};
+#[cfg(feature = "wireguard")]
+use crate::transports::relay::Way;
+use crate::transports::relay::{Dial, Network, RelaySettings, Through};
 
 /// Servers of one upstream that are checked at the same time.
 const CHECKS: usize = 64;
@@ -60,6 +61,8 @@ struct Running {
     http: Arc<crate::transports::http::Upstream>,
     #[cfg(feature = "quic")]
     links: Option<Links>,
+    /// The way through a tunnel, if the servers are behind one.
+    through: Option<Through>,
 }
 
 impl Upstreams {
@@ -113,9 +116,17 @@ impl Upstreams {
         if let Some(links) = self.links(name) {
             return Network::over(links.clone());
         }
-        // Each upstream is reached in the same way where there is no QUIC.
-        let _ = name;
-        Network::default()
+        network_of(self.by_name.get(name).and_then(|running| running.through.as_ref()))
+    }
+
+    /// Leads to the servers behind tunnels, by the way that `way` knows for a tunnel's name.
+    #[cfg(feature = "wireguard")]
+    pub(super) fn lead(&self, way: impl Fn(&str) -> Option<Arc<dyn Way>>) {
+        for running in self.by_name.values() {
+            if let (Some(via), Some(through)) = (&running.config.via, &running.through) {
+                through.lead(way(via));
+            }
+        }
     }
 
     /// How streams are relayed to an upstream, with the defaults of what only a relay's listener has; nothing if there
@@ -158,14 +169,16 @@ impl Upstreams {
     fn one(mesh: &Mesh, upstream: &config::Upstream, lookup: &Lookup) -> Result<Running, SpawnError> {
         let answers = Answers::new(upstream);
         let balancer = Balancer::new(answers.servers(), settings_of(upstream));
+        let through = upstream.via.as_ref().map(|_| Through::default());
         let mut running = Running {
             config: upstream.clone(),
             balancer: balancer.clone(),
             keeper: None,
             #[cfg(feature = "http")]
-            http: Arc::new(http_of(upstream, &balancer)),
+            http: Arc::new(http_of(upstream, &balancer, through.as_ref())),
             #[cfg(feature = "quic")]
             links: None,
+            through: through.clone(),
         };
         if answers.has_names() || upstream.health.check != Check::Off {
             let (upstream, lookup) = (upstream.clone(), lookup.clone());
@@ -174,6 +187,7 @@ impl Upstreams {
                 upstream: Box::new(upstream.clone()),
                 balancer: balancer.clone(),
                 lookup: lookup.clone(),
+                through: through.clone(),
             };
             running.keeper = Some(mesh.supervise(Place::System, spec, Budget::default(), make)?);
         }
@@ -217,16 +231,25 @@ impl Upstreams {
 }
 
 #[cfg(feature = "http")]
-fn http_of(upstream: &config::Upstream, balancer: &Arc<Balancer>) -> crate::transports::http::Upstream {
+fn http_of(
+    upstream: &config::Upstream,
+    balancer: &Arc<Balancer>,
+    through: Option<&Through>,
+) -> crate::transports::http::Upstream {
     crate::transports::http::Upstream {
         name: Arc::from(upstream.name.as_str()),
         balancer: balancer.clone(),
+        network: network_of(through),
         connect_timeout: upstream.limits.connect_timeout,
         http2: upstream.http.http2,
         idle: upstream.http.idle,
         idle_connections: upstream.http.idle_connections,
         pending: upstream.http.pending,
     }
+}
+
+fn network_of(through: Option<&Through>) -> Network {
+    through.map_or_else(Network::default, |way| Network::through(way.clone()))
 }
 
 fn lookup() -> Lookup {
@@ -249,7 +272,7 @@ fn settings_of(upstream: &config::Upstream) -> BalanceSettings {
 
 /// The actor of one upstream.
 enum Keeper {
-    Made { upstream: Box<config::Upstream>, balancer: Arc<Balancer>, lookup: Lookup },
+    Made { upstream: Box<config::Upstream>, balancer: Arc<Balancer>, lookup: Lookup, through: Option<Through> },
     Runs(Pin<Box<dyn Future<Output = Infallible>>>),
     Ended,
 }
@@ -259,8 +282,9 @@ impl Protocol for Keeper {
     const KIND: &'static str = "upstream";
 
     fn started(&mut self, turn: &mut Turn<'_, Infallible>) -> Result<(), Fault> {
-        if let Self::Made { upstream, balancer, lookup } = std::mem::replace(self, Self::Ended) {
-            *self = Self::Runs(Box::pin(keep(*upstream, balancer, lookup, turn.tally())));
+        if let Self::Made { upstream, balancer, lookup, through } = std::mem::replace(self, Self::Ended) {
+            let network = network_of(through.as_ref());
+            *self = Self::Runs(Box::pin(keep(*upstream, balancer, network, lookup, turn.tally())));
         }
         Ok(())
     }
@@ -302,7 +326,13 @@ impl Count {
     }
 }
 
-async fn keep(upstream: config::Upstream, balancer: Arc<Balancer>, lookup: Lookup, tally: Tally) -> Infallible {
+async fn keep(
+    upstream: config::Upstream,
+    balancer: Arc<Balancer>,
+    network: Network,
+    lookup: Lookup,
+    tally: Tally,
+) -> Infallible {
     let count = Count { tally, upstream: Arc::from(upstream.name.as_str()) };
     let answers = RefCell::new(Answers::new(&upstream));
     let names = upstream.servers.iter().enumerate().filter_map(|(at, server)| match server {
@@ -333,7 +363,7 @@ async fn keep(upstream: config::Upstream, balancer: Arc<Balancer>, lookup: Looku
     let checks = async {
         match upstream.health.check {
             Check::Off => std::future::pending().await,
-            Check::Tcp | Check::Http => check(&upstream.health, &balancer, &count).await,
+            Check::Tcp | Check::Http => check(&upstream.health, &network, &balancer, &count).await,
         }
     };
     join(join_all(names), checks).await.1
@@ -483,13 +513,14 @@ impl Streak {
 }
 
 /// Connects to each server again and again.
-async fn check(health: &Health, balancer: &Arc<Balancer>, count: &Count) -> Infallible {
+async fn check(health: &Health, network: &Network, balancer: &Arc<Balancer>, count: &Count) -> Infallible {
     let mut streaks: BTreeMap<ServerId, Streak> = BTreeMap::new();
     loop {
         let began = now();
         let servers = balancer.view(began);
         streaks.retain(|id, _| servers.iter().any(|server| server.id == *id));
-        let checks = servers.into_iter().map(|server| async move { (connects(&server, health).await, server) });
+        let checks =
+            servers.into_iter().map(|server| async move { (connects(&server, health, network.clone()).await, server) });
         let mut checks = stream::iter(checks).buffer_unordered(CHECKS);
         while let Some((result, server)) = checks.next().await {
             let good = match result {
@@ -504,12 +535,12 @@ async fn check(health: &Health, balancer: &Arc<Balancer>, count: &Count) -> Infa
             count.raise("upstream_checks", if good { "ok" } else { "failed" });
             if let Some(healthy) = streaks.entry(server.id).or_default().note(good, server.healthy, health) {
                 balancer.set_health(server.id, healthy);
+                // Servers are no peers: whoever mends one has to know which.
                 if healthy {
-                    tracing::info!(upstream = %count.upstream, "a server is back");
+                    tracing::info!(upstream = %count.upstream, server = %server.address, "a server is back");
                 } else {
-                    tracing::warn!(upstream = %count.upstream, "a server is down");
+                    tracing::warn!(upstream = %count.upstream, server = %server.address, "a server is down");
                 }
-                tracing::debug!(upstream = %count.upstream, server = %server.address, healthy, "health changed");
             }
         }
         sleep_until(later(began, health.interval)).await;
@@ -522,20 +553,20 @@ enum Found {
     Unknown,
 }
 
-async fn connects(server: &ServerView, health: &Health) -> Found {
+async fn connects(server: &ServerView, health: &Health, mut network: Network) -> Found {
     let path = (health.check == Check::Http).then_some(health.path.as_str());
-    let connected = match &server.address {
-        Address::Tcp(address) => {
-            let host = address.to_string();
-            within(health.timeout, async { answers(TcpStream::connect(*address).await?, &host, path).await }).await
-        }
-        Address::Unix(socket) => {
-            within(health.timeout, async { answers(UnixStream::connect(socket).await?, "localhost", path).await }).await
-        }
+    let host = match &server.address {
+        Address::Tcp(address) => address.to_string(),
+        Address::Unix(_) => "localhost".to_owned(),
         // The configuration refuses checks of these.
         Address::Quic { .. } | Address::Udp(_) => return Found::Unknown,
     };
-    match connected {
+    let connected = within(health.timeout, async {
+        let mut stream = network.dial(&server.address)?;
+        std::future::poll_fn(|cx| network.poll_connected(&mut stream, cx)).await?;
+        answers(stream, &host, path).await
+    });
+    match connected.await {
         Ok(Ok(())) => Found::Up,
         Ok(Err(error)) if is_ours(&error) => Found::Unknown,
         Ok(Err(_)) | Err(_) => Found::Down,
@@ -565,7 +596,9 @@ async fn answers(
 /// Whether this machine lacks what a connection needs, whoever it goes to.
 fn is_ours(error: &io::Error) -> bool {
     let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
-    Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
+    // A tunnel that is not up is no fault of a server behind it.
+    error.kind() == io::ErrorKind::NetworkDown
+        || Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
 }
 
 #[cfg(test)]

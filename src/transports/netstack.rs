@@ -2,6 +2,7 @@
 //!
 //! `actor` runs smoltcp on the batches that come in, `flow` is one connection, `phy` is what that takes for a network card, `state_flows` decides who
 //! may have a connection, `bells` tell which connections have something to do, `stream` is a connection as a byte stream.
+//! `datagrams` takes UDP out before any inside, also a kernel's; each `datagram_flow` joins two endpoints.
 //!
 //! # What it is not
 //! The fallback where neither a TUN nor a private network can be had. smoltcp sends slowly over a path that loses
@@ -9,6 +10,9 @@
 
 mod actor;
 mod bells;
+mod codec_datagram;
+mod datagram_flow;
+mod datagrams;
 mod flow;
 mod phy;
 mod serve;
@@ -16,6 +20,7 @@ pub mod state_flows;
 mod stream;
 
 pub use actor::{MakeServe, NetMsg, Serve, Settings, Stack, Uplink, Visitor};
+pub use datagrams::{Beside, DatagramSettings, ToDatagrams};
 pub use serve::{Forwarded, Framed, Relayed, Via, connect};
 pub use state_flows::{FlowLimits, Refusal};
 pub use stream::{BUFFER, Far, NetStream};

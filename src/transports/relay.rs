@@ -32,6 +32,7 @@
 
 mod actor;
 mod codec;
+mod detour;
 mod dial;
 mod forward;
 mod onward;
@@ -49,6 +50,7 @@ mod state_words;
 
 pub use actor::{Connections, Relay};
 pub use codec::{Header, MAX_V1, MAX_V2, Malformed, ProxyVersion};
+pub use detour::{Detour, Through, Way};
 pub use dial::{Dial, Network, Upstream, Wire};
 pub use forward::Forward;
 pub use onward::Onward;

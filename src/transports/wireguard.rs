@@ -46,7 +46,7 @@ pub use counts::DROPPED;
 pub use engine::{Authentic, Engine, EngineError, Opened, Rules, Sealed, Ticked};
 pub use engine_boring::{Boring, Material, no_limit, public_key};
 pub use engine_guard::{Guard, Verdict};
-pub use inside::{IntoStack, start_netstack};
+pub use inside::{IntoStack, start_netstack, start_netstack_beside};
 pub use interface::{Interface, StartError, bind};
 pub use peers::MOST_PEERS;
 pub use router::Router;

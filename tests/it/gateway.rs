@@ -192,6 +192,10 @@ impl Binary {
     }
 
     /// Bytes of memory that the process has in use, as the kernel counts them.
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn resident(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line of it");

@@ -15,15 +15,15 @@ use crate::gateway::Running;
 use crate::probe::{SOON, eventually, now, view};
 
 /// A server that answers by path and remembers every head it got.
-struct Server {
-    address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
     connections: Arc<AtomicUsize>,
-    gone: Arc<AtomicUsize>,
+    pub(crate) gone: Arc<AtomicUsize>,
 }
 
 impl Server {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = Self {
             address: listener.local_addr().unwrap(),
@@ -46,7 +46,7 @@ impl Server {
         server
     }
 
-    fn heads(&self) -> Vec<String> {
+    pub(crate) fn heads(&self) -> Vec<String> {
         self.heads.lock().clone()
     }
 }

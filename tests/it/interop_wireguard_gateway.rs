@@ -2,10 +2,11 @@
 //! the gateway in mode `private` does not have it.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use portway::transports::wireguard::public_key;
 
@@ -158,6 +159,89 @@ fn interop_wireguard_gateway_forwards_out_of_a_private_network_where_it_may() {
     assert!(refused.is_err(), "{refused:?}");
     neighbour.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"world");
+}
+
+/// Asks until there is an answer: datagrams may be lost while a session begins.
+fn answered(netns: &Netns, to: &str) -> bool {
+    let to: SocketAddr = to.parse().unwrap();
+    netns.inside(move || {
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        (0..10).any(|_| {
+            socket.send_to(b"question", to).unwrap();
+            let mut buffer = [0; 100];
+            matches!(socket.recv_from(&mut buffer), Ok((6, from)) if from == to && buffer.starts_with(b"answer"))
+        })
+    })
+}
+
+#[test]
+fn interop_wireguard_gateway_forwards_datagrams_and_connections_whatever_is_inside() {
+    for mode in ["private", "netstack"] {
+        let more = "uapi = \"off\"\nforward = [\"203.0.113.0/24\", \"2001:db8:5::/64\"]";
+        let mut gateway = Gateway::start(mode, false, more);
+        gateway.pair.a.ip(&["addr", "add", "203.0.113.5/32", "dev", "lo"]);
+        gateway.pair.a.ip(&["addr", "add", "2001:db8:5::5/128", "dev", "lo"]);
+        let name = gateway.client("10.98.0.0/24,fd98::/64,203.0.113.0/24,2001:db8:5::/64,198.51.100.0/24");
+        for network in ["203.0.113.0/24", "198.51.100.0/24", "2001:db8:5::/64"] {
+            gateway.pair.b.ip(&["route", "add", network, "dev", &name]);
+        }
+        gateway.pair.b.reaches("10.98.0.1");
+        for at in ["203.0.113.5:5353", "[2001:db8:5::5]:5353"] {
+            let server = gateway.pair.a.inside(move || UdpSocket::bind(at).expect("a server"));
+            let socket = server.try_clone().unwrap();
+            std::thread::spawn(move || {
+                let mut buffer = [0; 100];
+                while let Ok((8, from)) = socket.recv_from(&mut buffer) {
+                    let _sent = socket.send_to(b"answer", from);
+                }
+            });
+            assert!(answered(&gateway.pair.b, at), "{mode} {at}");
+        }
+        assert!(!answered(&gateway.pair.b, "198.51.100.1:53"), "{mode}: where it may not");
+        // And connections, in both.
+        let server = gateway.pair.a.inside(|| TcpListener::bind("203.0.113.5:8080").expect("a server"));
+        let mut stream = connected(&gateway.pair.b, "203.0.113.5:8080");
+        let (mut accepted, _) = server.accept().unwrap();
+        accepted.write_all(b"hello").unwrap();
+        let mut got = [0; 5];
+        stream.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"hello", "{mode}");
+        let metrics = gateway.metrics();
+        assert!(metrics.contains("portway_netstack_datagrams_total{listener="), "{metrics}");
+    }
+}
+
+#[test]
+fn interop_wireguard_gateway_reaches_servers_behind_its_peers() {
+    for (mode, root) in [("private", false), ("tun", true)] {
+        let mut gateway = Gateway::start(mode, root, "uapi = \"off\"");
+        gateway.client("10.98.0.0/24,fd98::/64");
+        gateway.pair.b.reaches("10.98.0.1");
+        let server = gateway.pair.b.inside(|| TcpListener::bind("10.98.0.2:9000").unwrap());
+        std::thread::spawn(move || {
+            let (mut stream, _) = server.accept().unwrap();
+            let mut writes = stream.try_clone().unwrap();
+            let _copied = std::io::copy(&mut stream, &mut writes);
+        });
+        // Added while it runs.
+        let added = "[[listener]]\nname = \"near\"\nlisten = \"127.0.0.1:8000\"\nprotocol = \"relay\"\n\
+                     upstream = \"far\"\n[[upstream]]\nname = \"far\"\nservers = [\"10.98.0.2:9000\"]\nvia = ";
+        let text = std::fs::read_to_string(gateway.config()).unwrap();
+        std::fs::write(gateway.config(), format!("{text}{added}\"{}\"\n", gateway.name)).unwrap();
+        run("kill", &["-HUP", &gateway.process.to_string()]);
+        let listens = || gateway.pair.a.inside(|| TcpStream::connect("127.0.0.1:8000").ok());
+        let mut stream = None;
+        eventually("the listener is there", || {
+            stream = listens();
+            stream.is_some()
+        });
+        let mut client = Client(stream.unwrap());
+        client.0.set_read_timeout(Some(SOON)).unwrap();
+        client.echoes(b"to the peer");
+        client.echoes(&vec![7; 1_000_000]);
+    }
 }
 
 #[test]

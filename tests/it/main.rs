@@ -14,6 +14,12 @@ mod framed;
 mod gateway;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3_bad;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3_interop;
 #[cfg(feature = "wireguard")]
 mod interop_wireguard;
 #[cfg(feature = "wireguard")]
@@ -30,6 +36,8 @@ mod probe;
 #[cfg(feature = "quic")]
 mod quic;
 #[cfg(feature = "quic")]
+mod quic_changes;
+#[cfg(feature = "quic")]
 mod quic_ends;
 #[cfg(feature = "quic")]
 mod quic_gateway;
@@ -37,6 +45,8 @@ mod quic_gateway;
 mod quic_interop;
 #[cfg(feature = "quic")]
 mod quic_moving;
+#[cfg(feature = "qlog")]
+mod quic_qlog;
 #[cfg(feature = "quic")]
 mod quic_strangers;
 #[cfg(feature = "quic")]
@@ -45,6 +55,8 @@ mod relay;
 mod relay_splice;
 mod reload;
 mod rooms;
+#[cfg(all(feature = "http", feature = "quic", feature = "wireguard"))]
+mod seeds;
 mod service;
 mod supervise;
 #[cfg(feature = "wireguard")]
@@ -54,10 +66,14 @@ mod tun_host;
 mod upstreams;
 #[cfg(feature = "http")]
 mod views;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod webtransport;
 #[cfg(feature = "wireguard")]
 mod wireguard;
 #[cfg(feature = "wireguard")]
 mod wireguard_bad;
+#[cfg(feature = "wireguard")]
+mod wireguard_datagrams;
 #[cfg(feature = "wireguard")]
 mod wireguard_gateway;
 #[cfg(feature = "wireguard")]

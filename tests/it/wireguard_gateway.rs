@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
@@ -12,31 +13,31 @@ use portway::transports::netstack::{NetMsg, Via, connect};
 use portway::transports::relay::{Dial, Wire};
 use portway::transports::wireguard::{PeerSettings, public_key};
 
-use crate::gateway::{Binary, Running, free, get, temp_dir};
+use crate::gateway::{Binary, Client, Running, free, get, temp_dir};
 use crate::probe::{SOON, eventually, mesh, now, stop, view, wait};
 use crate::wireguard::{Plan, Site, echoes, peer, secret};
 
 /// A gateway with key 1 and these peers by number: peer n is 10.98.(n / 250).(n % 250 + 2).
-struct Text {
+pub(crate) struct Text {
     peers: Vec<u8>,
     mode: &'static str,
     more: String,
 }
 
-fn inside(n: u8) -> String {
+pub(crate) fn inside(n: u8) -> String {
     format!("10.98.1.{n}")
 }
 
 impl Text {
-    fn new(peers: impl IntoIterator<Item = u8>) -> Self {
+    pub(crate) fn new(peers: impl IntoIterator<Item = u8>) -> Self {
         Self { peers: peers.into_iter().collect(), mode: "netstack", more: String::new() }
     }
 
-    fn with(self, more: &str) -> Self {
+    pub(crate) fn with(self, more: &str) -> Self {
         Self { more: self.more + more, ..self }
     }
 
-    fn write(&self, listen: &str, key_file: &str) -> String {
+    pub(crate) fn write(&self, listen: &str, key_file: &str) -> String {
         let mut text = format!(
             "version = 1\n[runtime]\narbiters = 2\n[[listener]]\nname = \"wg0\"\nlisten = \"{listen}\"\n\
              protocol = \"wireguard\"\n[listener.wireguard]\nprivate_key_file = \"{key_file}\"\n\
@@ -57,9 +58,13 @@ impl Text {
     }
 }
 
-fn key_file() -> String {
+pub(crate) fn key_file() -> String {
+    key_file_of(1)
+}
+
+fn key_file_of(n: u8) -> String {
     let path = temp_dir().join("wg0.key");
-    std::fs::write(&path, &*secret(1).to_base64()).unwrap();
+    std::fs::write(&path, &*secret(n).to_base64()).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     path.display().to_string()
 }
@@ -208,6 +213,123 @@ fn a_server_behind_a_tunnel_is_dialled_through_it() {
     assert!(dial(&client.stack, 7001).is_ok_and(|stream| !stream.is_broken()));
     let refused = dial(&client.stack, 7002).map(drop).map_err(|error| error.kind());
     assert_eq!(refused, Err(std::io::ErrorKind::ConnectionRefused));
+    stop(&clients_mesh);
+}
+
+/// A gateway that is a client of the one at `to`, and reaches `server` through it, by this listener and upstream.
+fn behind(to: std::net::SocketAddr, peers: bool, rest: &str) -> String {
+    let peer = if peers {
+        format!(
+            "[[listener.wireguard.peer]]\npublic_key = \"{}\"\nallowed_ips = [\"10.98.0.0/16\"]\nendpoint = \"{to}\"\n",
+            public_key(&secret(1))
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        "version = 1\n[[listener]]\nname = \"home\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"wireguard\"\n\
+         [listener.wireguard]\nprivate_key_file = \"{}\"\naddresses = [\"10.98.1.10/16\"]\nmode = \"netstack\"\n\
+         uapi = \"off\"\n{peer}[[listener]]\nname = \"near\"\nlisten = \"127.0.0.1:0\"\n{rest}",
+        key_file_of(10),
+    )
+}
+
+#[test]
+fn upstreams_are_reached_through_a_tunnel_or_not_at_all() {
+    let running = Running::start(&Text::new([10]).write("127.0.0.1:0", &key_file()));
+    let upstream = "protocol = \"relay\"\nupstream = \"far\"\n\
+                    [[upstream]]\nname = \"far\"\nservers = [\"10.98.0.1:7001\"]\nvia = \"home\"\n\
+                    [upstream.health]\ncheck = \"tcp\"\ninterval = \"100ms\"\n";
+    let text = |peers| behind(running.address("wg0"), peers, upstream);
+    let near = Running::start(&text(true));
+    let mut client = Client::to(near.address("near"));
+    client.echoes(b"through the tunnel");
+    client.echoes(&vec![7; 300_000]);
+    eventually("checks go through it", || near.totals().get("upstream_checks", "far", "ok") > 2);
+    assert!(near.totals().get("netstack_opened", "home", "") >= 3, "every connection is one inside");
+    // The tunnel loses its peer: nothing is dialled beside it, and it comes back.
+    let reload = |peers| {
+        near.gateway().reload(check::parse("test.toml", &text(peers), &check::Known::default()).unwrap()).unwrap()
+    };
+    assert_eq!(reload(false).changed, ["home"]);
+    let before = near.totals().get("netstack_dropped", "home", "no_route");
+    let answer = || {
+        let mut stream = TcpStream::connect_timeout(&near.address("near"), SOON)?;
+        stream.set_read_timeout(Some(SOON))?;
+        stream.write_all(b"\0\0\0\x05again")?;
+        stream.read_exact(&mut [0; 9])
+    };
+    assert!(answer().is_err(), "it is closed");
+    assert!(near.totals().get("netstack_dropped", "home", "no_route") > before);
+    reload(true);
+    eventually("the server is found again", || answer().is_ok());
+}
+
+#[test]
+fn answers_of_http_come_through_a_tunnel() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let app = server.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in server.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = [0; 1024];
+            let _request = stream.read(&mut head).unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\ninner").unwrap();
+        }
+    });
+    let more = format!(
+        "[[listener.wireguard.service]]\nlisten = \"10.98.0.1:80\"\nprotocol = \"relay\"\nupstream = \"app\"\n\
+         [[upstream]]\nname = \"app\"\nservers = [\"{app}\"]\n"
+    );
+    let running = Running::start(&Text::new([10]).with(&more).write("127.0.0.1:0", &key_file()));
+    let near = Running::start(&behind(
+        running.address("wg0"),
+        true,
+        "protocol = \"http\"\n[[listener.route]]\npath = \"/\"\nupstream = \"far\"\n\
+         [[upstream]]\nname = \"far\"\nservers = [\"10.98.0.1:80\"]\nvia = \"home\"\n",
+    ));
+    assert_eq!(get(near.address("near"), "/"), (200, "inner".to_owned()));
+}
+
+#[test]
+fn a_pipeline_has_threads_of_its_own_and_all_of_them_work() {
+    let (listen, admin) = (free(), free());
+    let text = Text::new([10, 11]).write(&listen.to_string(), &key_file()).replace("\"single\"", "\"pipeline\"");
+    let mut binary = Binary::start(&format!("{text}[admin]\nlisten = \"{admin}\"\n"));
+    binary.says("listener=wg0 ");
+    let clients_mesh = mesh(2);
+    let clients = [10, 11].map(|n| client(&clients_mesh, n, listen));
+    for client in &clients {
+        echoes(&client.stack, "10.98.0.1:7001", &vec![5; 1 << 20]);
+    }
+    let mut threads = std::collections::BTreeMap::new();
+    for task in std::fs::read_dir(format!("/proc/{}/task", binary.process())).unwrap() {
+        let task = task.unwrap();
+        let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap();
+        // Time on a CPU in ns, time waited for one, and how often it ran.
+        let runs: u64 = read("schedstat").split_whitespace().nth(2).unwrap().parse().unwrap();
+        let known = threads.insert(read("comm").trim().to_owned(), (task.file_name(), runs));
+        assert!(known.is_none() || !read("comm").starts_with("wg0"), "{known:?}");
+    }
+    let (_, page) = get(admin, "/api/actors");
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    let arbiters: Vec<&str> = page["arbiters"].as_array().unwrap().iter().filter_map(|a| a["name"].as_str()).collect();
+    for (kind, stage) in [
+        ("wireguard", "wg0-rx"),
+        ("wireguard_tx", "wg0-tx"),
+        ("wireguard_peer", "wg0-crypto-0"),
+        ("netstack", "wg0-crypto-0"),
+    ] {
+        let (_, runs) = threads.get(stage).unwrap_or_else(|| panic!("{stage} in {threads:?}"));
+        assert!(*runs > 20, "{stage} ran {runs} times");
+        let actors = page["actors"].as_array().unwrap().iter().filter(|actor| actor["kind"] == kind);
+        let rows: Vec<_> = actors.map(|a| (a["arbiter"].as_u64().unwrap(), a["handled"].as_u64().unwrap())).collect();
+        assert_eq!(rows.len(), if kind == "wireguard_peer" { 2 } else { 1 }, "{kind}");
+        for (arbiter, handled) in rows {
+            assert_eq!(arbiters[usize::try_from(arbiter).unwrap()], stage, "{kind}");
+            assert!(handled > 20, "{kind} handled {handled}");
+        }
+    }
     stop(&clients_mesh);
 }
 

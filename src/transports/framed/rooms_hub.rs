@@ -7,8 +7,8 @@
 //!
 //! A room of many members is served over several turns, so that others have theirs; what comes in meanwhile is put
 //! aside. When another hub's mailbox is full, messages for it wait here. When much waits in any hub, members are not
-//! read until it has caught up, so nothing between hubs is lost and nothing grows without bound. A hub whose own state is gone (a panic) takes its
-//! members and the other hubs along: half a room would be worse than a new one.
+//! read until it has caught up, so nothing between hubs is lost and nothing grows without bound. A hub whose own state
+//! is gone (a panic) takes its members and the other hubs along: half a room would be worse than a new one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderValue, Version};
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -99,7 +99,7 @@ pub(super) struct Client {
     pub(super) settings: Arc<Settings>,
     pub(super) peer: SocketAddr,
     pub(super) tls: bool,
-    pub(super) http2: bool,
+    pub(super) version: Version,
     pub(super) trusted: bool,
     site: Arc<Published>,
     /// Once a request has come.
@@ -117,7 +117,38 @@ struct Seen {
     tallies: Rc<Tallies>,
 }
 
+/// Who has come, and how.
+pub(super) struct Came {
+    pub(super) peer: SocketAddr,
+    pub(super) tls: bool,
+    pub(super) version: Version,
+    pub(super) ticket: Ticket,
+    pub(super) random: u64,
+}
+
 impl Client {
+    pub(super) fn new(notes: Rc<Notes>, settings: Arc<Settings>, site: Arc<Published>, came: Came) -> Rc<Self> {
+        Rc::new(Self {
+            notes,
+            peer: came.peer,
+            tls: came.tls,
+            version: came.version,
+            trusted: settings.trusted.iter().any(|network| network.contains(came.peer.ip())),
+            settings,
+            site,
+            seen: RefCell::default(),
+            ticket: RefCell::new(came.ticket),
+            tunnel: RefCell::default(),
+            requests: Cell::new(0),
+            random: Cell::new(came.random),
+        })
+    }
+
+    /// Whether each request has a stream of its own: not so in HTTP/1.1.
+    pub(super) fn has_streams(&self) -> bool {
+        self.version != Version::HTTP_11
+    }
+
     /// A request has come.
     pub(super) fn begin(&self) -> Rc<Record> {
         if self.requests.get() == 0 {
@@ -210,20 +241,10 @@ async fn serve(driver: &Driver, shared: &Arc<Shared>, accepted: Accepted, random
     let by_head = later(driver.now(), settings.times.head);
     let begun = by(driver, by_head, begin(shared, tcp)).await.ok_or_else(|| Fault::peer("head_timeout", ""))??;
     let notes = Notes::new(driver.clone(), settings.listener.clone(), watch);
-    let client = Rc::new(Client {
-        notes: notes.clone(),
-        settings: settings.clone(),
-        peer,
-        tls: matches!(begun.stream, ClientStream::Tls(_)),
-        http2: begun.http2,
-        trusted: settings.trusted.iter().any(|network| network.contains(peer.ip())),
-        site: shared.site.clone(),
-        seen: RefCell::default(),
-        ticket: RefCell::new(ticket),
-        tunnel: RefCell::default(),
-        requests: Cell::new(0),
-        random: Cell::new(random),
-    });
+    let version = if begun.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    let tls = matches!(begun.stream, ClientStream::Tls(_));
+    let came = Came { peer, tls, version, ticket, random };
+    let client = Client::new(notes, settings.clone(), shared.site.clone(), came);
     if begun.http2 { serve_two(&client, begun).await } else { serve_one(&client, begun).await }
 }
 
@@ -361,7 +382,7 @@ fn fault_of(client: &Client, error: &hyper::Error) -> Fault {
         None if error.is_parse() => "bad_request",
         None if error.is_incomplete_message() => "truncated",
         None if error.is_user() => "answer_broke",
-        None if client.http2 => "protocol",
+        None if client.has_streams() => "protocol",
         None => "reset",
     };
     // What the guard refused is counted already.

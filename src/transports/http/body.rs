@@ -44,9 +44,48 @@ pub(super) enum ToServer {
     Stream(Box<Request>),
 }
 
-/// A client's body.
+/// A client's body, as its version of HTTP gives it.
+pub(super) enum FromClient {
+    /// HTTP/1.1 and 2.
+    Hyper(Incoming),
+    /// HTTP/3.
+    #[cfg(feature = "quic")]
+    Three(crate::transports::http3::Incoming),
+}
+
+impl Body for FromClient {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let broken = Broken("the client's body broke off");
+        match self.get_mut() {
+            Self::Hyper(body) => Pin::new(body).poll_frame(cx).map_err(|_| broken),
+            #[cfg(feature = "quic")]
+            Self::Three(body) => Pin::new(body).poll_frame(cx).map_err(|_| broken),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Hyper(body) => body.is_end_stream(),
+            #[cfg(feature = "quic")]
+            Self::Three(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Hyper(body) => body.size_hint(),
+            #[cfg(feature = "quic")]
+            Self::Three(body) => body.size_hint(),
+        }
+    }
+}
+
+/// A client's body on its way, with what it may be.
 pub(super) struct Request {
-    pub(super) incoming: Incoming,
+    pub(super) incoming: FromClient,
     /// Bytes that may still come.
     pub(super) left: u64,
     /// How long the client may be silent.

@@ -17,7 +17,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version, uri};
 use hyper::body::{Body, Incoming};
 
 use super::actor::Client;
-use super::body::{self, Source, ToClient, ToServer};
+use super::body::{self, FromClient, Source, ToClient, ToServer};
 use super::codec_forward::{self as forward, Sender};
 use super::codec_head::is_authority;
 use super::pool::Pool;
@@ -45,10 +45,13 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         let client = self.0.clone();
         let record = client.begin();
         Box::pin(async move {
-            let mut response = answer(&client, request, &record).await;
+            let mut response = answer(&client, request.map(FromClient::Hyper), &record).await;
             record.answers(response.status());
-            if client.notes.closing.get() && !client.http2 {
+            if client.notes.closing.get() && !client.has_streams() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            if let Some(alternative) = &client.settings.alternative {
+                response.headers_mut().insert(header::ALT_SVC, alternative.clone());
             }
             Ok(response)
         })
@@ -67,7 +70,11 @@ pub(super) fn plain(status: StatusCode, record: &Rc<Record>) -> Response<ToClien
     response
 }
 
-async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Record>) -> Response<ToClient> {
+pub(super) async fn answer(
+    client: &Rc<Client>,
+    request: Request<FromClient>,
+    record: &Rc<Record>,
+) -> Response<ToClient> {
     let (mut head, incoming) = request.into_parts();
     let site = client.site();
     let Some(authority) = authority(&head.uri, &head.headers) else { return plain(StatusCode::BAD_REQUEST, record) };
@@ -77,7 +84,7 @@ async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Rec
         head.method.as_str().clone_into(&mut line.method);
         head.uri.path().clone_into(&mut line.path);
         authority.clone_into(&mut line.authority);
-        line.version = if client.http2 { "2" } else { "1.1" };
+        line.version = version(client.version);
         line.trace = text("traceparent");
     }
     // RFC 9110, section 9.3: a gateway opens no tunnels, and an echo of what its own fields add helps nobody.
@@ -103,7 +110,7 @@ async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Rec
     }
     match &route.action {
         Action::Proxy(upstream) => {
-            let websocket = !client.http2 && forward::asks_for_websocket(&head.headers);
+            let websocket = !client.has_streams() && forward::asks_for_websocket(&head.headers);
             forwarded(client, &mut head, &route, &authority, record);
             let head = Head { method: head.method, uri: head.uri, fields: head.headers };
             if websocket {
@@ -134,6 +141,9 @@ async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Rec
             files::answer(root, index, &head.method, path, &head.headers, record)
         }
         Action::Demo => demo(client, &head, &authority, record),
+        // Asked for by an extended CONNECT of HTTP/3, and by nothing else.
+        #[cfg(feature = "quic")]
+        Action::Session(_) => plain(StatusCode::UPGRADE_REQUIRED, record),
     }
 }
 
@@ -158,7 +168,7 @@ impl Head {
 
 /// The authority that was asked for, if there is exactly one and it can be one. A target that names it counts for more
 /// than `Host` (RFC 9112, section 3.2.2); two that differ are refused (RFC 9113, section 8.3.1).
-fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
+pub(super) fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
     let mut hosts = fields.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (None, _) => None,
@@ -177,10 +187,10 @@ fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
 
 /// Turns the head of a client's request into that of a request to a server.
 fn forwarded(client: &Client, head: &mut http::request::Parts, route: &Route, authority: &str, record: &Record) {
-    let sender =
-        Sender { address: client.peer.ip(), tls: client.tls, trusted: client.trusted, authority, http2: client.http2 };
+    let address = client.peer.ip();
+    let sender = Sender { address, tls: client.tls, trusted: client.trusted, authority, version: client.version };
     forward::to_server(&mut head.headers, &sender, || client.request_id());
-    if client.http2 {
+    if client.has_streams() {
         forward::join_cookies(&mut head.headers);
     }
     if let Ok(host) = HeaderValue::try_from(authority) {
@@ -247,7 +257,7 @@ async fn proxy(
     upstream: &Arc<Upstream>,
     route: &Route,
     mut head: Head,
-    incoming: Incoming,
+    incoming: FromClient,
     record: &Rc<Record>,
 ) -> Response<ToClient> {
     let notes = &client.notes;
@@ -345,7 +355,7 @@ async fn proxy(
                 if fault.get().is_some() {
                     // What is left of the body is not read.
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                    if client.http2 {
+                    if client.has_streams() {
                         response.headers_mut().remove(header::CONNECTION);
                     }
                 }
@@ -386,13 +396,22 @@ pub(super) fn from_server(
     response
 }
 
+/// A version as logs and pages write it.
+fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_3 => "3",
+        Version::HTTP_2 => "2",
+        _ => "1.1",
+    }
+}
+
 fn demo(client: &Client, head: &http::request::Parts, authority: &str, record: &Rc<Record>) -> Response<ToClient> {
     use std::fmt::Write;
-    let version = if client.http2 { "HTTP/2" } else { "HTTP/1.1" };
+    let version = version(client.version);
     let tls = if client.tls { "over TLS" } else { "without TLS" };
     let target = head.uri.path_and_query().map_or("/", uri::PathAndQuery::as_str);
     let mut text = format!(
-        "Portway\n\n{} {target}\nhost: {authority}\nfrom: {}\n{version} {tls}, request {} of its connection\n\n",
+        "Portway\n\n{} {target}\nhost: {authority}\nfrom: {}\nHTTP/{version} {tls}, request {} of its connection\n\n",
         head.method,
         client.peer.ip(),
         client.requests(),

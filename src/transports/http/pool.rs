@@ -208,9 +208,8 @@ impl Pool {
 }
 
 /// Opens a stream to a server.
-pub(super) async fn dial(address: &Address) -> std::io::Result<ServerStream> {
+pub(super) async fn dial(mut network: Network, address: &Address) -> std::io::Result<ServerStream> {
     // Over TCP and Unix sockets; the configuration lets no others come here.
-    let mut network = Network::default();
     let mut stream = network.dial(address)?;
     poll_fn(|cx| network.poll_connected(&mut stream, cx)).await?;
     Ok(stream)
@@ -238,7 +237,7 @@ async fn connection(
 ) -> Result<(), Fault> {
     let pool = Pool::of(&upstream);
     let at = later(driver.now(), upstream.connect_timeout);
-    let stream = match by(&driver, at, dial(&address)).await {
+    let stream = match by(&driver, at, dial(upstream.network.clone(), &address)).await {
         Some(Ok(stream)) => stream,
         Some(Err(error)) => {
             pool.made(number, Err(Failure::NotConnected));

@@ -64,6 +64,8 @@ impl Tallies {
             let upstream = match &route.action {
                 Action::Proxy(upstream) => Some(&upstream.name),
                 Action::Respond { .. } | Action::Redirect { .. } | Action::Files { .. } | Action::Demo => None,
+                #[cfg(feature = "quic")]
+                Action::Session(_) => None,
             };
             let of_route = Tally::new(driver, ("http_route_requests", "http_route_duration"), &scope);
             let families = ("http_upstream_requests", "http_upstream_duration");

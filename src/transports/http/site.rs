@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
 use super::codec_forward::Network;
 use super::codec_head::HeadLimits;
@@ -78,6 +78,26 @@ pub enum Action {
     },
     /// A page that shows the request.
     Demo,
+    /// A session of WebTransport, over HTTP/3.
+    #[cfg(feature = "quic")]
+    Session(Inside),
+}
+
+/// What runs in sessions of WebTransport.
+#[cfg(feature = "quic")]
+#[derive(Clone)]
+pub struct Inside {
+    /// Protocols that it speaks, the most wanted first; a client that offers none of them gets none.
+    pub protocols: Vec<String>,
+    /// Makes the application of one.
+    pub make: Arc<dyn Fn() -> Box<dyn crate::transports::quic::Application> + Send + Sync>,
+}
+
+#[cfg(feature = "quic")]
+impl std::fmt::Debug for Inside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inside").field("protocols", &self.protocols).finish_non_exhaustive()
+    }
 }
 
 /// Servers that answer requests.
@@ -87,6 +107,8 @@ pub struct Upstream {
     pub name: Arc<str>,
     /// Which server gets the next request.
     pub balancer: Arc<Balancer>,
+    /// What reaches them.
+    pub network: crate::transports::relay::Network,
     /// How long a server may take to accept a connection.
     pub connect_timeout: Duration,
     /// Whether its servers speak HTTP/2 (without TLS, known beforehand), else HTTP/1.1.
@@ -118,6 +140,10 @@ pub struct Settings {
     pub access_log: bool,
     /// Certificates and protocols; `None`: no TLS.
     pub tls: Option<Arc<ServerSettings>>,
+    /// What is said of HTTP/3 in answers of HTTP/1.1 and 2 (RFC 7838).
+    pub alternative: Option<HeaderValue>,
+    /// Whether connections of HTTP/3 take sessions of WebTransport.
+    pub sessions: bool,
 }
 
 /// The site of a listener, replaced while connections run: they ask for it with each request.

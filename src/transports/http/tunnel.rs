@@ -61,7 +61,7 @@ pub(super) async fn open(
         Err(failure) => return failed(failure),
     };
     let until = later(notes.driver.now(), upstream.connect_timeout);
-    let Some(Ok(stream)) = notes.until(until, dial(picked.address())).await else {
+    let Some(Ok(stream)) = notes.until(until, dial(upstream.network.clone(), picked.address())).await else {
         picked.failed(notes.driver.now());
         return failed(Failure::NotConnected);
     };

@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::net::TcpStream;
+
 use super::actor::{NetMsg, Serve, Visitor};
 use super::stream::{NetStream, pair};
 use crate::actors::{Mail, Place, Refused, SpawnError, Spec, Turn, clock};
 use crate::transports::framed::{Connection, Service, Settings};
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer};
-use crate::transports::relay::{Dial, Network, Relay, RelaySettings};
+use crate::transports::relay::{Detour, Dial, Network, Relay, RelaySettings, Way};
 
 /// Framed messages, answered by what `service` makes.
 #[derive(Debug)]
@@ -127,6 +129,18 @@ impl Via {
     #[must_use]
     pub const fn new(stack: Mail<NetMsg>) -> Self {
         Self { stack }
+    }
+}
+
+impl Way for Via {
+    fn open(&self, to: SocketAddr) -> io::Result<Box<dyn Detour>> {
+        open(&self.stack, to).map(|stream| Box::new(stream) as Box<dyn Detour>)
+    }
+}
+
+impl Detour for NetStream {
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<TcpStream>>> {
+        self.poll_connected(cx).map_ok(|()| None)
     }
 }
 

@@ -10,6 +10,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::detour::{Detour, Through};
 use super::pipe::Plain;
 use super::state::Failure;
 use crate::transports::kit::balance::Address;
@@ -89,14 +90,25 @@ pub trait Dial: 'static {
 pub struct Network {
     #[cfg(feature = "quic")]
     pub(super) links: Option<super::quic_links::Links>,
+    through: Option<Through>,
 }
 
-#[cfg(feature = "quic")]
 impl Network {
     /// One that also reaches servers over QUIC, by this way.
+    #[cfg(feature = "quic")]
     #[must_use]
     pub const fn over(links: super::quic_links::Links) -> Self {
-        Self { links: Some(links) }
+        Self { links: Some(links), through: None }
+    }
+
+    /// One that reaches servers over TCP by this way alone.
+    #[must_use]
+    pub const fn through(way: Through) -> Self {
+        Self {
+            #[cfg(feature = "quic")]
+            links: None,
+            through: Some(way),
+        }
     }
 }
 
@@ -109,6 +121,8 @@ pub enum Upstream {
     /// A stream of a QUIC connection.
     #[cfg(feature = "quic")]
     Quic(Box<super::quic_wire::Opening>),
+    /// A stream through a tunnel.
+    Through(Box<dyn Detour>),
 }
 
 impl fmt::Debug for Upstream {
@@ -118,6 +132,7 @@ impl fmt::Debug for Upstream {
             Self::Unix(_) => "Unix",
             #[cfg(feature = "quic")]
             Self::Quic(_) => "Quic",
+            Self::Through(_) => "Through",
         })
     }
 }
@@ -126,7 +141,11 @@ impl Dial for Network {
     type Stream = Upstream;
 
     fn dial(&mut self, to: &Address) -> io::Result<Upstream> {
+        if let (Some(way), Address::Tcp(address)) = (&self.through, to) {
+            return way.open(*address).map(Upstream::Through);
+        }
         let (domain, address) = match to {
+            _ if self.through.is_some() => return Err(io::ErrorKind::Unsupported.into()),
             Address::Tcp(address) => (Domain::for_address(*address), SockAddr::from(*address)),
             Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
             #[cfg(feature = "quic")]
@@ -157,6 +176,13 @@ impl Dial for Network {
             Upstream::Unix(unix) => (unix.poll_write_ready(cx), unix.poll_read_ready(cx)),
             #[cfg(feature = "quic")]
             Upstream::Quic(opening) => return opening.poll_open(cx),
+            Upstream::Through(detour) => {
+                return detour.poll_open(cx).map_ok(|socket| {
+                    if let Some(socket) = socket {
+                        *stream = Upstream::Tcp(socket);
+                    }
+                });
+            }
         };
         // A socket becomes writable whether its connection came about or not. One that failed is readable as well, since
         // reading would tell; only then is its error asked for, which is a system call.
@@ -170,6 +196,7 @@ impl Dial for Network {
                 Upstream::Unix(unix) => unix.take_error(),
                 #[cfg(feature = "quic")]
                 Upstream::Quic(_) => Ok(None),
+                Upstream::Through(_) => Ok(None),
             };
             error?.map_or(Ok(()), Err)
         })
@@ -212,6 +239,7 @@ impl Wire for Upstream {
             Self::Unix(unix) => unix.abort(),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => quic.abort(),
+            Self::Through(detour) => detour.abort(),
         }
     }
 
@@ -228,6 +256,7 @@ impl Wire for Upstream {
             Self::Unix(unix) => unix.is_broken(),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => quic.is_broken(),
+            Self::Through(detour) => detour.is_broken(),
         }
     }
 
@@ -237,6 +266,7 @@ impl Wire for Upstream {
             Self::Unix(unix) => unix.plain(),
             #[cfg(feature = "quic")]
             Self::Quic(_) => None,
+            Self::Through(detour) => detour.plain(),
         }
     }
 }
@@ -248,6 +278,7 @@ impl AsyncRead for Upstream {
             Self::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => Pin::new(quic).poll_read(cx, buf),
+            Self::Through(detour) => Pin::new(detour).poll_read(cx, buf),
         }
     }
 }
@@ -259,6 +290,7 @@ impl AsyncWrite for Upstream {
             Self::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => Pin::new(quic).poll_write(cx, buf),
+            Self::Through(detour) => Pin::new(detour).poll_write(cx, buf),
         }
     }
 
@@ -272,11 +304,17 @@ impl AsyncWrite for Upstream {
             Self::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => Pin::new(quic).poll_write_vectored(cx, bufs),
+            Self::Through(detour) => Pin::new(detour).poll_write_vectored(cx, bufs),
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Through(detour) => Pin::new(detour).poll_flush(cx),
+            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+            #[cfg(feature = "quic")]
+            Self::Quic(_) => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -285,6 +323,7 @@ impl AsyncWrite for Upstream {
             Self::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => Pin::new(quic).poll_shutdown(cx),
+            Self::Through(detour) => Pin::new(detour).poll_shutdown(cx),
         }
     }
 }

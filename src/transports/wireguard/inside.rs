@@ -3,7 +3,7 @@
 use super::interface::Interface;
 use crate::actors::{Mail, Mesh, Place, Refused, SpawnError, Spec};
 use crate::transports::kit::packets::{BATCH_PACKETS, Deliver, Packets};
-use crate::transports::netstack::{self, NetMsg, Stack};
+use crate::transports::netstack::{self, Beside, NetMsg, Stack};
 
 /// Messages and bytes that wait for a netstack, at most.
 const INBOX: (usize, usize) = (4_096, 16 << 20);
@@ -33,10 +33,27 @@ pub fn start_netstack(
     interface: &Interface,
     settings: netstack::Settings,
 ) -> Result<Mail<NetMsg>, SpawnError> {
+    start_netstack_beside(mesh, place, interface, settings, None)
+}
+
+/// The same, without the datagrams that `beside` takes out before it.
+///
+/// # Errors
+/// See [`Mesh::spawn`].
+pub fn start_netstack_beside(
+    mesh: &Mesh,
+    place: Place,
+    interface: &Interface,
+    settings: netstack::Settings,
+    beside: Option<Beside>,
+) -> Result<Mail<NetMsg>, SpawnError> {
     let router = interface.router();
     let spec = Spec::named(settings.name.clone()).inbox(INBOX.0, INBOX.1);
     let stack = mesh.spawn(place, spec, move || Stack::new(settings, router))?;
     let into = IntoStack(stack.clone());
-    interface.attach(move || Box::new(into.clone()));
+    interface.attach(move || match &beside {
+        Some(beside) => beside.of(into.clone()),
+        None => Box::new(into.clone()),
+    });
     Ok(stack)
 }
