@@ -204,7 +204,9 @@ fn our_client_moves_to_other_sockets_as_often_as_it_may() {
     let connection = wait(pair.connect());
     let neighbour = wait(pair.connect());
     wait(async {
+        // Kept from the first time on that somebody asks.
         let mut events = connection.events();
+        assert_eq!(events.next().await, Some(Event::Connected));
         let mut ports = std::collections::BTreeSet::from([connection.info().await.expect("open").local.port()]);
         for _ in 0..6 {
             let body = Bytes::from(vec![7; 1_000_000]);
