@@ -43,7 +43,7 @@ pub(crate) fn builder() -> Builder {
         let mut route = Route::new("all", Action::Demo);
         route.guards.hooks.push(Arc::new(Doorkeeper { key: key.to_owned() }));
         let site = Site::new(vec![(Rule::default(), route)]).map_err(|tie| tie.to_string())?;
-        let (settings, site) = (Arc::new(Settings::new("kept")), Arc::new(Published::from_pointee(site)));
+        let (settings, site) = (Arc::new(Settings::new("kept")), Arc::new(Published::new(site)));
         Ok(move || Connections::new(settings.clone(), site.clone()))
     })
 }

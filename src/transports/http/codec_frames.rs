@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn requests_go_on_for_ever() {
         let get = frame(HEADERS, END_HEADERS | END_STREAM, 20);
-        assert_eq!(flood(&[get.clone(), frame(8, 0, 4), frame(8, 0, 4), frame(6, 0, 8)]), None);
+        assert_eq!(flood(&[get, frame(8, 0, 4), frame(8, 0, 4), frame(6, 0, 8)]), None);
         assert_eq!(flood(&[frame(HEADERS, END_HEADERS, 20), frame(DATA, 0, 100), frame(DATA, END_STREAM, 0)]), None);
         // A download: four window updates for each KiB.
         let mut watch = FrameWatch::new(0);

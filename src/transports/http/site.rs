@@ -199,6 +199,8 @@ impl Settings {
             streams: 100,
             trusted: Vec::new(),
             access_log: false,
+            alternative: None,
+            sessions: false,
             tls: None,
         }
     }
