@@ -88,11 +88,13 @@ impl Driver {
     }
 
     /// For a host that is not this library's [`Mesh::drive`]: a turn begins at this time.
+    #[cfg(all(feature = "http", feature = "quic"))]
     pub(crate) fn turn(&self, now: Instant) {
         self.inner.now.set(Some(now));
     }
 
     /// The same: it is to be done by then.
+    #[cfg(all(feature = "http", feature = "quic"))]
     pub(crate) fn drain(&self, by: Instant) {
         self.inner.by.set(Some(by));
         self.inner.waiting.take().into_iter().for_each(Waker::wake);
