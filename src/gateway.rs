@@ -30,6 +30,7 @@ mod config_quic;
 #[cfg(feature = "wireguard")]
 mod config_wireguard;
 mod control;
+mod doctor;
 #[cfg(feature = "wireguard")]
 mod keygen;
 mod limits;
