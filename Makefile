@@ -10,7 +10,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # One cargo at a time, and in the order written, even under -j.
 .NOTPARALLEL:
-.PHONY: help run test lint loom miri tsan bench interop setup
+.PHONY: help run test lint loom miri tsan fuzz bench interop setup
 
 help: ## this list
 	@echo 'Targets (make TARGET, or ./make TARGET where make is not installed yet):'
@@ -22,9 +22,9 @@ run: ## build the gateway and start it with config.toml (CONFIG=file for another
 	exec $(TARGET)/release/portway run -c $(CONFIG)
 
 test: lint ## everything that must hold before a commit; what CI runs
-	cargo test --locked --all-targets
+	cargo test --locked --features qlog --all-targets
 	cargo test --locked --doc
-	cargo test --locked --no-default-features --lib --test sim
+	cargo test --locked --no-default-features --features deadlock --lib --test sim
 	@scripts/loom
 	@scripts/licences
 	@echo 'make test: all passed'
@@ -32,7 +32,8 @@ test: lint ## everything that must hold before a commit; what CI runs
 lint: setup ## formatting, clippy and rustdoc; a warning is an error
 	cargo fmt --check
 	cargo fmt --check --manifest-path tests/loom/Cargo.toml
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	cargo clippy --locked --all-targets --features deadlock -- -D warnings
 	cargo clippy --locked --no-default-features --lib -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 
@@ -44,6 +45,9 @@ miri: ## optional: the memory library under Miri, which finds undefined behaviou
 
 tsan: ## optional: the memory library under ThreadSanitizer, which finds data races; needs a nightly toolchain
 	@scripts/nightly tsan
+
+fuzz: ## optional: every parser under libFuzzer, 30 s each; `make test` replays the seeds
+	@scripts/fuzz
 
 bench: ## our measurements beside our peers'; what they were elsewhere is in benches/RESULTS.md
 	@scripts/setup run

@@ -30,6 +30,7 @@
 //! another thread, and debug builds check the thread again in each turn. [`Pinned::detach`] is the explicit way over.
 
 mod alarm;
+mod blocking;
 mod buffers;
 pub mod clock;
 mod drain;
@@ -58,6 +59,7 @@ mod supervise;
 mod sync;
 mod ticker;
 
+pub use blocking::{BLOCKING, NotDone, blocking};
 pub use drain::{DrainReport, Unfinished};
 pub use driven::{Driver, Kind};
 pub use host::{Deliver, Host};

@@ -15,6 +15,9 @@ mod ask;
 mod certificates;
 pub mod check;
 #[cfg(feature = "http")]
+mod check_guards;
+mod check_hello;
+#[cfg(feature = "http")]
 mod check_http;
 mod check_listener;
 mod check_quic;
@@ -30,6 +33,8 @@ mod config_quic;
 #[cfg(feature = "wireguard")]
 mod config_wireguard;
 mod control;
+#[cfg(feature = "deadlock")]
+mod deadlocks;
 mod doctor;
 #[cfg(feature = "wireguard")]
 mod keygen;
@@ -42,6 +47,8 @@ mod overview;
 #[cfg(feature = "quic")]
 mod quic;
 mod raw;
+#[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only HTTP has routes with guards"))]
+mod raw_guards;
 mod raw_http;
 mod raw_quic;
 mod raw_secrets;
@@ -58,6 +65,10 @@ mod report_source;
 mod service;
 #[cfg_attr(not(feature = "http"), path = "gateway/sites_none.rs")]
 mod sites;
+#[cfg(feature = "http")]
+mod sites_hello;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod sites_quic;
 #[cfg(feature = "wireguard")]
 mod tunnels;
 #[cfg(not(feature = "wireguard"))]
@@ -106,6 +117,9 @@ use upstreams::Upstreams;
 
 /// How often the memory budget is looked at.
 const MEMORY_TICK: Duration = Duration::from_millis(100);
+/// How often files of certificates are looked at.
+#[cfg(any(feature = "http", feature = "quic"))]
+const CERTIFICATE_TICK: Duration = Duration::from_secs(2);
 /// How often the ring of ticket keys turns: a ticket opens for one to two turns.
 #[cfg(feature = "quic")]
 const TICKET_TURN: Duration = Duration::from_secs(12 * 60 * 60);
@@ -199,6 +213,8 @@ impl Builder {
     /// # Errors
     /// See [`StartError`]; everything that had been started is gone then.
     pub fn start(&self, config: Config) -> Result<Gateway, StartError> {
+        #[cfg(feature = "deadlock")]
+        deadlocks::watch();
         let mut failed = Vec::new();
         let admin = config.admin.as_ref().map(|admin| listeners::bind("admin", admin.listen, &admin.place));
         let admin = admin.and_then(|socket| socket.map_err(|error| failed.push(error)).ok());
@@ -207,7 +223,7 @@ impl Builder {
         let mut bound = Vec::new();
         for listener in config.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             self.check_options(listener)?;
-            match listeners::bind(&listener.name, listener.listen, &listener.place) {
+            match listeners::bind_for(listener) {
                 Ok(socket) => bound.push(Arc::new(socket)),
                 Err(error) => failed.push(error),
             }
@@ -266,25 +282,31 @@ impl Builder {
     ) -> Result<(Arc<Status>, Option<Mail<Never>>), StartError> {
         #[cfg(feature = "quic")]
         let links = links::AllLinks::default().renewed(mesh, &config.upstreams, &parts.certificates)?;
-        let upstreams = Upstreams::default().renewed(
-            mesh,
-            &config.upstreams,
-            #[cfg(feature = "quic")]
-            &links,
-        );
-        let upstreams = upstreams.map_err(StartError::Spawn)?;
         #[cfg(all(feature = "http", feature = "quic"))]
         let certificates = parts.certificates.clone();
         #[cfg(all(feature = "http", not(feature = "quic")))]
         let certificates = certificates::Certificates::load(&config.certificates, None)?;
         #[cfg(not(feature = "http"))]
         let certificates = sites::Certificates;
+        #[cfg(feature = "http")]
+        let secure = upstreams::Secure::load(&config.upstreams, &certificates)?;
+        #[cfg(not(feature = "http"))]
+        let secure = upstreams::Secure::default();
+        let upstreams = Upstreams::default().renewed(
+            mesh,
+            &config.upstreams,
+            &secure,
+            #[cfg(feature = "quic")]
+            &links,
+        );
+        let upstreams = upstreams.map_err(StartError::Spawn)?;
         let mut prepared = Vec::new();
         let tcp = config.listeners.iter().filter(|listener| tunnels::is_tcp(listener));
         for (listener, socket) in tcp.zip(parts.bound) {
             let around =
                 listeners::Around { protocols: &self.protocols, upstreams: &upstreams, certificates: &certificates };
-            let (made, web) = listeners::prepare(listener, around, None)?;
+            let port = listeners::port_of(listener, &socket);
+            let (made, web) = listeners::prepare(listener, around, None, port)?;
             let occupancy = Arc::default();
             prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }
@@ -297,6 +319,12 @@ impl Builder {
             for listener in &config.listeners {
                 if let config::Protocol::Quic(quic) = &listener.protocol {
                     listeners.push(Arc::new(quic::started(listener, quic, &around, Arc::default())?));
+                }
+                #[cfg(feature = "http")]
+                if let config::Protocol::Http(http) = &listener.protocol
+                    && let Some(status) = listeners.iter_mut().find(|status| *status.name == *listener.name)
+                {
+                    sites_quic::start(listener, http, &around, status)?;
                 }
             }
             in_order(&mut listeners, config);
@@ -499,6 +527,27 @@ impl Gateway {
                 let enough = budget.used().saturating_sub(budget.limit() / 10 * 7);
                 let ended = self.mesh.stop_largest(enough).await;
                 tracing::warn!(ended, "memory: the largest holders were ended");
+            }
+        }
+    }
+
+    /// Looks every few seconds whether files of certificates have changed, and applies what they hold now as a reload of
+    /// the same configuration would: to listeners over TCP and QUIC and to upstreams, all or none. Files that do not fit
+    /// each other are left until they change again. Runs until dropped; an applied change blocks for a moment.
+    #[cfg(any(feature = "http", feature = "quic"))]
+    pub async fn keep_certificates(&self) {
+        let mut seen = certificates::stamps(&self.config.read().certificates);
+        loop {
+            clock::sleep(CERTIFICATE_TICK).await;
+            let config = Config::clone(&self.config.read());
+            let stamps = certificates::stamps(&config.certificates);
+            if stamps == seen {
+                continue;
+            }
+            seen = stamps;
+            match self.reload(config) {
+                Ok(done) => tracing::info!(%done, "certificates have changed"),
+                Err(error) => tracing::warn!(%error, "changed certificates are not used"),
             }
         }
     }

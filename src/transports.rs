@@ -4,6 +4,8 @@
 pub mod framed;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(all(feature = "http", feature = "quic"))]
+pub mod http3;
 pub mod kit;
 #[cfg(feature = "wireguard")]
 pub mod netstack;
@@ -17,5 +19,7 @@ pub mod tls;
 pub mod tun;
 #[cfg(any(feature = "quic", feature = "wireguard"))]
 pub mod udp;
+#[cfg(all(feature = "http", feature = "quic"))]
+pub mod webtransport;
 #[cfg(feature = "wireguard")]
 pub mod wireguard;

@@ -264,6 +264,30 @@ fn the_source_tree_keeps_the_rules() {
     assert!(found.is_empty(), "\n{}\n", found.join("\n"));
 }
 
+/// The families of counters that this source names in one piece.
+fn families(text: &str) -> Vec<&str> {
+    let calls = ["counter(\"", "raise(\""].into_iter().flat_map(|call| text.split(call).skip(1));
+    calls.filter_map(|rest| rest.split_once('"')).map(|(family, _)| family).collect()
+}
+
+/// A counter without a line in the table of the metrics page shows there as one of somebody else's protocol.
+#[test]
+fn every_counter_is_explained_on_the_metrics_page() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let table = fs::read_to_string(src.join("gateway/admin/metrics.rs")).expect("source is readable");
+    let explained = |family: &str| table.contains(&format!("    (\"{family}\", "));
+    let mut missing = Vec::new();
+    for file in rust_files(&src) {
+        let text = fs::read_to_string(&file).expect("source is readable");
+        // Tests make up names.
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        missing.extend(families(code).into_iter().filter(|family| !explained(family)).map(str::to_owned));
+    }
+    assert!(missing.is_empty(), "not in FAMILIES of gateway/admin/metrics.rs: {missing:?}");
+    assert!(explained("bytes_in") && !explained("made_up"), "it can fail");
+    assert_eq!(families("turn.counter(\"a\", x); count.raise(\"b\", y)"), ["a", "b"]);
+}
+
 /// The named files exist: a stale exception would let the next file of that name through.
 #[test]
 fn exceptions_name_files_that_exist() {

@@ -87,6 +87,17 @@ impl Driver {
         }
     }
 
+    /// For a host that is not this library's [`Mesh::drive`]: a turn begins at this time.
+    pub(crate) fn turn(&self, now: Instant) {
+        self.inner.now.set(Some(now));
+    }
+
+    /// The same: it is to be done by then.
+    pub(crate) fn drain(&self, by: Instant) {
+        self.inner.by.set(Some(by));
+        self.inner.waiting.take().into_iter().for_each(Waker::wake);
+    }
+
     async fn until(&self, what: impl Fn(&Asked) -> bool) {
         std::future::poll_fn(|cx| {
             if what(&self.inner) {

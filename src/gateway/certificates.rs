@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -97,7 +98,9 @@ impl Certificates {
             (None, Some(file)) => Roots::File(file.clone()),
             (None, None) => Roots::System,
         };
-        settings.protocols = vec![tls.alpn.as_bytes().to_vec()];
+        if !tls.alpn.is_empty() {
+            settings.protocols = vec![tls.alpn.as_bytes().to_vec()];
+        }
         settings.certificate = tls.certificate.as_deref().map(|name| self.get(name)).transpose()?;
         settings.curves = Curves::new(tls.curves.clone())?;
         settings.keylog = tls.keylog.as_deref().map(keylog).transpose()?;
@@ -105,6 +108,19 @@ impl Certificates {
         settings.builder()?;
         Ok(settings)
     }
+}
+
+/// What tells whether the files of certificates have changed: for each its number, its length and its last change.
+pub(super) fn stamps(certificates: &[config::Certificate]) -> Vec<Option<(u64, u64, i64, i64)>> {
+    let files = certificates.iter().flat_map(|certificate| match &certificate.source {
+        CertificateSource::Files { cert, key } => vec![cert, key],
+        CertificateSource::Generated(_) => Vec::new(),
+    });
+    let stamp = |file: &std::path::PathBuf| {
+        let found = std::fs::metadata(file).ok()?;
+        Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+    };
+    files.map(stamp).collect()
 }
 
 fn one(

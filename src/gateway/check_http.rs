@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method};
 use regex::Regex;
 
+use super::check_guards;
 use super::check_listener::{copied, count, small};
 use super::check_quic::{Around, is, listener_tls};
 use super::check_upstream::Kind;
@@ -44,7 +45,16 @@ pub(super) fn http(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistak
         return None;
     }
     let routes: Vec<_> = raw.routes.iter().enumerate().map(|(n, raw)| route(raw, n, around, mistakes)).collect();
-    let settings = settings(raw.http.as_ref().map(|at| &at.value), mistakes);
+    let mut settings = settings(raw.http.as_ref().map(|at| &at.value), mistakes);
+    if let Some(At { value: RawHttp { http3: Field::Is(At { value: true, span }), .. }, .. }) = raw.http {
+        if tls.is_none() {
+            let hint = "add `certificate = \"local\"` and a `[[certificate]]` with that name, or take it out";
+            mistakes.add(span, "`http3` without a `certificate`: HTTP/3 is never without TLS", hint);
+        } else if !cfg!(feature = "quic") {
+            mistakes.add(span, "`http3` needs a build with the feature `quic`", "take it out");
+        }
+    }
+    settings.http3 &= tls.is_some() && cfg!(feature = "quic");
     // Only routes without mistakes can be compared.
     let good: Vec<(Span, &HttpRoute)> =
         raw.routes.iter().zip(&routes).filter_map(|(raw, route)| Some((raw.header, route.as_ref()?))).collect();
@@ -58,6 +68,11 @@ pub(super) fn http(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistak
         mistakes.add_pair(*second, message, hint, *first, "the other one");
     }
     let routes = routes.into_iter().collect::<Option<Vec<_>>>()?;
+    let session = |route: &HttpRoute| matches!(route.action, HttpAction::Session { .. });
+    if let Some((raw, _)) = raw.routes.iter().zip(&routes).find(|(_, route)| session(route) && !settings.http3) {
+        let hint = "give the listener a `certificate`, and leave `http3` on";
+        mistakes.add(raw.header, "WebTransport without HTTP/3", hint);
+    }
     Some(Http { tls, routes, settings })
 }
 
@@ -80,8 +95,8 @@ pub(super) fn rule(route: &HttpRoute) -> Result<Rule, regex::Error> {
 
 fn route(raw: &RawRoute, number: usize, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<HttpRoute> {
     let here = &raw.http;
-    for (key, span) in [("alpn", is(&raw.alpn).map(|at| at.span)), ("datagrams", is(&raw.datagrams).map(|at| at.span))]
-    {
+    let foreign = [("alpn", &raw.alpn), ("sni", &raw.sni), ("datagrams", &raw.datagrams)];
+    for (key, span) in foreign.map(|(key, field)| (key, is(field).map(|at| at.span))) {
         if let Some(span) = span {
             mistakes.add(span, format!("`{key}` does not belong to a route of HTTP"), "take it out");
         }
@@ -97,6 +112,8 @@ fn route(raw: &RawRoute, number: usize, around: &Around<'_>, mistakes: &mut Mist
     {
         mistakes.add(span, "`strip_prefix` needs a `path`", "write `path = \"/api\"`, or take it out");
     }
+    let strips = copied(&here.strip_prefix, false);
+    let rewrite = check_guards::rewrite(&here.guards, &path, strips, mistakes);
     Some(HttpRoute {
         name: is(&here.name).map_or_else(|| (number + 1).to_string(), |name| name.value.text.clone()),
         host: host?,
@@ -104,10 +121,13 @@ fn route(raw: &RawRoute, number: usize, around: &Around<'_>, mistakes: &mut Mist
         methods: methods?,
         headers: headers?,
         action,
-        strip_prefix: copied(&here.strip_prefix, false),
+        strip_prefix: strips,
         timeout: copied(&here.timeout, Duration::from_secs(60)),
         retries: small(&here.retries, 2),
         max_body: copied(&here.max_body, 1 << 30),
+        rewrite,
+        guards: check_guards::guards(&here.guards, around.folder, mistakes),
+        edits: check_guards::edits(&here.guards, mistakes),
     })
 }
 
@@ -223,7 +243,8 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
                 mistakes.add(upstream.span, "HTTP cannot be spoken to servers over UDP or QUIC", hint);
                 return None;
             }
-            fit.extend([("strip_prefix", true), ("timeout", true), ("retries", true), ("max_body", true)]);
+            fit.extend(["strip_prefix", "rewrite", "timeout", "retries", "max_body"].map(|key| (key, true)));
+            fit.extend(["request_set", "request_add", "request_remove"].map(|key| (key, true)));
             HttpAction::Upstream(upstream.value.text.clone())
         }
         (_, Field::Is(to), _) => {
@@ -246,12 +267,20 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
             HttpAction::Respond { status: u16::try_from(copied(&here.status, 200)).unwrap_or(200), body }
         }
         (_, _, Field::Is(At { value: RouteService::Static, .. })) => {
-            fit.extend([("root", true), ("index", true), ("strip_prefix", true)]);
+            fit.extend([("root", true), ("index", true), ("strip_prefix", true), ("rewrite", true)]);
             files(raw, around.folder, mistakes)?
         }
         (_, _, Field::Is(At { value: RouteService::Demo, .. })) => HttpAction::Demo,
+        (_, _, Field::Is(At { value: RouteService::Echo, .. })) if copied(&here.webtransport, false) => {
+            fit.extend([("webtransport", true), ("protocols", true)]);
+            HttpAction::Session { protocols: protocols(here, mistakes) }
+        }
         (_, _, Field::Is(At { value: RouteService::Echo, span })) => {
-            mistakes.add(*span, "`echo` is a service of protocol `quic`", ACTIONS);
+            mistakes.add(
+                *span,
+                "`echo` is a service of protocol `quic`, and of routes with `webtransport = true`",
+                ACTIONS,
+            );
             return None;
         }
         (Field::Absent, Field::Absent, Field::Absent) => {
@@ -262,11 +291,25 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
     };
     let always = ["name", "host", "path", "path_exact", "path_regex", "method", "header", "redirect"];
     for (key, span) in here.given() {
-        if !always.contains(&key) && !fit.contains_key(key) {
+        let guards = ["rate", "basic", "jwt", "response"].iter().any(|word| key.starts_with(word));
+        if !always.contains(&key) && !guards && !fit.contains_key(key) {
             mistakes.add(span, format!("`{key}` does not belong to what answers here"), "take it out");
         }
     }
     Some(action)
+}
+
+/// What is spoken in sessions of WebTransport: strings of RFC 8941.
+fn protocols(here: &RawHttpRoute, mistakes: &mut Mistakes) -> Vec<String> {
+    let mut protocols = Vec::new();
+    for at in is(&here.protocols).into_iter().flat_map(|list| list.value.iter().filter_map(is)) {
+        if at.value.text.is_empty() || !at.value.text.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+            let hint = "write it in printable ASCII, such as \"moq-00\"";
+            mistakes.add(at.span, format!("{} is not a protocol", at.value.shown()), hint);
+        }
+        protocols.push(at.value.text.clone());
+    }
+    protocols
 }
 
 fn files(raw: &RawRoute, folder: &Path, mistakes: &mut Mistakes) -> Option<HttpAction> {
@@ -310,5 +353,6 @@ fn settings(raw: Option<&RawHttp>, mistakes: &mut Mistakes) -> HttpSettings {
         streams: small(&raw.streams, default.streams),
         trusted_proxies,
         access_log: copied(&raw.access_log, default.access_log),
+        http3: copied(&raw.http3, default.http3),
     }
 }

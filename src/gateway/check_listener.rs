@@ -2,6 +2,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use super::check_hello;
 use super::check_quic::{self, Around};
 use super::check_upstream::Kind;
 use super::config::{Framed, FramedService, Limits, Listener, Protocol, Relay};
@@ -128,7 +129,7 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
         ("[listener.quic]", raw.quic.as_ref().map(|at| at.span)),
         ("[listener.wireguard]", raw.wireguard.as_ref().map(|at| at.span)),
     ];
-    let routed = matches!(protocol.value, RawProtocol::Http | RawProtocol::Quic);
+    let routed = matches!(protocol.value, RawProtocol::Http | RawProtocol::Quic | RawProtocol::Relay);
     let words = [
         ("service", span_of(&raw.service).filter(|_| name != "framed")),
         ("upstream", span_of(&raw.upstream).filter(|_| !matches!(name, "relay" | "framed"))),
@@ -226,7 +227,8 @@ fn upstream<'a>(raw: &'a RawListener, what: &str, around: &Around<'_>, mistakes:
         }
         Field::Bad => return None,
     };
-    around.upstreams.need(upstream, mistakes);
+    around.upstreams.need_plain(upstream, mistakes);
+    around.upstreams.no_circle(&upstream.value.text, &raw.listen, mistakes);
     if around.upstreams.kind(&upstream.value.text) == Some(Kind::Udp) {
         let hint = "name an upstream whose servers take streams";
         mistakes.add(upstream.span, "a relay cannot send its streams to servers over UDP", hint);
@@ -253,8 +255,20 @@ fn forward(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> O
 }
 
 fn relay(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Relay> {
-    let default = Relay::new(upstream(raw, "protocol `relay`", around, mistakes)?);
+    let (routes, tls) = (check_hello::routes(raw, around, mistakes), check_hello::tls(raw, around, mistakes));
+    let others = routes.is_empty() || !matches!(raw.upstream, Field::Absent);
+    let first = match routes.first() {
+        Some(first) if !others => first.upstream.clone(),
+        Some(_) | None => upstream(raw, "protocol `relay`", around, mistakes)?.to_owned(),
+    };
+    let default = Relay { routes, others, tls, ..Relay::new(first) };
     let Some(At { value: raw, .. }) = &raw.relay else { return Some(default) };
+    if let Field::Is(At { value: true, span }) = raw.proxy_in
+        && (default.tls.is_some() || !default.routes.is_empty())
+    {
+        let hint = "take it out, or the routes and the certificate";
+        mistakes.add(span, "behind a PROXY header TLS is not looked into", hint);
+    }
     Some(Relay {
         proxy_in: copied(&raw.proxy_in, default.proxy_in),
         proxy_out: copied(&raw.proxy_out, default.proxy_out),

@@ -234,7 +234,7 @@ pub(super) fn quic(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistak
 }
 
 fn route(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Route> {
-    for (key, span) in raw.http.given() {
+    for (key, span) in raw.http.given().chain(is(&raw.sni).map(|sni| ("sni", sni.span))) {
         mistakes.add(span, format!("`{key}` does not belong to a route of QUIC"), "take it out");
     }
     if matches!(raw.alpn, Field::Absent) {
@@ -265,7 +265,7 @@ fn route(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option
         }
         (Field::Is(_), Field::Absent) => (QuicService::Echo, None),
         (Field::Absent, Field::Is(upstream)) => {
-            around.upstreams.need(upstream, mistakes);
+            around.upstreams.need_plain(upstream, mistakes);
             let kind = around.upstreams.kind(&upstream.value.text);
             if kind == Some(Kind::Udp) {
                 let hint = "its servers take datagrams: name it in `datagrams`, and here one over TCP, Unix or QUIC";
@@ -278,7 +278,7 @@ fn route(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option
     };
     let datagrams = match &raw.datagrams {
         Field::Is(datagrams) => {
-            around.upstreams.need(datagrams, mistakes);
+            around.upstreams.need_plain(datagrams, mistakes);
             if around.upstreams.kind(&datagrams.value.text) == Some(Kind::Stream) {
                 let hint = "name an upstream whose servers begin with udp:// or quic://";
                 mistakes.add(datagrams.span, "datagrams cannot go to a server over TCP or a Unix socket", hint);
@@ -327,12 +327,30 @@ fn settings(raw: Option<&RawQuic>, folder: &Path, mistakes: &mut Mistakes) -> Qu
         gso: copied(&raw.gso, default.gso),
         steer: copied(&raw.steer, default.steer),
         socket_buffer: count(&raw.socket_buffer, default.socket_buffer),
+        qlog: qlog(&raw.qlog, folder, mistakes),
     }
+}
+
+/// The folder of logs, which must be there.
+fn qlog(raw: &Field<Text>, folder: &Path, mistakes: &mut Mistakes) -> Option<PathBuf> {
+    let path = path(raw, folder)?;
+    let span = is(raw)?.span;
+    if !cfg!(feature = "qlog") {
+        mistakes.add(span, "`qlog` needs a build with the feature `qlog`", "take it out");
+        return None;
+    }
+    if !path.is_dir() {
+        let hint = "make the folder, where this program may write; paths count from the folder of this file";
+        mistakes.add(span, "`qlog` is not a folder", hint);
+        return None;
+    }
+    Some(path)
 }
 
 /// What an upstream over QUIC demands. Nothing if it has mistakes.
 pub(super) fn upstream_tls(
     raw: &At<RawUpstreamTls>,
+    over_quic: bool,
     certificates: &CertificateNames,
     folder: &Path,
     mistakes: &mut Mistakes,
@@ -357,6 +375,8 @@ pub(super) fn upstream_tls(
             mistakes.add(alpn.span, "`alpn` has 1 to 255 bytes", "write the name of a protocol, such as \"app\"");
             None
         }
+        // HTTP offers what it speaks.
+        Field::Absent if !over_quic => Some(String::new()),
         Field::Absent => {
             let hint = "add `alpn = \"app\"`, the protocol that its servers speak";
             mistakes.add(*span, "`[upstream.tls]` lacks `alpn`", hint);

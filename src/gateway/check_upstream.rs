@@ -1,14 +1,15 @@
 //! Judges upstreams, and whether those that listeners name are there.
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use super::check_listener::{copied, count, small};
-use super::check_quic::{self, Around};
-use super::config::{Check, Health, Server, Upstream, UpstreamHttp, UpstreamLimits};
+use super::check_quic::{self, Around, is};
+use super::config::{Check, Health, HttpVersion, Server, Upstream, UpstreamHttp, UpstreamLimits};
 use super::raw::{RawListener, RawProtocol};
 use super::raw_http::RawUpstreamHttp;
 use super::raw_section::{At, Field};
 use super::raw_text::Text;
-use super::raw_upstream::{RawHealth, RawUpstream, RawUpstreamLimits};
+use super::raw_upstream::{RawHealth, RawUpstream, RawUpstreamLimits, RawUpstreamTls};
 use super::raw_words::nearest_or_list;
 use super::report::{Mistakes, Span};
 
@@ -21,6 +22,8 @@ pub(super) enum Kind {
     Quic,
     /// Datagrams.
     Udp,
+    /// Streams of bytes with TLS around them, for HTTP.
+    Tls,
 }
 
 impl Kind {
@@ -38,6 +41,8 @@ pub(super) struct Names {
     names: Vec<Text>,
     /// Of those whose servers can be read.
     kinds: BTreeMap<String, Kind>,
+    /// Their servers that are addresses.
+    addresses: BTreeMap<String, Vec<(SocketAddr, Span)>>,
     /// Some upstream has no name that can be read: it may be the one that is meant.
     unknown: bool,
 }
@@ -51,16 +56,39 @@ impl Names {
         let names: Vec<_> = names.collect();
         let kinds = raw.iter().filter_map(|upstream| match (&upstream.name, &upstream.servers) {
             (Field::Is(name), Field::Is(servers)) => {
-                Some((name.value.text.clone(), Kind::of(&servers.value.first()?.value)))
+                let kind = Kind::of(&servers.value.first()?.value);
+                let tls = kind == Kind::Stream && upstream.tls.is_some();
+                Some((name.value.text.clone(), if tls { Kind::Tls } else { kind }))
             }
             _ => None,
         });
-        Self { unknown: names.len() < raw.len(), kinds: kinds.collect(), names }
+        let addresses = raw.iter().filter_map(|upstream| match (&upstream.name, &upstream.servers) {
+            (Field::Is(name), Field::Is(servers)) => {
+                let addresses = servers.value.iter().filter_map(|server| match &server.value {
+                    Server::Tcp(address) => Some((*address, server.span)),
+                    Server::Name { .. } | Server::Unix(_) | Server::Quic { .. } | Server::Udp { .. } => None,
+                });
+                Some((name.value.text.clone(), addresses.collect()))
+            }
+            _ => None,
+        });
+        let addresses = addresses.collect();
+        Self { unknown: names.len() < raw.len(), kinds: kinds.collect(), addresses, names }
     }
 
     /// What the servers of an upstream take, if that can be told.
     pub(super) fn kind(&self, name: &str) -> Option<Kind> {
         self.kinds.get(name).copied()
+    }
+
+    /// Notes a server that is the very listener that leads to it.
+    pub(super) fn no_circle(&self, name: &str, listen: &Field<SocketAddr>, mistakes: &mut Mistakes) {
+        let Field::Is(listen) = listen else { return };
+        let mut servers = self.addresses.get(name).into_iter().flatten();
+        if let Some((_, span)) = servers.find(|(address, _)| *address == listen.value) {
+            let hint = "name the server behind it: each connection would open the next one";
+            mistakes.add_pair(*span, "this server is the listener that leads to it", hint, listen.span, "listens here");
+        }
     }
 
     /// Notes a name that no upstream has.
@@ -75,6 +103,15 @@ impl Names {
             nearest_or_list(&name.value, &known)
         };
         mistakes.add(name.span, format!("{} is not the name of an `[[upstream]]`", name.value.shown()), hint);
+    }
+
+    /// Notes a name that no upstream has, or one whose servers speak TLS: that is for HTTP.
+    pub(super) fn need_plain(&self, name: &At<Text>, mistakes: &mut Mistakes) {
+        self.need(name, mistakes);
+        if self.kind(&name.value.text) == Some(Kind::Tls) {
+            let hint = "name an upstream without `[upstream.tls]`, or make this a listener with protocol `http`";
+            mistakes.add(name.span, "TLS to servers is spoken by HTTP alone, and by QUIC", hint);
+        }
     }
 
     /// What to write where a name is missing.
@@ -142,7 +179,11 @@ pub(super) fn all(raw: Vec<RawUpstream>, around: &Around<'_>, mistakes: &mut Mis
 }
 
 fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Upstream> {
-    let tls = raw.tls.as_ref().map(|tls| check_quic::upstream_tls(tls, around.certificates, around.folder, mistakes));
+    let kind = is(&raw.servers).and_then(|servers| servers.value.first()).map(|server| Kind::of(&server.value));
+    let tls = raw.tls.as_ref().map(|tls| {
+        let over_quic = kind != Some(Kind::Stream);
+        check_quic::upstream_tls(tls, over_quic, around.certificates, around.folder, mistakes)
+    });
     let servers = raw.servers.value()?;
     let kind = Kind::of(&servers.first()?.value);
     if let Some(other) = servers.iter().find(|server| Kind::of(&server.value) != kind) {
@@ -155,11 +196,19 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
             let hint = "add an `[upstream.tls]` with `alpn = \"app\"`";
             mistakes.add(server.span, "servers over QUIC need an `[upstream.tls]`", hint);
         }
-        (Kind::Stream | Kind::Udp, Some(tls), _) => {
+        (Kind::Udp, Some(tls), _) => {
             let hint = "take it out, or write the servers as \"quic://app.example:4433\"";
-            mistakes.add(tls.span, "`[upstream.tls]` is for servers over QUIC", hint);
+            mistakes.add(tls.span, "`[upstream.tls]` is for servers over QUIC and TCP", hint);
         }
+        (Kind::Stream, Some(tls), _) => check_http_tls(tls, &servers, mistakes),
         _ => {}
+    }
+    if let (Kind::Stream, None, Some(At { value: RawUpstreamHttp { version: Field::Is(version), .. }, .. })) =
+        (kind, &raw.tls, &raw.http)
+        && version.value == HttpVersion::Agreed
+    {
+        let hint = "add an `[upstream.tls]`, or write `version = \"1.1\"` or `\"2\"`";
+        mistakes.add(version.span, "without TLS nobody can agree on a version of HTTP", hint);
     }
     if let (Kind::Quic | Kind::Udp, Some(Field::Is(At { value: Check::Tcp | Check::Http, span }))) =
         (kind, raw.health.as_ref().map(|health| &health.check))
@@ -187,6 +236,22 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
     })
 }
 
+/// What only servers over TCP and Unix sockets need.
+fn check_http_tls(tls: &At<RawUpstreamTls>, servers: &[At<Server>], mistakes: &mut Mistakes) {
+    if !cfg!(feature = "http") {
+        mistakes.add(tls.span, "TLS to servers needs a build with the feature `http`", "take the table out");
+    }
+    if let Field::Is(alpn) = &tls.value.alpn {
+        let hint = "take it out: `version` in `[upstream.http]` says what is spoken";
+        mistakes.add(alpn.span, "`alpn` is for servers over QUIC", hint);
+    }
+    let unix = servers.iter().find(|server| matches!(server.value, Server::Unix(_)));
+    if let (Some(unix), Field::Absent) = (unix, &tls.value.name) {
+        let hint = "add `name = \"app.example\"` to `[upstream.tls]`";
+        mistakes.add(unix.span, "nothing says whom the certificate of this server must name", hint);
+    }
+}
+
 fn limits(raw: &RawUpstreamLimits) -> UpstreamLimits {
     let default = UpstreamLimits::default();
     UpstreamLimits {
@@ -198,7 +263,7 @@ fn limits(raw: &RawUpstreamLimits) -> UpstreamLimits {
 fn http(raw: &RawUpstreamHttp) -> UpstreamHttp {
     let default = UpstreamHttp::default();
     UpstreamHttp {
-        http2: copied(&raw.http2, default.http2),
+        version: copied(&raw.version, default.version),
         idle: copied(&raw.idle, default.idle),
         idle_connections: count(&raw.idle_connections, default.idle_connections),
         pending: count(&raw.pending, default.pending),

@@ -485,7 +485,7 @@ fn service(
                 }
                 return None;
             };
-            around.upstreams.need(upstream, mistakes);
+            around.upstreams.need_plain(upstream, mistakes);
             match around.upstreams.kind(&upstream.value.text) {
                 Some(Kind::Udp) if !datagrams => {
                     let hint = "name an upstream whose servers take streams";

@@ -219,6 +219,7 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
     let complete = runtime.block_on(until_told(&gateway, &mut signals, builder, path, socket));
     // A later gateway replaces it anyway.
     let _gone_already = socket_path.map(std::fs::remove_file);
+    let mesh = gateway.mesh().clone();
     // On a thread of its own, so that a second signal still ends the process while threads are joined.
     let stopping = std::thread::spawn(move || gateway.stop());
     runtime.block_on(async {
@@ -229,6 +230,11 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
             }
         }
     });
+    let out: u64 = mesh.pools().iter().flat_map(|(_, pools)| pools).map(|pool| pool.out).sum();
+    if out > 0 {
+        tracing::error!(buffers_out = out, "buffers were leaked");
+    }
+    tracing::info!(buffers_out = out, "stopped");
     if complete { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
@@ -256,8 +262,13 @@ async fn until_told(
             reload(gateway, builder, path);
         }
     };
+    #[cfg(any(feature = "http", feature = "quic"))]
+    let certificates = gateway.keep_certificates();
+    #[cfg(not(any(feature = "http", feature = "quic")))]
+    let certificates = std::future::pending::<()>();
     service::ready();
     tokio::select! {
+        () = certificates => {}
         name = signals.next() => tracing::info!(signal = name, "draining"),
         () = service::report_in(gateway.mesh()) => {}
         () = gateway.keep_budget() => {}

@@ -10,7 +10,10 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use super::config_http::{Http, HttpAction, HttpPath, HttpRoute, HttpSettings, UpstreamHttp};
+pub use super::config_http::{
+    Http, HttpAction, HttpEdits, HttpGuards, HttpPath, HttpRate, HttpRoute, HttpSettings, HttpTokens, HttpVersion,
+    UpstreamHttp,
+};
 pub use super::config_quic::{
     Certificate, CertificateSource, Congestion, ListenerTls, Quic, QuicService, QuicSettings, Retry, Route, UpstreamTls,
 };
@@ -127,7 +130,8 @@ pub struct Upstream {
     pub health: Health,
     /// How servers are spoken to that answer HTTP.
     pub http: UpstreamHttp,
-    /// What is demanded of servers over QUIC, and said to them; there if and only if the servers speak QUIC.
+    /// What is demanded of servers, and said to them: always there if they speak QUIC; with servers over TCP it is for
+    /// HTTP.
     pub tls: Option<UpstreamTls>,
     /// The WireGuard listener through whose tunnel the servers are reached, all of them over TCP. Default none: by this
     /// machine's own network.
@@ -149,6 +153,12 @@ impl Upstream {
             tls: None,
             via: None,
         }
+    }
+
+    /// Whether its servers speak QUIC.
+    #[must_use]
+    pub fn is_over_quic(&self) -> bool {
+        matches!(self.servers.first(), Some(Server::Quic { .. }))
     }
 }
 
@@ -464,13 +474,44 @@ pub struct Relay {
     pub proxy_out: ProxyOut,
     /// Servers that are tried for one connection, 1 to 100. Default 3.
     pub attempts: u32,
+    /// Where connections go by what a TLS client wants; without any nothing is looked into. Default none.
+    pub routes: Vec<HelloRoute>,
+    /// Whether connections go to `upstream` that no route fits; else they are closed. Default `true`.
+    pub others: bool,
+    /// Who the listener is, if TLS ends here. Default: it passes as it is.
+    pub tls: Option<ListenerTls>,
+}
+
+/// `[[listener.route]]` of a relay.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HelloRoute {
+    /// Whom the client wants (SNI): a name in lower case, or `*.` and one: any below it. Default: any, also none.
+    pub sni: Option<String>,
+    /// What it must offer (ALPN). Default: anything.
+    pub alpn: Option<String>,
+    /// The name of an upstream of the same file.
+    pub upstream: String,
 }
 
 impl Relay {
+    /// The names of all upstreams it may lead to.
+    pub fn upstreams(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.upstream.as_str()).chain(self.routes.iter().map(|route| route.upstream.as_str()))
+    }
+
     /// A relay to the upstream of this name with the defaults of everything else.
     #[must_use]
     pub fn new(upstream: impl Into<String>) -> Self {
-        Self { upstream: upstream.into(), proxy_in: false, proxy_out: ProxyOut::Off, attempts: 3 }
+        Self {
+            upstream: upstream.into(),
+            proxy_in: false,
+            proxy_out: ProxyOut::Off,
+            attempts: 3,
+            routes: Vec::new(),
+            others: true,
+            tls: None,
+        }
     }
 }
 

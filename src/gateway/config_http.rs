@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::config::ListenerTls;
+use crate::memory::Secret;
 
-/// A listener that speaks HTTP/1.1 and HTTP/2. `[listener.limits]` holds: `first_message` is not used, `idle` is the
+/// A listener that speaks HTTP/1.1 and HTTP/2, and HTTP/3 over UDP on the same port if it has TLS. `[listener.limits]` holds: `first_message` is not used, `idle` is the
 /// longest silence between two requests.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct HttpSettings {
     pub trusted_proxies: Vec<String>,
     /// Whether each request is logged. Default `false`.
     pub access_log: bool,
+    /// Whether HTTP/3 is spoken, over UDP on the port of the listener, and announced by `Alt-Svc`. Default: with TLS.
+    pub http3: bool,
 }
 
 impl Default for HttpSettings {
@@ -54,6 +57,7 @@ impl Default for HttpSettings {
             streams: 100,
             trusted_proxies: Vec::new(),
             access_log: false,
+            http3: cfg!(feature = "quic"),
         }
     }
 }
@@ -82,6 +86,71 @@ pub struct HttpRoute {
     pub retries: u32,
     /// Bytes of the largest body of a request. Default 1 GiB.
     pub max_body: u64,
+    /// What takes the place of the path's prefix, of the path, or of what fits the expression (`$1` for its groups).
+    /// Default: the path stays.
+    pub rewrite: Option<String>,
+    /// Who may pass, and how often.
+    pub guards: HttpGuards,
+    /// Which fields are changed.
+    pub edits: HttpEdits,
+}
+
+/// Who may pass a route, and how often.
+#[non_exhaustive]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HttpGuards {
+    /// How often. Default: without limit.
+    pub rate: Option<HttpRate>,
+    /// What the file of users says: lines of a name and a bcrypt hash. Default: nobody is asked for a password.
+    pub basic_auth: Option<Secret>,
+    /// What a bearer's token must be. Default: nobody is asked for one.
+    pub tokens: Option<HttpTokens>,
+}
+
+/// How often a route may be asked.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HttpRate {
+    /// So many requests, 1 to 1 000 000,
+    pub count: u32,
+    /// in this time. Default 1 s.
+    pub per: Duration,
+    /// So many at once. Default: as many as in that time.
+    pub burst: u32,
+    /// All sources together; else each on its own. Default `false`.
+    pub by_route: bool,
+}
+
+/// What a token must be (RFC 7519).
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpTokens {
+    /// How it is signed.
+    pub algorithm: String,
+    /// A shared secret, or a public key in PEM.
+    pub key: Secret,
+    /// Who must have issued it. Default: anybody who has the key.
+    pub issuer: Option<String>,
+    /// For whom it must be. Default: not looked at.
+    pub audience: Option<String>,
+}
+
+/// Changes to the fields of requests and answers: removed first, then set, then added.
+#[non_exhaustive]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HttpEdits {
+    /// `name: value`, in the place of all of that name.
+    pub request_set: Vec<String>,
+    /// `name: value`, behind those of that name.
+    pub request_add: Vec<String>,
+    /// Names.
+    pub request_remove: Vec<String>,
+    /// As for requests.
+    pub response_set: Vec<String>,
+    /// As for requests.
+    pub response_add: Vec<String>,
+    /// As for requests.
+    pub response_remove: Vec<String>,
 }
 
 /// What a route asks of the path.
@@ -128,14 +197,32 @@ pub enum HttpAction {
     },
     /// A page that shows the request.
     Demo,
+    /// An echo in sessions of WebTransport.
+    #[non_exhaustive]
+    Session {
+        /// Protocols inside, the most wanted first. Default none.
+        protocols: Vec<String>,
+    },
+}
+
+/// Which HTTP the servers of an upstream speak.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// HTTP/1.1.
+    One,
+    /// HTTP/2, known beforehand; over TLS a server that does not agree to it is not used.
+    Two,
+    /// What a server chooses in its TLS handshake, HTTP/2 offered first.
+    Agreed,
 }
 
 /// `[upstream.http]`: how servers are spoken to that answer HTTP.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamHttp {
-    /// HTTP/2 (without TLS) instead of HTTP/1.1. Default `false`.
-    pub http2: bool,
+    /// Which HTTP its servers speak. Default HTTP/1.1.
+    pub version: HttpVersion,
     /// How long a connection without a request is kept. Default 60 s.
     pub idle: Duration,
     /// Connections kept so, per server and arbiter. Default 128.
@@ -146,6 +233,6 @@ pub struct UpstreamHttp {
 
 impl Default for UpstreamHttp {
     fn default() -> Self {
-        Self { http2: false, idle: Duration::from_secs(60), idle_connections: 128, pending: 1_024 }
+        Self { version: HttpVersion::One, idle: Duration::from_secs(60), idle_connections: 128, pending: 1_024 }
     }
 }

@@ -58,7 +58,7 @@ pub struct UpstreamTls {
     pub trust: Option<String>,
     /// Whom the servers' certificates must name. Default: the host of each server.
     pub name: Option<String>,
-    /// The protocol to speak.
+    /// The protocol to speak. Empty: of HTTP the version that `[upstream.http]` names.
     pub alpn: String,
     /// The name of a certificate to show servers that ask. Default none.
     pub certificate: Option<String>,
@@ -157,6 +157,9 @@ pub struct QuicSettings {
     pub steer: bool,
     /// Bytes of each socket's receive buffer, and of its send buffer. Default 4 MiB.
     pub socket_buffer: usize,
+    /// A folder in which each connection gets a log in the qlog format, for 256 connections of up to 4 MiB each. Needs a
+    /// build with the feature `qlog`. Default none.
+    pub qlog: Option<PathBuf>,
 }
 
 impl Default for QuicSettings {
@@ -176,6 +179,7 @@ impl Default for QuicSettings {
             gso: true,
             steer: true,
             socket_buffer: 4 * MIB,
+            qlog: None,
         }
     }
 }

@@ -43,7 +43,7 @@ impl AllLinks {
     ) -> Result<Self, StartError> {
         let mut next = Self { client: self.client.clone(), by_upstream: BTreeMap::new() };
         for upstream in upstreams {
-            let Some(tls) = &upstream.tls else { continue };
+            let Some(tls) = upstream.tls.as_ref().filter(|_| upstream.is_over_quic()) else { continue };
             match self.one(mesh, upstream, tls, certificates, &mut next.client) {
                 Ok(made) => drop(next.by_upstream.insert(upstream.name.clone(), made)),
                 Err(error) => {

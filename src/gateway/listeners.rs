@@ -21,6 +21,10 @@ const BASE_BYTES: usize = 4 << 10;
 /// New connections are refused while every arbiter is later than this.
 const SHED_DELAY: Duration = Duration::from_millis(500);
 
+/// Ports that are tried for one that is free for TCP and UDP.
+#[cfg(all(feature = "http", feature = "quic"))]
+const PORTS: usize = 16;
+
 pub(super) fn bind(name: &str, address: SocketAddr, place: &Place) -> Result<TcpListener, StartError> {
     tcp::bind(address).map_err(|error| StartError::Bind {
         listener: name.to_owned(),
@@ -28,6 +32,31 @@ pub(super) fn bind(name: &str, address: SocketAddr, place: &Place) -> Result<Tcp
         place: place.clone(),
         error,
     })
+}
+
+/// As [`bind`]; if the kernel chooses the port and HTTP/3 is to be spoken on it too, one that is free for UDP as well.
+pub(super) fn bind_for(listener: &Listener) -> Result<TcpListener, StartError> {
+    #[cfg_attr(not(all(feature = "http", feature = "quic")), expect(unused_mut, reason = "another is looked for"))]
+    let mut socket = bind(&listener.name, listener.listen, &listener.place)?;
+    #[cfg(all(feature = "http", feature = "quic"))]
+    if listener.listen.port() == 0
+        && let config::Protocol::Http(http) = &listener.protocol
+        && http.settings.http3
+    {
+        for _ in 0..PORTS {
+            let free = socket.local_addr().and_then(std::net::UdpSocket::bind);
+            if free.is_ok() {
+                break;
+            }
+            socket = bind(&listener.name, listener.listen, &listener.place)?;
+        }
+    }
+    Ok(socket)
+}
+
+/// The port a listener has, which the kernel may have chosen.
+pub(super) fn port_of(listener: &Listener, socket: &TcpListener) -> u16 {
+    socket.local_addr().unwrap_or(listener.listen).port()
 }
 
 /// What is needed to make a listener.
@@ -43,18 +72,30 @@ pub(super) fn prepare(
     listener: &Listener,
     around: Around<'_>,
     before: Option<&ListenerStatus>,
+    port: u16,
 ) -> Result<(Made, Option<Web>), StartError> {
     #[cfg(feature = "http")]
     if let config::Protocol::Http(http) = &listener.protocol {
         let web = before.and_then(|before| before.web.as_ref());
-        let made = super::sites::make(listener, http, around.upstreams, around.certificates, web);
+        let made = super::sites::make(listener, http, around.upstreams, around.certificates, web, port);
         return made.map(|(made, web)| (made, Some(web))).map_err(|message| StartError::Options {
             listener: listener.name.clone(),
             place: listener.place.clone(),
             message,
         });
     }
-    let (_, _) = (before, around.certificates);
+    #[cfg(feature = "http")]
+    if let config::Protocol::Relay(relay) = &listener.protocol
+        && (relay.tls.is_some() || !relay.routes.is_empty())
+    {
+        let made = super::sites_hello::make(listener, relay, around.upstreams, around.certificates);
+        return made.map(|made| (made, None)).map_err(|message| StartError::Options {
+            listener: listener.name.clone(),
+            place: listener.place.clone(),
+            message,
+        });
+    }
+    let (_, _, _) = (before, around.certificates, port);
     made(listener, around.protocols, around.upstreams).map(|made| (made, None))
 }
 
@@ -99,14 +140,7 @@ pub(super) fn made(
             }))
         }
         config::Protocol::Relay(relay) => {
-            let mut settings = relay_settings(listener, &relay.upstream, upstreams).map_err(refuse)?;
-            settings.attempts = usize::try_from(relay.attempts).unwrap_or(usize::MAX);
-            settings.proxy_in = relay.proxy_in;
-            settings.proxy_out = match relay.proxy_out {
-                ProxyOut::Off => None,
-                ProxyOut::V1 => Some(ProxyVersion::V1),
-                ProxyOut::V2 => Some(ProxyVersion::V2),
-            };
+            let settings = relay_to(listener, relay, &relay.upstream, upstreams).map_err(refuse)?;
             let name: Arc<str> = Arc::from(listener.name.as_str());
             let network = upstreams.network(&relay.upstream);
             Ok(Box::new(move || {
@@ -124,6 +158,24 @@ pub(super) fn made(
             None => Err(refuse(format!("no protocol `{protocol}` is registered"))),
         },
     }
+}
+
+/// How a relay's streams go to one of its upstreams.
+pub(super) fn relay_to(
+    listener: &Listener,
+    relay: &config::Relay,
+    upstream: &str,
+    upstreams: &Upstreams,
+) -> Result<RelaySettings, String> {
+    let mut settings = relay_settings(listener, upstream, upstreams)?;
+    settings.attempts = usize::try_from(relay.attempts).unwrap_or(usize::MAX);
+    settings.proxy_in = relay.proxy_in;
+    settings.proxy_out = match relay.proxy_out {
+        ProxyOut::Off => None,
+        ProxyOut::V1 => Some(ProxyVersion::V1),
+        ProxyOut::V2 => Some(ProxyVersion::V2),
+    };
+    Ok(settings)
 }
 
 /// What a stream to a server of an upstream may do.

@@ -7,11 +7,13 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::task::Poll;
+#[cfg(feature = "http")]
+use std::time::Duration;
 use std::time::Instant;
 
 use futures_util::StreamExt;
@@ -25,18 +27,28 @@ use super::upstreams::Upstreams;
 use super::{ListenerStatus, StartError};
 use crate::actors::{Driver, Fault, Mail, Mesh, Place, Progress, Protocol, Spec, Turn, shelf};
 use crate::memory::{Budget, Secret, Snapshot, View};
+#[cfg(feature = "http")]
+use crate::transports::http::{self, OverQuic};
 use crate::transports::kit::admission::{Admission, Caps, Occupancy, Refusal, Ticket};
 use crate::transports::quic::{
     self as transport, Application, Applications, Closed, Connection, Echo, Event, Info, QuicServer, RetryMode, Session,
 };
 use crate::transports::relay::{QuicSession, REFUSED, Target};
 use crate::transports::tcp::Never;
-use crate::transports::tls::{ReloadError, ServerSettings};
+use crate::transports::tls::ReloadError;
+#[cfg(feature = "http")]
+use crate::transports::tls::ServerSettings;
 
 /// What a connection takes of the memory budget before it buffers anything: QUIC's state, our actors, TLS.
 const BASE_BYTES: usize = 40 << 10;
 /// Connections that are awaited at once, so that one that is handed over does not hold up the next.
 const AWAITED: usize = 16;
+/// How HTTP/3 is called in handshakes.
+#[cfg(feature = "http")]
+pub(super) const H3: &[u8] = b"h3";
+/// A client of HTTP from which no packet came for this long is gone, even if its listener has less patience.
+#[cfg(feature = "http")]
+const GONE: Duration = Duration::from_secs(120);
 /// Fewer bytes of secret could be guessed.
 const LEAST_SECRET: usize = 32;
 
@@ -52,8 +64,10 @@ struct Shared {
     name: Arc<str>,
     routes: Snapshot<Routes>,
     door: Mutex<Admission>,
-    /// What it says in handshakes.
-    tls: Mutex<Arc<ServerSettings>>,
+    budget: Budget,
+    occupancy: Arc<Occupancy>,
+    /// What new connections begin with.
+    settings: Mutex<transport::ServerSettings>,
 }
 
 type Routes = BTreeMap<Vec<u8>, Way>;
@@ -63,6 +77,8 @@ type Routes = BTreeMap<Vec<u8>, Way>;
 enum Way {
     Echo,
     Relay(Arc<Target>),
+    #[cfg(feature = "http")]
+    Http(Arc<OverQuic>),
 }
 
 impl Shared {
@@ -90,34 +106,21 @@ pub(super) struct Around<'a> {
     pub(super) budget: &'a Budget,
 }
 
-/// What a QUIC listener says in its handshakes.
+/// What the connections of a QUIC listener begin with.
 ///
 /// # Errors
-/// [`StartError::Tls`].
-pub(super) fn tls_of(
-    listener: &Listener,
-    quic: &config::Quic,
-    certificates: &Certificates,
-) -> Result<ServerSettings, StartError> {
-    let protocols = quic.routes.iter().map(|route| route.alpn.as_bytes().to_vec()).collect();
-    certificates
-        .server(&listener.name, &quic.tls, protocols)
-        .map_err(|error| StartError::Tls { of: format!("listener `{}`", listener.name), error })
-}
-
-/// Binds and starts a listener, and the actor that takes its connections.
-///
-/// # Errors
-/// See [`StartError`]; nothing is left running then.
-fn start(
+/// [`StartError::Tls`] and, for its secret, [`StartError::Options`].
+pub(super) fn settings_of(
     listener: &Listener,
     quic: &config::Quic,
     around: &Around<'_>,
-    occupancy: Arc<Occupancy>,
-) -> Result<(QuicListener, Mail<Never>), StartError> {
-    let name: Arc<str> = Arc::from(listener.name.as_str());
-    let tls = Arc::new(tls_of(listener, quic, around.certificates)?);
-    let mut settings = transport::ServerSettings::new(name.clone(), listener.listen, tls.clone());
+) -> Result<transport::ServerSettings, StartError> {
+    let protocols = quic.routes.iter().map(|route| route.alpn.as_bytes().to_vec()).collect();
+    let tls = around
+        .certificates
+        .server(&listener.name, &quic.tls, protocols)
+        .map_err(|error| StartError::Tls { of: format!("listener `{}`", listener.name), error })?;
+    let mut settings = transport::ServerSettings::new(listener.name.as_str(), listener.listen, Arc::new(tls));
     settings.transport = transport_of(listener, quic);
     settings.limits = transport::Limits {
         connections: listener.limits.connections,
@@ -130,6 +133,7 @@ fn start(
         ..transport::Limits::default()
     };
     settings.steer = quic.settings.steer;
+    settings.budget = Some(around.budget.clone());
     settings.secret = match &quic.settings.secret_file {
         Some(file) => Some(secret(file).map_err(|message| StartError::Options {
             listener: listener.name.clone(),
@@ -138,31 +142,64 @@ fn start(
         })?),
         None => None,
     };
-    let caps = Caps {
+    Ok(settings)
+}
+
+const fn caps_of(listener: &Listener) -> Caps {
+    Caps {
         connections: listener.limits.connections,
         per_source: listener.limits.per_source,
         // Handshakes are bounded by the transport, and done when this door is reached.
         half_open: usize::MAX,
         base_bytes: BASE_BYTES,
-    };
-    let shared = Arc::new(Shared {
-        name: name.clone(),
-        routes: Snapshot::new(routes(listener, quic, around.upstreams)),
-        door: Mutex::new(Admission::new(caps, around.budget.clone(), occupancy)),
-        tls: Mutex::new(tls),
-    });
-    let server = QuicServer::start(around.mesh, settings, Some(applications(shared.clone()))).map_err(|error| {
-        let (listener, place, address) = (listener.name.clone(), listener.place.clone(), listener.listen);
-        match error {
-            transport::StartError::Bind(error) => {
-                StartError::Bind { listener, address, place, error: std::io::Error::other(error) }
-            }
-            transport::StartError::Spawn(error) => StartError::Spawn(error),
-            other @ (transport::StartError::Tls(_) | transport::StartError::Settings) => {
-                StartError::Options { listener, place, message: other.to_string() }
-            }
+    }
+}
+
+fn shared(
+    listener: &Listener,
+    routes: Routes,
+    settings: transport::ServerSettings,
+    around: &Around<'_>,
+    occupancy: Arc<Occupancy>,
+) -> Arc<Shared> {
+    Arc::new(Shared {
+        name: settings.name.clone(),
+        routes: Snapshot::new(routes),
+        door: Mutex::new(Admission::new(caps_of(listener), around.budget.clone(), occupancy.clone())),
+        budget: around.budget.clone(),
+        occupancy,
+        settings: Mutex::new(settings),
+    })
+}
+
+fn start_error(listener: &Listener, address: SocketAddr, error: transport::StartError) -> StartError {
+    let (listener, place) = (listener.name.clone(), listener.place.clone());
+    match error {
+        transport::StartError::Bind(error) => {
+            StartError::Bind { listener, address, place, error: std::io::Error::other(error) }
         }
-    })?;
+        transport::StartError::Spawn(error) => StartError::Spawn(error),
+        other @ (transport::StartError::Tls(_) | transport::StartError::Settings) => {
+            StartError::Options { listener, place, message: other.to_string() }
+        }
+    }
+}
+
+/// Binds and starts a listener, and the actor that takes its connections.
+///
+/// # Errors
+/// See [`StartError`]; nothing is left running then.
+fn start(
+    listener: &Listener,
+    quic: &config::Quic,
+    around: &Around<'_>,
+    occupancy: Arc<Occupancy>,
+) -> Result<(QuicListener, Mail<Never>), StartError> {
+    let settings = settings_of(listener, quic, around)?;
+    let name = settings.name.clone();
+    let shared = shared(listener, routes(listener, quic, around.upstreams), settings.clone(), around, occupancy);
+    let server = QuicServer::start(around.mesh, settings, Some(applications(shared.clone())))
+        .map_err(|error| start_error(listener, listener.listen, error))?;
     let listening = QuicListener { server: server.clone(), shared };
     let taking = listening.clone();
     let acceptor = around.mesh.spawn(Place::LeastLoaded, Spec::named(name), move || Taker::new(taking));
@@ -173,6 +210,37 @@ fn start(
             Err(StartError::Spawn(error))
         }
     }
+}
+
+/// Starts what a listener of HTTP has on UDP: its address is that of its TCP socket.
+///
+/// # Errors
+/// See [`StartError`]; nothing is left running then.
+#[cfg(feature = "http")]
+pub(super) fn for_http(
+    listener: &Listener,
+    address: SocketAddr,
+    (tls, site): (ServerSettings, Arc<OverQuic>),
+    (streams, patience): (u32, Duration),
+    around: &Around<'_>,
+    occupancy: Arc<Occupancy>,
+) -> Result<QuicListener, StartError> {
+    let mut settings = transport::ServerSettings::new(listener.name.as_str(), address, Arc::new(tls));
+    settings.budget = Some(around.budget.clone());
+    settings.transport.bidirectional = u64::from(streams);
+    settings.transport.handshake_timeout = patience;
+    // HTTP knows when a client was silent for too long; this is for those that are gone.
+    settings.transport.idle_timeout = listener.limits.idle.max(GONE);
+    settings.limits = transport::Limits {
+        connections: listener.limits.connections,
+        half_open: listener.limits.half_open,
+        ..transport::Limits::default()
+    };
+    let routes = BTreeMap::from([(H3.to_vec(), Way::Http(site))]);
+    let shared = shared(listener, routes, settings.clone(), around, occupancy);
+    let server = QuicServer::start(around.mesh, settings, Some(applications(shared.clone())))
+        .map_err(|error| start_error(listener, address, error))?;
+    Ok(QuicListener { server, shared })
 }
 
 /// As [`start`], as the gateway knows its listeners.
@@ -202,23 +270,40 @@ pub(super) fn started(
 }
 
 impl QuicListener {
-    /// Other routes for connections from now on.
+    /// Other routes and limits for connections from now on.
     pub(super) fn set_routes(&self, listener: &Listener, quic: &config::Quic, upstreams: &Upstreams) {
-        self.shared.routes.publish(routes(listener, quic, upstreams));
+        let shared = &self.shared;
+        shared.routes.publish(routes(listener, quic, upstreams));
+        *shared.door.lock() = Admission::new(caps_of(listener), shared.budget.clone(), shared.occupancy.clone());
+    }
+
+    /// Whether it is the same one.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// Whether these settings differ from those in use.
-    pub(super) fn would_change(&self, tls: &ServerSettings) -> bool {
-        **self.shared.tls.lock() != *tls
+    pub(super) fn would_change(&self, new: &transport::ServerSettings) -> bool {
+        let now = self.shared.settings.lock();
+        (&now.tls, &now.transport, &now.limits, &now.secret) != (&new.tls, &new.transport, &new.limits, &new.secret)
     }
 
-    /// Uses other certificates and protocols for new connections, on all arbiters or on none.
+    /// Those in use, with other certificates and protocols.
+    #[cfg(feature = "http")]
+    pub(super) fn with(&self, tls: ServerSettings) -> transport::ServerSettings {
+        transport::ServerSettings { tls: Arc::new(tls), ..self.shared.settings.lock().clone() }
+    }
+
+    /// Uses these settings for new connections, on all arbiters or on none; answers those of before.
     ///
     /// # Errors
     /// See [`ReloadError`]; the old ones are in use everywhere then.
-    pub(super) async fn reload(&self, tls: Arc<ServerSettings>) -> Result<Arc<ServerSettings>, ReloadError> {
-        self.server.reload(tls.clone()).await?;
-        Ok(std::mem::replace(&mut *self.shared.tls.lock(), tls))
+    pub(super) async fn renew(
+        &self,
+        settings: transport::ServerSettings,
+    ) -> Result<transport::ServerSettings, ReloadError> {
+        self.server.renew(&settings).await?;
+        Ok(std::mem::replace(&mut *self.shared.settings.lock(), settings))
     }
 
     /// Lets nobody in any more; what is in finishes by then.
@@ -251,6 +336,8 @@ fn transport_of(listener: &Listener, quic: &config::Quic) -> transport::Transpor
         migration: settings.migration,
         socket_buffer: settings.socket_buffer,
         gso: settings.gso,
+        #[cfg(feature = "qlog")]
+        qlog: settings.qlog.as_ref().map(transport::Qlog::new),
         ..default
     }
 }
@@ -296,6 +383,11 @@ fn applications(shared: Arc<Shared>) -> Applications {
         let routes = view.get();
         match routes.get(&*info.alpn) {
             Some(Way::Relay(_)) => None,
+            #[cfg(feature = "http")]
+            Some(Way::Http(site)) => Some(match shared.admit(info.peer.ip()) {
+                Ok(ticket) => site.application(info, ticket),
+                Err(refusal) => Box::new(http::Refused(refusal.reason())),
+            }),
             Some(Way::Echo) => Some(match shared.admit(info.peer.ip()) {
                 Ok(mut ticket) => {
                     ticket.complete();

@@ -2,7 +2,9 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::config::HttpVersion;
 use super::raw::{DAY, LEAST_TIMEOUT, unknown_keys};
+use super::raw_guards::{RawGuards, guards, span};
 use super::raw_quic::Texts;
 use super::raw_section::{At, Field, Section};
 use super::raw_text::Text;
@@ -19,12 +21,14 @@ pub(super) const HTTP_KEYS: &[&str] = &[
     "streams",
     "trusted_proxies",
     "access_log",
+    "http3",
 ];
 pub(super) const UPSTREAM_HTTP_KEYS: &[&str] = &["version", "idle", "idle_connections", "pending"];
 
 const KIB: u64 = 1 << 10;
 const TIMES: RangeInclusive<Duration> = LEAST_TIMEOUT..=DAY;
-const VERSIONS: [(&str, bool); 2] = [("1.1", false), ("2", true)];
+const VERSIONS: [(&str, HttpVersion); 3] =
+    [("1.1", HttpVersion::One), ("2", HttpVersion::Two), ("auto", HttpVersion::Agreed)];
 
 /// `[listener.http]`.
 #[derive(Debug)]
@@ -38,12 +42,13 @@ pub(super) struct RawHttp {
     pub(super) streams: Field<u64>,
     pub(super) trusted_proxies: Texts,
     pub(super) access_log: Field<bool>,
+    pub(super) http3: Field<bool>,
 }
 
 /// `[upstream.http]`.
 #[derive(Debug)]
 pub(super) struct RawUpstreamHttp {
-    pub(super) http2: Field<bool>,
+    pub(super) version: Field<HttpVersion>,
     pub(super) idle: Field<Duration>,
     pub(super) idle_connections: Field<u64>,
     pub(super) pending: Field<u64>,
@@ -68,6 +73,9 @@ pub(super) struct RawHttpRoute {
     pub(super) timeout: Field<Duration>,
     pub(super) retries: Field<u64>,
     pub(super) max_body: Field<u64>,
+    pub(super) webtransport: Field<bool>,
+    pub(super) protocols: Texts,
+    pub(super) guards: RawGuards,
 }
 
 pub(super) fn http(mut section: Section<'_, '_>) -> At<RawHttp> {
@@ -81,6 +89,7 @@ pub(super) fn http(mut section: Section<'_, '_>) -> At<RawHttp> {
         streams: section.whole("streams", 1..=10_000),
         trusted_proxies: section.texts("trusted_proxies", "[\"10.0.0.0/8\"]"),
         access_log: section.boolean("access_log"),
+        http3: section.boolean("http3"),
     };
     let span = section.header;
     unknown_keys(section, &[], false);
@@ -90,7 +99,7 @@ pub(super) fn http(mut section: Section<'_, '_>) -> At<RawHttp> {
 pub(super) fn upstream_http(mut section: Section<'_, '_>) -> At<RawUpstreamHttp> {
     let span = section.header;
     let value = RawUpstreamHttp {
-        http2: section.choice("version", &VERSIONS),
+        version: section.choice("version", &VERSIONS),
         idle: section.duration("idle", TIMES),
         idle_connections: section.whole("idle_connections", 0..=100_000),
         pending: section.whole("pending", 0..=1_000_000),
@@ -117,6 +126,9 @@ pub(super) fn route(section: &mut Section<'_, '_>) -> RawHttpRoute {
         timeout: section.duration("timeout", TIMES),
         retries: section.whole("retries", 0..=10),
         max_body: section.size("max_body", 0..=1 << 50),
+        webtransport: section.boolean("webtransport"),
+        protocols: section.one_or_more("protocols", "\"moq-00\""),
+        guards: guards(section),
     }
 }
 
@@ -134,20 +146,17 @@ impl RawHttpRoute {
             (&self.root, "root"),
             (&self.index, "index"),
         ];
-        let lists = [(&self.method, "method"), (&self.header, "header")];
+        let lists = [(&self.method, "method"), (&self.header, "header"), (&self.protocols, "protocols")];
         let numbers = [(&self.status, "status"), (&self.retries, "retries"), (&self.max_body, "max_body")];
         let texts = texts.map(|(field, key)| (key, span(field)));
         let lists = lists.map(|(field, key)| (key, span(field)));
         let numbers = numbers.map(|(field, key)| (key, span(field)));
-        let others = [("strip_prefix", span(&self.strip_prefix)), ("timeout", span(&self.timeout))];
+        let others = [
+            ("strip_prefix", span(&self.strip_prefix)),
+            ("timeout", span(&self.timeout)),
+            ("webtransport", span(&self.webtransport)),
+        ];
         let all = texts.into_iter().chain(lists).chain(numbers).chain(others);
-        all.filter_map(|(key, span)| Some((key, span?)))
-    }
-}
-
-fn span<T>(field: &Field<T>) -> Option<super::report::Span> {
-    match field {
-        Field::Is(at) => Some(at.span),
-        Field::Absent | Field::Bad => None,
+        all.filter_map(|(key, span)| Some((key, span?))).chain(self.guards.given())
     }
 }

@@ -17,6 +17,7 @@ pub(super) const CERTIFICATE_KEYS: &[&str] = &["name", "cert", "key", "generate"
 pub(super) const TLS_KEYS: &[&str] = &["client_ca", "curves", "keylog", "early_data"];
 pub(super) const ROUTE_KEYS: &[&str] = &[
     "alpn",
+    "sni",
     "service",
     "upstream",
     "datagrams",
@@ -36,6 +37,25 @@ pub(super) const ROUTE_KEYS: &[&str] = &[
     "timeout",
     "retries",
     "max_body",
+    "webtransport",
+    "protocols",
+    "rewrite",
+    "request_set",
+    "request_add",
+    "request_remove",
+    "response_set",
+    "response_add",
+    "response_remove",
+    "rate",
+    "rate_per",
+    "rate_burst",
+    "rate_by",
+    "basic_auth",
+    "jwt_algorithm",
+    "jwt_key",
+    "jwt_key_file",
+    "jwt_issuer",
+    "jwt_audience",
 ];
 pub(super) const QUIC_KEYS: &[&str] = &[
     "idle_timeout",
@@ -52,6 +72,7 @@ pub(super) const QUIC_KEYS: &[&str] = &[
     "gso",
     "steer",
     "socket_buffer",
+    "qlog",
 ];
 
 const CONGESTION: [(&str, Congestion); 2] = [("cubic", Congestion::Cubic), ("bbr2", Congestion::Bbr2)];
@@ -106,6 +127,7 @@ pub(super) struct RawTls {
 pub(super) struct RawRoute {
     pub(super) header: Span,
     pub(super) alpn: Field<Text>,
+    pub(super) sni: Field<Text>,
     pub(super) service: Field<RouteService>,
     pub(super) upstream: Field<Text>,
     pub(super) datagrams: Field<Text>,
@@ -129,6 +151,7 @@ pub(super) struct RawQuic {
     pub(super) gso: Field<bool>,
     pub(super) steer: Field<bool>,
     pub(super) socket_buffer: Field<u64>,
+    pub(super) qlog: Field<Text>,
 }
 
 pub(super) fn certificate(mut section: Section<'_, '_>) -> RawCertificate {
@@ -164,6 +187,7 @@ pub(super) fn route(mut section: Section<'_, '_>) -> RawRoute {
     let raw = RawRoute {
         header: section.header,
         alpn: section.text("alpn", "\"echo\""),
+        sni: section.text("sni", "\"app.example\""),
         service: section.choice("service", &SERVICES),
         upstream: section.text("upstream", "\"app\""),
         datagrams: section.text("datagrams", "\"app\""),
@@ -189,6 +213,7 @@ pub(super) fn quic(mut section: Section<'_, '_>) -> At<RawQuic> {
         gso: section.boolean("gso"),
         steer: section.boolean("steer"),
         socket_buffer: section.size("socket_buffer", BUFFER),
+        qlog: section.text("qlog", "\"qlog\""),
     };
     let span = section.header;
     unknown_keys(section, &[], false);

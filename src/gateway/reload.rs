@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::config::{Config, Listener, Protocol, Runtime};
 use super::sites::{Certificates, Web};
-use super::upstreams::Upstreams;
+use super::upstreams::{Secure, Upstreams};
 use super::{Gateway, ListenerStatus, StartError, in_order, listeners, tunnels};
 use crate::actors::{Control, clock};
 use crate::transports::tcp;
@@ -104,10 +104,18 @@ impl Gateway {
         let certificates = Certificates::load(&new.certificates, Some(&certificates_before))?;
         #[cfg(not(feature = "http"))]
         let certificates = Certificates;
+        #[cfg(feature = "http")]
+        let secure = Secure::load(&new.upstreams, &certificates).inspect_err(|_| {
+            #[cfg(feature = "quic")]
+            over.links.retire(&self.status.over_quic.lock().links);
+        })?;
+        #[cfg(not(feature = "http"))]
+        let secure = Secure::default();
         let before = self.status.upstreams();
         let upstreams = before.renewed(
             &self.mesh,
             &new.upstreams,
+            &secure,
             #[cfg(feature = "quic")]
             &over.links,
         );
@@ -181,10 +189,13 @@ impl Gateway {
                 if let Some(socket) = status.socket.upgrade() {
                     tcp::refuse(&*socket);
                 }
-                #[cfg(feature = "quic")]
-                if let Some(quic) = &status.quic {
-                    quic.drain(by);
-                }
+            }
+            // Unless its successor has taken it over.
+            #[cfg(feature = "quic")]
+            if let Some(quic) = &status.quic
+                && !now.iter().filter_map(|new| new.quic.as_ref()).any(|new| new.is(quic))
+            {
+                quic.drain(by);
             }
             if !done.changed.iter().any(|name| *name == *status.name) {
                 self.mesh.drain_children(status.acceptor.id(), by);
@@ -211,7 +222,13 @@ impl Gateway {
                 (_, None) | (None, _) => false,
             };
             let same_upstream = match &listener.protocol {
-                Protocol::Relay(relay) => unchanged(&relay.upstream),
+                #[cfg(feature = "http")]
+                Protocol::Relay(relay) => {
+                    relay.upstreams().all(unchanged)
+                        && relay.tls.as_ref().is_none_or(|tls| old_certificates.same_for(certificates, tls))
+                }
+                #[cfg(not(feature = "http"))]
+                Protocol::Relay(relay) => relay.upstreams().all(unchanged),
                 Protocol::Framed(framed) => framed.upstream.as_deref().is_none_or(unchanged),
                 #[cfg(feature = "http")]
                 Protocol::Http(http) => {
@@ -231,11 +248,12 @@ impl Gateway {
             names.push(listener.name.clone());
             let socket = match socket_of(old, listener) {
                 Some(socket) => socket,
-                None => Arc::new(listeners::bind(&listener.name, listener.listen, &listener.place)?),
+                None => Arc::new(listeners::bind_for(listener)?),
             };
             let predecessor = old.iter().find(|status| *status.name == *listener.name);
             let around = listeners::Around { protocols: &self.protocols, upstreams, certificates };
-            let (made, web) = listeners::prepare(listener, around, predecessor.map(|status| &**status))?;
+            let port = listeners::port_of(listener, &socket);
+            let (made, web) = listeners::prepare(listener, around, predecessor.map(|status| &**status), port)?;
             let occupancy = predecessor.map_or_else(Arc::default, |status| status.occupancy.clone());
             start.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }

@@ -1,8 +1,8 @@
 //! The part of a reload that concerns QUIC: certificates, the ways to servers, and listeners.
 //!
-//! A QUIC listener that keeps its name and address is changed in place: new certificates and protocols reach all
-//! arbiters or none, new routes hold for connections from then on. Its limits and `[listener.quic]` hold until a
-//! restart, since its sockets belong to the connections they carry.
+//! A QUIC listener that keeps its name and address is changed in place: new certificates, protocols, limits and
+//! `[listener.quic]` reach all arbiters or none, and hold for connections from then on. What its sockets were set up
+//! with holds until a restart, since they belong to the connections they carry.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -11,10 +11,16 @@ use super::certificates::Certificates;
 use super::config::{Config, Listener, Protocol, Quic};
 use super::quic::{self, Around, QuicListener};
 use super::reload::Reloaded;
+#[cfg(feature = "http")]
+use super::sites_quic;
 use super::upstreams::Upstreams;
 use super::{Gateway, ListenerStatus, OverQuic, StartError};
 use crate::actors::Control;
-use crate::transports::tls::{ServerSettings, TlsError};
+use crate::transports::quic::ServerSettings;
+use crate::transports::tls::TlsError;
+
+/// Connections on each arbiter for which a listener has room in any case.
+const ROOM: usize = 100_000;
 
 impl Gateway {
     /// The certificates and ways to servers of a new configuration.
@@ -40,10 +46,19 @@ impl Gateway {
     ) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
         let around =
             Around { mesh: &self.mesh, certificates: &over.certificates, upstreams, budget: &self.status.budget };
-        let mut reloads: Vec<(QuicListener, Arc<ServerSettings>)> = Vec::new();
+        let mut reloads: Vec<(QuicListener, ServerSettings)> = Vec::new();
         let mut routes: Vec<(QuicListener, &Listener, &Quic)> = Vec::new();
         let mut fallible = || -> Result<(), StartError> {
             for listener in &new.listeners {
+                #[cfg(feature = "http")]
+                if let Protocol::Http(http) = &listener.protocol {
+                    let before = old.iter().find(|status| *status.name == *listener.name);
+                    let Some(status) = started.iter_mut().find(|status| *status.name == *listener.name) else {
+                        continue;
+                    };
+                    reloads.extend(sites_quic::renew(listener, http, &around, status, before)?);
+                    continue;
+                }
                 let Protocol::Quic(quic) = &listener.protocol else { continue };
                 let was = running.listeners.iter().find(|was| was.name == listener.name);
                 let status = old.iter().find(|status| *status.name == *listener.name && status.accepting());
@@ -59,20 +74,20 @@ impl Gateway {
                     started.push(Arc::new(quic::started(listener, quic, &around, Arc::default())?));
                     continue;
                 };
-                let tls = quic::tls_of(listener, quic, &over.certificates)?;
+                let settings = quic::settings_of(listener, quic, &around)?;
                 let Protocol::Quic(before) = &was.protocol else { continue };
-                if (&before.settings, &was.limits) != (&quic.settings, &listener.limits)
-                    && !done.restart.contains(&"listener.quic")
-                {
-                    done.restart.push("listener.quic");
+                for key in held_until_restart(was, before, listener, quic) {
+                    if !done.restart.contains(&key) {
+                        done.restart.push(key);
+                    }
                 }
-                let changes_tls = server.would_change(&tls);
-                if changes_tls {
-                    reloads.push((server.clone(), Arc::new(tls)));
+                let changes = server.would_change(&settings);
+                if changes {
+                    reloads.push((server.clone(), settings));
                 }
                 // Also where none changed: they hold the ways to servers, which may be others now.
                 routes.push((server, listener, quic));
-                let touched = changes_tls || before.routes != quic.routes;
+                let touched = changes || before.routes != quic.routes || was.limits != listener.limits;
                 let names = if touched { &mut done.changed } else { &mut done.kept };
                 names.push(listener.name.clone());
                 started.push(status.clone());
@@ -91,7 +106,10 @@ impl Gateway {
                         continue;
                     }
                     status.acceptor.control(Control::Stop);
-                    if let Some(quic) = &status.quic {
+                    // One that was taken over goes on where it was.
+                    let shared =
+                        |quic: &QuicListener| old.iter().filter_map(|s| s.quic.as_ref()).any(|old| old.is(quic));
+                    if let Some(quic) = status.quic.as_ref().filter(|quic| !shared(quic)) {
                         quic.server.stop();
                     }
                 }
@@ -101,22 +119,36 @@ impl Gateway {
     }
 }
 
+/// The keys in which a listener differs and which its sockets or its mailboxes were made by.
+fn held_until_restart(was: &Listener, before: &Quic, new: &Listener, quic: &Quic) -> Vec<&'static str> {
+    let (old, now) = (&before.settings, &quic.settings);
+    [
+        ("listener.quic.steer", old.steer != now.steer),
+        ("listener.quic.gso", old.gso != now.gso),
+        ("listener.quic.socket_buffer", old.socket_buffer != now.socket_buffer),
+        ("listener.limits.connections", new.limits.connections > was.limits.connections.max(ROOM)),
+    ]
+    .into_iter()
+    .filter_map(|(key, differs)| differs.then_some(key))
+    .collect()
+}
+
 /// Gives each listener its new settings, or all their old ones.
-fn all_or_none(reloads: Vec<(QuicListener, Arc<ServerSettings>)>) -> Result<(), StartError> {
+fn all_or_none(reloads: Vec<(QuicListener, ServerSettings)>) -> Result<(), StartError> {
     if reloads.is_empty() {
         return Ok(());
     }
     blocking(async move {
-        let mut before: Vec<(QuicListener, Arc<ServerSettings>)> = Vec::new();
-        for (listener, tls) in reloads {
-            let name = tls.listener.to_string();
-            match listener.reload(tls).await {
+        let mut before: Vec<(QuicListener, ServerSettings)> = Vec::new();
+        for (listener, settings) in reloads {
+            let name = settings.name.to_string();
+            match listener.renew(settings).await {
                 Ok(old) => before.push((listener, old)),
                 Err(error) => {
                     for (listener, old) in before {
                         // They were in use a moment ago; an arbiter that does not answer has kept either.
-                        if let Err(error) = listener.reload(old).await {
-                            tracing::error!(%error, "an arbiter did not take back the old certificates");
+                        if let Err(error) = listener.renew(old).await {
+                            tracing::error!(%error, "an arbiter did not take back the old settings");
                         }
                     }
                     return Err(StartError::TlsReload { listener: name, error });

@@ -4,18 +4,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use rustix::fs::{Mode, OFlags};
 
 use super::Made;
 pub(super) use super::certificates::Certificates;
+use super::check_guards;
 use super::check_http::rule;
 use super::config::{self, Http, HttpAction, HttpRoute, Listener};
 use super::upstreams::Upstreams;
+use crate::transports::http::codec_edit::Rewrite;
 use crate::transports::http::codec_forward::Network;
 use crate::transports::http::codec_head::HeadLimits;
 use crate::transports::http::state_watch::Times;
 use crate::transports::http::{Action, Connections, Published, Route, Settings, Site, Upstream};
+#[cfg(feature = "quic")]
+use crate::transports::http::{Inside, OverQuic};
+#[cfg(feature = "quic")]
+use crate::transports::quic::{Application, Echo};
 use crate::transports::tcp::OnAccept;
 
 /// The site of a listener: what its connections ask for, and what they are to find there once it is started.
@@ -23,12 +29,18 @@ use crate::transports::tcp::OnAccept;
 pub(super) struct Web {
     live: Arc<Published>,
     next: Arc<Site>,
+    settings: Arc<Settings>,
+    /// The same for HTTP/3.
+    #[cfg(feature = "quic")]
+    pub(super) over_quic: Arc<OverQuic>,
 }
 
 impl Web {
     /// From now on each request meets this site, also on connections that were let in before.
     pub(super) fn publish(&self) {
         self.live.publish(self.next.clone());
+        #[cfg(feature = "quic")]
+        self.over_quic.set(self.settings.clone());
     }
 }
 
@@ -36,7 +48,11 @@ impl Web {
 pub(super) fn upstreams_of(http: &Http) -> impl Iterator<Item = &str> {
     http.routes.iter().filter_map(|route| match &route.action {
         HttpAction::Upstream(name) => Some(name.as_str()),
-        HttpAction::Respond { .. } | HttpAction::Redirect { .. } | HttpAction::Static { .. } | HttpAction::Demo => None,
+        HttpAction::Respond { .. }
+        | HttpAction::Redirect { .. }
+        | HttpAction::Static { .. }
+        | HttpAction::Demo
+        | HttpAction::Session { .. } => None,
     })
 }
 
@@ -47,6 +63,7 @@ pub(super) fn make(
     upstreams: &Upstreams,
     certificates: &Certificates,
     before: Option<&Web>,
+    port: u16,
 ) -> Result<(Made, Web), String> {
     let tls = match &http.tls {
         None => None,
@@ -73,6 +90,8 @@ pub(super) fn make(
         trusted: http.settings.trusted_proxies.iter().filter_map(|text| Network::parse(text)).collect(),
         access_log,
         tls,
+        alternative: http.settings.http3.then(|| alternative(port)),
+        sessions: http.routes.iter().any(|route| matches!(route.action, HttpAction::Session { .. })),
     };
     let mut servers: BTreeMap<&str, Arc<Upstream>> = BTreeMap::new();
     for name in upstreams_of(http) {
@@ -84,18 +103,34 @@ pub(super) fn make(
     let mut routes = Vec::with_capacity(http.routes.len());
     for route in &http.routes {
         let rule = rule(route).map_err(|error| error.to_string())?;
-        let strip = if route.strip_prefix { rule.path.prefix_len() } else { 0 };
-        routes.push((rule, self::route(route, strip, &servers)?));
+        let rewrite = check_guards::rewrite_of(&rule.path, route.strip_prefix, route.rewrite.as_deref());
+        routes.push((rule, self::route(route, rewrite, &servers)?));
     }
     let site = Site::new(routes).map_err(|tie| tie.to_string())?;
     let (settings, next) = (Arc::new(settings), Arc::new(site));
     let live = before.map_or_else(|| Arc::new(Published::from(next.clone())), |web| web.live.clone());
-    let web = Web { live: live.clone(), next };
+    #[cfg(feature = "quic")]
+    let over_quic = match before {
+        Some(web) => web.over_quic.clone(),
+        None => Arc::new(OverQuic::new(settings.clone(), live.clone())),
+    };
+    let web = Web {
+        live: live.clone(),
+        next,
+        settings: settings.clone(),
+        #[cfg(feature = "quic")]
+        over_quic,
+    };
     let made = move || Box::new(Connections::new(settings.clone(), live.clone())) as Box<dyn OnAccept>;
     Ok((Box::new(made), web))
 }
 
-fn route(route: &HttpRoute, strip: usize, servers: &BTreeMap<&str, Arc<Upstream>>) -> Result<Route, String> {
+/// What tells clients of HTTP/1.1 and 2 that HTTP/3 is spoken on this port, for a day (RFC 7838, section 3).
+fn alternative(port: u16) -> HeaderValue {
+    HeaderValue::try_from(format!("h3=\":{port}\"; ma=86400")).unwrap_or(HeaderValue::from_static("clear"))
+}
+
+fn route(route: &HttpRoute, rewrite: Rewrite, servers: &BTreeMap<&str, Arc<Upstream>>) -> Result<Route, String> {
     let status = |status: u16| StatusCode::from_u16(status).map_err(|error| error.to_string());
     let action = match &route.action {
         HttpAction::Upstream(name) => {
@@ -112,10 +147,21 @@ fn route(route: &HttpRoute, strip: usize, servers: &BTreeMap<&str, Arc<Upstream>
             Action::Files { root: Arc::new(root), index: index.clone() }
         }
         HttpAction::Demo => Action::Demo,
+        #[cfg(feature = "quic")]
+        HttpAction::Session { protocols } => {
+            let make = Arc::new(|| Box::new(Echo::default()) as Box<dyn Application>);
+            Action::Session(Inside { protocols: protocols.clone(), make })
+        }
+        #[cfg(not(feature = "quic"))]
+        HttpAction::Session { .. } => return Err("WebTransport needs a build with the feature `quic`".to_owned()),
     };
+    let (request, response) = check_guards::edits_of(&route.edits);
     Ok(Route {
         name: Arc::from(route.name.as_str()),
-        strip,
+        rewrite,
+        request,
+        response,
+        guards: check_guards::guards_of(&route.guards, &route.name)?,
         timeout: route.timeout,
         retries: route.retries,
         max_body: route.max_body,

@@ -57,12 +57,60 @@ struct Running {
     config: config::Upstream,
     balancer: Arc<Balancer>,
     keeper: Option<Mail<Infallible>>,
+    /// What is said in TLS handshakes, if they are of TCP.
+    secure: Secure,
     #[cfg(feature = "http")]
     http: Arc<crate::transports::http::Upstream>,
     #[cfg(feature = "quic")]
     links: Option<Links>,
     /// The way through a tunnel, if the servers are behind one.
     through: Option<Through>,
+}
+
+/// What is said to servers over TCP in TLS handshakes, by upstream.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Secure {
+    #[cfg(feature = "http")]
+    by_name: BTreeMap<String, Arc<crate::transports::tls::ClientSettings>>,
+}
+
+impl Secure {
+    /// Reads what the upstreams name.
+    ///
+    /// # Errors
+    /// The first that cannot be used.
+    #[cfg(feature = "http")]
+    pub(super) fn load(
+        upstreams: &[config::Upstream],
+        certificates: &super::certificates::Certificates,
+    ) -> Result<Self, super::StartError> {
+        let mut by_name = BTreeMap::new();
+        for upstream in upstreams.iter().filter(|upstream| !upstream.is_over_quic()) {
+            let Some(tls) = &upstream.tls else { continue };
+            let settings = certificates.client(tls);
+            let settings = settings
+                .map_err(|error| super::StartError::Tls { of: format!("upstream `{}`", upstream.name), error })?;
+            by_name.insert(upstream.name.clone(), Arc::new(settings));
+        }
+        Ok(Self { by_name })
+    }
+
+    #[cfg(feature = "http")]
+    fn get(&self, upstream: &str) -> Option<&Arc<crate::transports::tls::ClientSettings>> {
+        self.by_name.get(upstream)
+    }
+
+    #[cfg(feature = "http")]
+    fn only(&self, upstream: &str) -> Self {
+        Self {
+            by_name: self.by_name.get_key_value(upstream).map(|(k, v)| (k.clone(), v.clone())).into_iter().collect(),
+        }
+    }
+
+    #[cfg(not(feature = "http"))]
+    fn only(&self, _: &str) -> Self {
+        Self::default()
+    }
 }
 
 impl Upstreams {
@@ -72,7 +120,7 @@ impl Upstreams {
     /// # Errors
     /// See [`Mesh::spawn`]; everything that had been started ends then.
     pub fn start(mesh: &Mesh, upstreams: &[config::Upstream]) -> Result<Self, SpawnError> {
-        Self::default().renewed_with(mesh, upstreams, &lookup(), |_| true)
+        Self::default().renewed_with(mesh, upstreams, &lookup(), &Secure::default(), |_| true)
     }
 
     /// What these upstreams become under another configuration: those that are the same go on, with their connections
@@ -84,13 +132,14 @@ impl Upstreams {
         &self,
         mesh: &Mesh,
         upstreams: &[config::Upstream],
+        secure: &Secure,
         #[cfg(feature = "quic")] links: &AllLinks,
     ) -> Result<Self, SpawnError> {
         #[cfg(feature = "quic")]
         let same = |running: &Running| links.get(&running.config.name) == running.links.as_ref();
         #[cfg(not(feature = "quic"))]
         let same = |_: &Running| true;
-        let next = self.renewed_with(mesh, upstreams, &lookup(), same)?;
+        let next = self.renewed_with(mesh, upstreams, &lookup(), secure, same)?;
         #[cfg(feature = "quic")]
         let next = next.over(links);
         Ok(next)
@@ -144,14 +193,18 @@ impl Upstreams {
         mesh: &Mesh,
         upstreams: &[config::Upstream],
         lookup: &Lookup,
+        secure: &Secure,
         same: impl Fn(&Running) -> bool,
     ) -> Result<Self, SpawnError> {
         let mut next = Self::default();
         for upstream in upstreams {
             let before = self.by_name.get(&upstream.name);
-            let running = match before.filter(|running| running.config == *upstream && same(running)) {
+            let goes_on = |running: &&Running| {
+                running.config == *upstream && same(running) && running.secure == secure.only(&upstream.name)
+            };
+            let running = match before.filter(goes_on) {
                 Some(running) => Ok(running.clone()),
-                None => Self::one(mesh, upstream, lookup),
+                None => Self::one(mesh, upstream, secure, lookup),
             };
             match running {
                 Ok(running) => {
@@ -166,16 +219,20 @@ impl Upstreams {
         Ok(next)
     }
 
-    fn one(mesh: &Mesh, upstream: &config::Upstream, lookup: &Lookup) -> Result<Running, SpawnError> {
+    fn one(mesh: &Mesh, upstream: &config::Upstream, secure: &Secure, lookup: &Lookup) -> Result<Running, SpawnError> {
         let answers = Answers::new(upstream);
         let balancer = Balancer::new(answers.servers(), settings_of(upstream));
         let through = upstream.via.as_ref().map(|_| Through::default());
+        let secure = secure.only(&upstream.name);
+        #[cfg(feature = "http")]
+        let http = Arc::new(http_of(upstream, &balancer, &secure, through.as_ref()));
         let mut running = Running {
             config: upstream.clone(),
             balancer: balancer.clone(),
             keeper: None,
+            secure,
             #[cfg(feature = "http")]
-            http: Arc::new(http_of(upstream, &balancer, through.as_ref())),
+            http: http.clone(),
             #[cfg(feature = "quic")]
             links: None,
             through: through.clone(),
@@ -187,6 +244,8 @@ impl Upstreams {
                 upstream: Box::new(upstream.clone()),
                 balancer: balancer.clone(),
                 lookup: lookup.clone(),
+                #[cfg(feature = "http")]
+                http: http.clone(),
                 through: through.clone(),
             };
             running.keeper = Some(mesh.supervise(Place::System, spec, Budget::default(), make)?);
@@ -234,14 +293,21 @@ impl Upstreams {
 fn http_of(
     upstream: &config::Upstream,
     balancer: &Arc<Balancer>,
+    secure: &Secure,
     through: Option<&Through>,
 ) -> crate::transports::http::Upstream {
+    use crate::transports::http::Version;
     crate::transports::http::Upstream {
         name: Arc::from(upstream.name.as_str()),
         balancer: balancer.clone(),
         network: network_of(through),
         connect_timeout: upstream.limits.connect_timeout,
-        http2: upstream.http.http2,
+        version: match upstream.http.version {
+            config::HttpVersion::One => Version::One,
+            config::HttpVersion::Two => Version::Two,
+            config::HttpVersion::Agreed => Version::Agreed,
+        },
+        tls: secure.get(&upstream.name).cloned(),
         idle: upstream.http.idle,
         idle_connections: upstream.http.idle_connections,
         pending: upstream.http.pending,
@@ -272,7 +338,14 @@ fn settings_of(upstream: &config::Upstream) -> BalanceSettings {
 
 /// The actor of one upstream.
 enum Keeper {
-    Made { upstream: Box<config::Upstream>, balancer: Arc<Balancer>, lookup: Lookup, through: Option<Through> },
+    Made {
+        upstream: Box<config::Upstream>,
+        balancer: Arc<Balancer>,
+        lookup: Lookup,
+        through: Option<Through>,
+        #[cfg(feature = "http")]
+        http: Arc<crate::transports::http::Upstream>,
+    },
     Runs(Pin<Box<dyn Future<Output = Infallible>>>),
     Ended,
 }
@@ -282,9 +355,15 @@ impl Protocol for Keeper {
     const KIND: &'static str = "upstream";
 
     fn started(&mut self, turn: &mut Turn<'_, Infallible>) -> Result<(), Fault> {
+        #[cfg(feature = "http")]
+        if let Self::Made { upstream, balancer, lookup, through, http } = std::mem::replace(self, Self::Ended) {
+            let asked = Asked { network: network_of(through.as_ref()), http };
+            *self = Self::Runs(Box::pin(keep(*upstream, balancer, lookup, asked, turn.tally())));
+        }
+        #[cfg(not(feature = "http"))]
         if let Self::Made { upstream, balancer, lookup, through } = std::mem::replace(self, Self::Ended) {
-            let network = network_of(through.as_ref());
-            *self = Self::Runs(Box::pin(keep(*upstream, balancer, network, lookup, turn.tally())));
+            let asked = Asked { network: network_of(through.as_ref()) };
+            *self = Self::Runs(Box::pin(keep(*upstream, balancer, lookup, asked, turn.tally())));
         }
         Ok(())
     }
@@ -329,8 +408,8 @@ impl Count {
 async fn keep(
     upstream: config::Upstream,
     balancer: Arc<Balancer>,
-    network: Network,
     lookup: Lookup,
+    asked: Asked,
     tally: Tally,
 ) -> Infallible {
     let count = Count { tally, upstream: Arc::from(upstream.name.as_str()) };
@@ -363,7 +442,7 @@ async fn keep(
     let checks = async {
         match upstream.health.check {
             Check::Off => std::future::pending().await,
-            Check::Tcp | Check::Http => check(&upstream.health, &network, &balancer, &count).await,
+            Check::Tcp | Check::Http => check(&upstream.health, &balancer, &asked, &count).await,
         }
     };
     join(join_all(names), checks).await.1
@@ -400,6 +479,8 @@ enum Spoken {
     Udp,
     /// QUIC, by a server whose certificate names this.
     Quic(Arc<str>),
+    /// TLS, by a server whose certificate names this.
+    Tls(Arc<str>),
 }
 
 impl Spoken {
@@ -408,6 +489,7 @@ impl Spoken {
             Self::Tcp => Address::Tcp(address),
             Self::Udp => Address::Udp(address),
             Self::Quic(name) => Address::Quic { address, name: name.clone() },
+            Self::Tls(name) => Address::Tls { address, name: name.clone() },
         }
     }
 }
@@ -420,6 +502,13 @@ impl Answers {
             Host::Name(_) => Answer::Found(spoken, Vec::new()),
         };
         let answer = |server: &Server| match server {
+            Server::Tcp(address) if upstream.tls.is_some() => {
+                let name = demanded.map_or_else(|| Arc::from(address.ip().to_string()), Arc::from);
+                Answer::Given(Spoken::Tls(name).at(*address))
+            }
+            Server::Name { host, .. } if upstream.tls.is_some() => {
+                Answer::Found(Spoken::Tls(Arc::from(demanded.unwrap_or(host))), Vec::new())
+            }
             Server::Tcp(address) => Answer::Given(Address::Tcp(*address)),
             Server::Unix(path) => Answer::Given(Address::Unix(path.clone())),
             Server::Name { .. } => Answer::Found(Spoken::Tcp, Vec::new()),
@@ -513,14 +602,13 @@ impl Streak {
 }
 
 /// Connects to each server again and again.
-async fn check(health: &Health, network: &Network, balancer: &Arc<Balancer>, count: &Count) -> Infallible {
+async fn check(health: &Health, balancer: &Arc<Balancer>, asked: &Asked, count: &Count) -> Infallible {
     let mut streaks: BTreeMap<ServerId, Streak> = BTreeMap::new();
     loop {
         let began = now();
         let servers = balancer.view(began);
         streaks.retain(|id, _| servers.iter().any(|server| server.id == *id));
-        let checks =
-            servers.into_iter().map(|server| async move { (connects(&server, health, network.clone()).await, server) });
+        let checks = servers.into_iter().map(|server| async move { (connects(&server, health, asked).await, server) });
         let mut checks = stream::iter(checks).buffer_unordered(CHECKS);
         while let Some((result, server)) = checks.next().await {
             let good = match result {
@@ -535,12 +623,12 @@ async fn check(health: &Health, network: &Network, balancer: &Arc<Balancer>, cou
             count.raise("upstream_checks", if good { "ok" } else { "failed" });
             if let Some(healthy) = streaks.entry(server.id).or_default().note(good, server.healthy, health) {
                 balancer.set_health(server.id, healthy);
+                // Servers are no peers: whoever mends one has to know which.
                 if healthy {
-                    tracing::info!(upstream = %count.upstream, "a server is back");
+                    tracing::info!(upstream = %count.upstream, server = %server.address, "a server is back");
                 } else {
-                    tracing::warn!(upstream = %count.upstream, "a server is down");
+                    tracing::warn!(upstream = %count.upstream, server = %server.address, "a server is down");
                 }
-                tracing::debug!(upstream = %count.upstream, server = %server.address, healthy, "health changed");
             }
         }
         sleep_until(later(began, health.interval)).await;
@@ -553,13 +641,17 @@ enum Found {
     Unknown,
 }
 
-async fn connects(server: &ServerView, health: &Health, mut network: Network) -> Found {
+async fn connects(server: &ServerView, health: &Health, asked: &Asked) -> Found {
     let path = (health.check == Check::Http).then_some(health.path.as_str());
+    if let Some(found) = asked.in_their_way(server, health, path).await {
+        return found;
+    }
+    let mut network = asked.network.clone();
     let host = match &server.address {
         Address::Tcp(address) => address.to_string(),
         Address::Unix(_) => "localhost".to_owned(),
         // The configuration refuses checks of these.
-        Address::Quic { .. } | Address::Udp(_) => return Found::Unknown,
+        Address::Quic { .. } | Address::Udp(_) | Address::Tls { .. } => return Found::Unknown,
     };
     let connected = within(health.timeout, async {
         let mut stream = network.dial(&server.address)?;
@@ -570,6 +662,36 @@ async fn connects(server: &ServerView, health: &Health, mut network: Network) ->
         Ok(Ok(())) => Found::Up,
         Ok(Err(error)) if is_ours(&error) => Found::Unknown,
         Ok(Err(_)) | Err(_) => Found::Down,
+    }
+}
+
+/// How servers are reached, and asked if they speak TLS or HTTP/2.
+struct Asked {
+    network: Network,
+    #[cfg(feature = "http")]
+    http: Arc<crate::transports::http::Upstream>,
+}
+
+impl Asked {
+    #[cfg(feature = "http")]
+    async fn in_their_way(&self, server: &ServerView, health: &Health, path: Option<&str>) -> Option<Found> {
+        if !self.http.is_asked_in_its_own_way() || (path.is_none() && self.http.tls.is_none()) {
+            return None;
+        }
+        let answer = within(health.timeout, crate::transports::http::ask(&self.http, &server.address, path)).await;
+        if let Ok(Err(error)) = &answer {
+            tracing::debug!(server = %server.address, %error, "a check failed");
+        }
+        Some(match answer {
+            Ok(Ok(status)) if status.is_success() || status.is_redirection() => Found::Up,
+            Ok(Err(error)) if is_ours(&error) => Found::Unknown,
+            Ok(Ok(_) | Err(_)) | Err(_) => Found::Down,
+        })
+    }
+
+    #[cfg(not(feature = "http"))]
+    async fn in_their_way(&self, _: &ServerView, _: &Health, _: Option<&str>) -> Option<Found> {
+        std::future::ready(None).await
     }
 }
 
@@ -637,7 +759,8 @@ mod tests {
             }))
         });
         let upstream = config::Upstream::new("app", vec![Server::Name { host: "slow.example".to_owned(), port: 1 }]);
-        let _upstreams = Upstreams::default().renewed_with(&mesh, &[upstream], &lookup, |_| true).unwrap();
+        let _upstreams =
+            Upstreams::default().renewed_with(&mesh, &[upstream], &lookup, &Secure::default(), |_| true).unwrap();
         begun.recv_timeout(Duration::from_secs(10)).unwrap();
         mesh.stop().unwrap();
         drop(ended);
@@ -668,7 +791,8 @@ mod tests {
         let given = Server::Tcp("127.0.0.1:9000".parse().unwrap());
         let mut upstream = config::Upstream::new("app", vec![name, given]);
         upstream.resolve = Duration::from_millis(1);
-        let upstreams = Upstreams::default().renewed_with(&mesh, &[upstream], &lookup, |_| true).unwrap();
+        let upstreams =
+            Upstreams::default().renewed_with(&mesh, &[upstream], &lookup, &Secure::default(), |_| true).unwrap();
         let balancer = upstreams.get("app").unwrap();
         let shown = || balancer.view(now()).iter().map(|view| view.address.to_string()).collect::<Vec<_>>().join(" ");
         let rounds = |what: &str| {

@@ -93,9 +93,15 @@ impl Budget {
     /// # Errors
     /// [`OverBudget`] when more than 80 % would be used then.
     pub fn lease(&self, bytes: usize) -> Result<Lease, OverBudget> {
-        let mut lease = Lease { budget: self.clone(), bytes: 0 };
+        let mut lease = self.nothing();
         lease.resize(bytes)?;
         Ok(lease)
+    }
+
+    /// A lease of nothing yet.
+    #[must_use]
+    pub fn nothing(&self) -> Lease {
+        Lease { budget: self.clone(), bytes: 0 }
     }
 
     fn take(&self, more: usize) -> Result<(), OverBudget> {

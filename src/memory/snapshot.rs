@@ -242,6 +242,26 @@ mod tests {
     }
 
     #[test]
+    fn a_view_between_versions_writes_to_nothing_that_others_read() {
+        let snapshot = Snapshot::new(7_u32);
+        let kept = snapshot.keep();
+        let mut views: Vec<_> = (0..4).map(|_| snapshot.view()).collect();
+        // While a version is being made, which would hold a lock if there was one, others read.
+        snapshot.update(|n| {
+            let holders = Arc::strong_count(&kept);
+            for _ in 0..100 {
+                for view in &mut views {
+                    let seen = view.get();
+                    assert_eq!((*seen, Arc::strong_count(&kept)), (7, holders));
+                }
+            }
+            n + 1
+        });
+        assert!(views.iter_mut().all(|view| *view.get() == 8));
+        assert_eq!(Arc::strong_count(&kept), 1);
+    }
+
+    #[test]
     fn a_version_lives_until_nobody_sees_it() {
         let first = Arc::new(());
         let snapshot = Snapshot::new(first.clone());

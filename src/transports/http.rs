@@ -1,9 +1,9 @@
-//! HTTP/1.1 and HTTP/2: a reverse proxy that is strict about what it reads.
+//! HTTP: a reverse proxy that is strict about what it reads, for HTTP/1.1 and 2 by hyper and for HTTP/3 by `http3`.
 //!
 //! `codec_head` guards the bytes of HTTP/1.1 clients, `codec_forward` changes fields on the way, `codec_file` reads what
 //! is asked of files; `state_routes` finds routes, `state_exchange` decides about attempts, `state_watch` about silence.
-//! None of them knows hyper, so that HTTP/3 can decide in the same way. `actor` is a client's connection, `exchange` one
-//! request inside it, `pool` the connections of an arbiter to servers, each an actor too.
+//! None of them knows hyper. `actor` is a client's connection over TCP, `over_quic` one over QUIC, `exchange` one request
+//! inside either, `pool` the connections of an arbiter to servers, each an actor too.
 //!
 //! # Bodies
 //! Bodies are streamed both ways and pulled: who takes nothing holds up who sends. A server that breaks off in the middle
@@ -15,13 +15,23 @@
 //! arbiter and at most the connect timeout, and beyond that are answered by 503.
 
 mod actor;
+mod ask;
+mod auth;
 mod body;
+pub mod codec_edit;
 pub mod codec_file;
 pub mod codec_forward;
+pub mod codec_frames;
 pub mod codec_head;
+mod dial;
+mod early;
 mod exchange;
 mod files;
+mod guards;
+mod hook;
 mod nursery;
+#[cfg(feature = "quic")]
+mod over_quic;
 mod pool;
 mod record;
 mod site;
@@ -32,4 +42,12 @@ mod tunnel;
 mod wire;
 
 pub use actor::{Connection, Connections};
-pub use site::{Action, Published, Route, Settings, Site, Upstream};
+pub use ask::ask;
+pub use auth::{Tokens, Users, users};
+pub use guards::{Guards, Limit};
+pub use hook::{Asked, Decision, Hook};
+#[cfg(feature = "quic")]
+pub use over_quic::{OverQuic, Refused};
+#[cfg(feature = "quic")]
+pub use site::Inside;
+pub use site::{Action, Published, Route, Settings, Site, Upstream, Version};

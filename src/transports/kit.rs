@@ -2,5 +2,6 @@
 
 pub mod admission;
 pub mod balance;
+pub mod limiter;
 pub mod packets;
 pub mod routes;

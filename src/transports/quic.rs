@@ -20,12 +20,19 @@
 //! A peer's mistake ends its connection. The end of a connection is stated once ([`Event::Closed`], [`End`]).
 
 mod actor_connection;
+mod actor_dial;
 mod actor_endpoint;
 mod actor_engine;
+mod actor_lease;
 mod actor_listen;
+mod actor_moving;
+#[cfg_attr(not(feature = "qlog"), path = "quic/actor_qlog_none.rs")]
+mod actor_qlog;
 mod actor_remote;
 mod actor_send;
+mod actor_session;
 mod actor_shared;
+mod actor_streams;
 pub mod blocking;
 mod client;
 pub mod codec;
@@ -46,12 +53,14 @@ mod state_pacer;
 mod state_reaper;
 mod state_streams;
 
+#[cfg(feature = "qlog")]
+pub use actor_qlog::Qlog;
 pub use client::QuicClient;
 pub use echo::Echo;
 pub use handle::{Closed, Connection, DatagramError, Events};
 pub use handle_io::Duplex;
 pub use handle_stream::{Flush, RecvStream, SendStream};
-pub use messages::{ConnectError, Farewell, Status};
+pub use messages::{ConnectError, Farewell, MigrateError, Status};
 pub use server::{Applications, QuicServer, StartError};
 pub use session::{
     Application, Code, End, Event, Info, OpenError, Read, Role, Session, StreamError, StreamId, StreamKind, Who,

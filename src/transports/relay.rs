@@ -6,6 +6,9 @@
 //! `quic_links` keeps the connections to servers, `quic_session` starts a relay for each stream of a client and carries
 //! its datagrams.
 //!
+//! In front of it TLS may be looked into, to route by what clients want, and terminated: `codec_hello` reads a
+//! ClientHello, `hello` waits for it.
+//!
 //! # Ends
 //! The two directions end on their own: the end of one is passed on as a half-close, behind all its bytes. A reset is
 //! passed on as a reset, at once: what has not been delivered by then is lost, as it would be without a relay in
@@ -32,9 +35,13 @@
 
 mod actor;
 mod codec;
+#[cfg(feature = "tls")]
+pub mod codec_hello;
 mod detour;
 mod dial;
 mod forward;
+#[cfg(feature = "http")]
+mod hello;
 mod onward;
 mod pipe;
 #[cfg(feature = "quic")]
@@ -53,6 +60,8 @@ pub use codec::{Header, MAX_V1, MAX_V2, Malformed, ProxyVersion};
 pub use detour::{Detour, Through, Way};
 pub use dial::{Dial, Network, Upstream, Wire};
 pub use forward::Forward;
+#[cfg(feature = "http")]
+pub use hello::{HelloConnections, HelloRoute, HelloSettings, Terminated, Waiting};
 pub use onward::Onward;
 pub use pipe::Plain;
 #[cfg(feature = "quic")]

@@ -30,6 +30,8 @@ const ACCEPTS: usize = 64;
 const BACKLOG: i32 = 4_096;
 /// How long to leave the queue alone when this process has no file descriptor for the next connection.
 const FD_PAUSE: Duration = Duration::from_millis(100);
+/// A shortage that comes and goes is logged this often.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Opens a listening socket: IPv6 sockets take IPv6 only, an address in TIME_WAIT is taken again.
 ///
@@ -102,6 +104,7 @@ pub struct Acceptor<A> {
     ready: Option<AsyncFd<TcpListener>>,
     paused: Option<Instant>,
     starved: bool,
+    warned: Option<Instant>,
     accepted: Counter,
     on_accept: A,
 }
@@ -134,6 +137,7 @@ impl<A: OnAccept> Acceptor<A> {
             ready: None,
             paused: None,
             starved: false,
+            warned: None,
             accepted: Counter::default(),
             on_accept: on_accept(),
         })
@@ -167,6 +171,13 @@ impl<A: OnAccept> Acceptor<A> {
                     // Once per shortage, however often it is looked at: the connections wait in the kernel's queue.
                     if !std::mem::replace(&mut self.starved, true) {
                         self.refused("no_descriptor", turn);
+                        if self.warned.is_none_or(|at| later(at, WARN_EVERY) <= turn.now()) {
+                            self.warned = Some(turn.now());
+                            tracing::warn!(
+                                listener = %self.settings.name,
+                                "no file descriptor is left for the next connection: raise the limit of open files"
+                            );
+                        }
                     }
                     self.paused = Some(later(turn.now(), FD_PAUSE));
                     return Ok(Progress::Idle);

@@ -13,7 +13,7 @@ fn works() {
     let mail = mesh.spawn(Place::On(1), Spec::default(), Probe::default).unwrap();
     mail.tell(Msg::Note(1)).unwrap();
     eventually("handled", || mail.depth().accepted == 1 && mail.depth().messages == 0);
-    std::thread::spawn(move || mesh.stop().unwrap()).join().unwrap();
+    std::thread::spawn(move || stop(&mesh)).join().unwrap();
     assert!(mail.is_closed());
     assert_eq!(mail.exit().map(|exit| exit.reason()), Some("arbiter_stopped"));
 }

@@ -288,11 +288,32 @@ fn spawn(command: &mut Command) -> (Child, std::sync::mpsc::Receiver<String>) {
     (child, log)
 }
 
+/// How long a binary that a test has left running may take to its orderly end.
+const LEFT_RUNNING: Duration = Duration::from_secs(2);
+
 impl Drop for Binary {
+    /// After each test: a gateway that comes to its orderly end says that every buffer is back.
     fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) && !std::thread::panicking() {
+            self.signal("TERM");
+            let end = now() + LEFT_RUNNING;
+            while matches!(self.child.try_wait(), Ok(None)) && now() < end {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
         let _over = self.child.kill();
-        let _over = self.child.wait();
+        let ended = self.child.wait();
         let _gone = std::fs::remove_dir_all(&self.dir);
+        let deadline = now() + SOON;
+        while let Ok(line) = self.log.recv_timeout(deadline.saturating_duration_since(now())) {
+            self.seen.push(line);
+        }
+        if !std::thread::panicking() {
+            let says = |what: &str| self.seen.iter().any(|line| line.contains(what));
+            assert!(!says("buffers were leaked"), "{:#?}", self.seen);
+            let orderly = ended.is_ok_and(|status| status.success()) && says("drained");
+            assert!(!orderly || says("buffers_out=0") || says("\"buffers_out\":0"), "{:#?}", self.seen);
+        }
     }
 }
 

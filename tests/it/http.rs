@@ -15,15 +15,15 @@ use crate::gateway::Running;
 use crate::probe::{SOON, eventually, now, view};
 
 /// A server that answers by path and remembers every head it got.
-struct Server {
-    address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
-    connections: Arc<AtomicUsize>,
-    gone: Arc<AtomicUsize>,
+    pub(crate) connections: Arc<AtomicUsize>,
+    pub(crate) gone: Arc<AtomicUsize>,
 }
 
 impl Server {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = Self {
             address: listener.local_addr().unwrap(),
@@ -46,7 +46,7 @@ impl Server {
         server
     }
 
-    fn heads(&self) -> Vec<String> {
+    pub(crate) fn heads(&self) -> Vec<String> {
         self.heads.lock().clone()
     }
 }
@@ -147,14 +147,14 @@ fn chunks(reader: &mut impl BufRead) -> std::io::Result<Vec<u8>> {
     }
 }
 
-fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.lines().find_map(|line| {
         let (key, value) = line.split_once(':')?;
         key.eq_ignore_ascii_case(name).then(|| value.trim())
     })
 }
 
-fn config(server: SocketAddr, listener: &str, route: &str) -> String {
+pub(crate) fn config(server: SocketAddr, listener: &str, route: &str) -> String {
     format!(
         "version = 1\n[runtime]\narbiters = 2\n\
          [[upstream]]\nname = \"app\"\nservers = [\"{server}\"]\n\
@@ -168,26 +168,26 @@ fn gateway(server: &Server) -> Running {
 }
 
 /// A client that writes what it likes.
-struct Client(BufReader<TcpStream>);
+pub(crate) struct Client(pub(crate) BufReader<TcpStream>);
 
 impl Client {
-    fn to(address: SocketAddr) -> Self {
+    pub(crate) fn to(address: SocketAddr) -> Self {
         let stream = TcpStream::connect_timeout(&address, SOON).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
         stream.set_write_timeout(Some(SOON)).unwrap();
         Self(BufReader::new(stream))
     }
 
-    fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.0.get_mut().write_all(bytes.as_ref()).unwrap();
     }
 
-    fn get(&mut self, path: &str) -> (u16, String, Vec<u8>) {
+    pub(crate) fn get(&mut self, path: &str) -> (u16, String, Vec<u8>) {
         self.send(format!("GET {path} HTTP/1.1\r\nhost: a.example\r\n\r\n"));
         self.answer()
     }
 
-    fn head(&mut self) -> (u16, String) {
+    pub(crate) fn head(&mut self) -> (u16, String) {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             assert!(self.0.read_line(&mut head).unwrap() > 0, "the end instead of an answer: {head:?}");
@@ -195,7 +195,7 @@ impl Client {
         (head.split(' ').nth(1).unwrap().parse().unwrap(), head)
     }
 
-    fn answer(&mut self) -> (u16, String, Vec<u8>) {
+    pub(crate) fn answer(&mut self) -> (u16, String, Vec<u8>) {
         let (status, head) = self.head();
         let body = if header(&head, "transfer-encoding").is_some() {
             chunks(&mut self.0).unwrap()
@@ -209,13 +209,22 @@ impl Client {
     }
 
     /// Everything until the connection ends.
-    fn rest(&mut self) -> Vec<u8> {
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         let _reset = self.0.read_to_end(&mut rest);
         rest
     }
 
-    fn works(&mut self) {
+    /// What comes until it ends like this.
+    pub(crate) fn until(&mut self, end: &str) -> String {
+        let mut text = String::new();
+        while !text.ends_with(end) {
+            assert!(self.0.read_line(&mut text).unwrap() > 0, "the end instead of {end:?}: {text:?}");
+        }
+        text
+    }
+
+    pub(crate) fn works(&mut self) {
         let (status, _, body) = self.get("/hello");
         assert_eq!((status, body.as_slice()), (200, &b"hello"[..]));
     }

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::gateway::{Binary, Client, Neighbour, free, get};
 use crate::probe::{SOON, eventually, wait};
+use crate::relay::Server;
 
 #[test]
 fn a_shortage_of_descriptors_is_counted_once_hurts_nobody_and_passes() {
@@ -42,7 +43,7 @@ fn a_shortage_of_descriptors_is_counted_once_hurts_nobody_and_passes() {
     neighbour.works();
 }
 
-fn relay_config(admin: SocketAddr, front: SocketAddr, upstream: SocketAddr) -> String {
+fn relay_config(admin: SocketAddr, front: SocketAddr, upstream: &str) -> String {
     format!(
         "version = 1\n[runtime]\narbiters = 1\n[admin]\nlisten = \"{admin}\"\n[[upstream]]\nname = \"app\"\n\
          servers = [\"{upstream}\"]\n[[listener]]\nname = \"front\"\nlisten = \"{front}\"\nprotocol = \"relay\"\n\
@@ -50,12 +51,54 @@ fn relay_config(admin: SocketAddr, front: SocketAddr, upstream: SocketAddr) -> S
     )
 }
 
+/// The acceptor takes the last descriptors, and none is left to reach a server: those clients are reset and counted, no
+/// server is blamed, and when descriptors come back all is as before.
+#[test]
+fn a_shortage_of_descriptors_blames_no_server() {
+    let server = Server::start();
+    let (admin, front) = (free(), free());
+    let mut binary = Binary::start_limited(&relay_config(admin, front, &server.servers()[0].to_string()), 64);
+    binary.says("running");
+    let join = || {
+        let mut client = TcpStream::connect(front).unwrap();
+        client.set_read_timeout(Some(SOON)).unwrap();
+        let mut answer = [0; 5];
+        // The first byte tells the server to echo.
+        client.write_all(b"ehello").and_then(|()| client.read_exact(&mut answer)).map(|()| (client, answer))
+    };
+    let works = |client: &mut TcpStream| {
+        let mut answer = [0; 5];
+        client.write_all(b"hello").unwrap();
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"hello");
+    };
+    let (mut neighbour, _) = join().unwrap();
+    // All at once: they wait in the kernel's queue until the gateway goes on.
+    binary.signal("STOP");
+    let clients: Vec<_> = (0..100).map(|_| TcpStream::connect(front).unwrap()).collect();
+    binary.signal("CONT");
+    binary.says("no file descriptor is left");
+    works(&mut neighbour);
+    drop(clients);
+    eventually("it answers again", || TcpStream::connect(admin).is_ok() && get(admin, "/healthz").0 == 200);
+    let (_, metrics) = get(admin, "/metrics");
+    let lines = |what: &str| metrics.lines().filter(|line| line.starts_with(what)).collect::<Vec<_>>();
+    let closed = lines("portway_connections_closed_total{listener=\"front\"");
+    assert!(closed.iter().any(|line| line.contains("connect_local")), "{closed:?}");
+    assert!(closed.iter().all(|line| line.contains("connect_local") || line.contains("finished")), "{closed:?}");
+    assert!(lines("portway_connections_refused_total").iter().any(|line| line.contains("no_descriptor")), "{metrics}");
+    assert!(lines("portway_upstream_failures_total").iter().all(|line| line.contains("connect_local")), "{metrics}");
+    works(&mut neighbour);
+    eventually("new ones are joined again", || join().is_ok_and(|(_, answer)| &answer == b"hello"));
+}
+
 /// Without descriptors there are no pipes to splice through: streams are copied as if nothing were.
 #[test]
 fn a_shortage_of_descriptors_takes_the_pipes_and_no_bytes() {
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
     let (admin, front) = (free(), free());
-    let mut binary = Binary::start_limited(&relay_config(admin, front, upstream.local_addr().unwrap()), 64);
+    let mut binary =
+        Binary::start_limited(&relay_config(admin, front, &upstream.local_addr().unwrap().to_string()), 64);
     binary.says("running");
     let mut client = TcpStream::connect(front).unwrap();
     let (mut served, _) = upstream.accept().unwrap();
@@ -86,7 +129,7 @@ fn memory_stays_flat_while_one_side_stalls() {
     const STREAMS: usize = 24;
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
     let (admin, front) = (free(), free());
-    let mut binary = Binary::start(&relay_config(admin, front, upstream.local_addr().unwrap()));
+    let mut binary = Binary::start(&relay_config(admin, front, &upstream.local_addr().unwrap().to_string()));
     binary.says("running");
     let open = || {
         let client = TcpStream::connect(front).unwrap();

@@ -6,12 +6,26 @@ mod actors_faults;
 mod actors_mesh;
 mod admin;
 mod config;
+#[cfg(feature = "deadlock")]
+mod deadlock;
 mod embed;
 mod forward;
 mod framed;
 mod gateway;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3_bad;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http3_interop;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http_peers;
+#[cfg(feature = "http")]
+mod http_routes;
+#[cfg(feature = "http")]
+mod http_upstreams;
 #[cfg(feature = "wireguard")]
 mod interop_wireguard;
 #[cfg(feature = "wireguard")]
@@ -28,6 +42,8 @@ mod probe;
 #[cfg(feature = "quic")]
 mod quic;
 #[cfg(feature = "quic")]
+mod quic_changes;
+#[cfg(feature = "quic")]
 mod quic_ends;
 #[cfg(feature = "quic")]
 mod quic_gateway;
@@ -35,14 +51,20 @@ mod quic_gateway;
 mod quic_interop;
 #[cfg(feature = "quic")]
 mod quic_moving;
+#[cfg(feature = "qlog")]
+mod quic_qlog;
 #[cfg(feature = "quic")]
 mod quic_strangers;
 #[cfg(feature = "quic")]
 mod quic_streams;
 mod relay;
 mod relay_splice;
+#[cfg(feature = "http")]
+mod relay_tls;
 mod reload;
 mod rooms;
+#[cfg(all(feature = "http", feature = "quic", feature = "wireguard"))]
+mod seeds;
 mod service;
 mod supervise;
 #[cfg(feature = "wireguard")]
@@ -50,6 +72,10 @@ mod tun;
 #[cfg(feature = "wireguard")]
 mod tun_host;
 mod upstreams;
+#[cfg(feature = "http")]
+mod views;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod webtransport;
 #[cfg(feature = "wireguard")]
 mod wireguard;
 #[cfg(feature = "wireguard")]

@@ -1,7 +1,8 @@
 //! How connections end: stated once whatever the way, to handles, threads and applications alike.
 
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use portway::transports::quic::{
     Application, Applications, Code, ConnectError, Event, Priority, Session, StreamError, StreamKind, Who, blocking,
 };
 
-use crate::probe::{SOON, eventually, now, wait};
+use crate::probe::{SOON, eventually, now, stop, wait};
 use crate::quic::{Pair, certificate, client_tls, echo, round_trip};
 use crate::quic_moving::Translator;
 
@@ -218,7 +219,7 @@ fn a_protocol_nobody_speaks_a_wrong_name_and_a_silent_server_are_told_apart() {
     let ConnectError::Ended(end) = error else { panic!("{error:?}") };
     assert_eq!((end.who, end.reason), (Who::Local, "protocol_error"));
 
-    let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let silent = UdpSocket::bind("127.0.0.1:0").expect("a port");
     let error = wait(pair.client.connect(silent.local_addr().expect("bound"), pair.tls.clone())).expect_err("silent");
     let ConnectError::Ended(end) = error else { panic!("{error:?}") };
     assert_eq!((end.who, end.reason), (Who::Nobody, "handshake_timeout"));
@@ -254,5 +255,82 @@ fn a_blocking_call_on_an_arbiter_is_refused() {
     let refused = actor.expect("spawned").ask_blocking(|reply| reply, SOON).expect("an answer");
     assert!(refused);
     drop(connection);
-    pair.mesh.stop().expect("not on an arbiter");
+    stop(&pair.mesh);
+}
+
+/// Puts a Handshake packet that nobody has keys for before each packet of a client with a short header, as a client
+/// does that closes before it knows that the handshake is confirmed (RFC 9000, section 10.2.3).
+struct Doubling {
+    front: SocketAddr,
+    stop: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Doubling {
+    fn before(server: SocketAddr) -> Self {
+        let socket = || {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+            socket.set_read_timeout(Some(Duration::from_millis(20))).expect("set");
+            Arc::new(socket)
+        };
+        let (front, back, stop) = (socket(), socket(), Arc::new(AtomicBool::new(false)));
+        let client = Arc::new(std::sync::OnceLock::new());
+        let here = front.local_addr().expect("bound");
+        let pass = |from: Arc<UdpSocket>, to: Arc<UdpSocket>, there: Option<SocketAddr>| {
+            let (stop, client) = (stop.clone(), client.clone());
+            std::thread::spawn(move || {
+                let mut packet = vec![0; 65_536];
+                while !stop.load(Ordering::SeqCst) {
+                    let Ok((length, sender)) = from.recv_from(&mut packet) else { continue };
+                    let mut sent = Vec::new();
+                    if there.is_some() {
+                        client.get_or_init(|| sender);
+                        if packet[0] & 0x80 == 0 {
+                            // Handshake, version 1, ids of 16 and 0 bytes, 30 bytes.
+                            sent.extend([0xe0, 0, 0, 0, 1, 16]);
+                            sent.extend(&packet[1..17]);
+                            sent.extend([0, 30]);
+                            sent.extend([7; 30]);
+                        }
+                    }
+                    sent.extend(&packet[..length]);
+                    if let Some(to_whom) = there.as_ref().or_else(|| client.get()) {
+                        to.send_to(&sent, to_whom).expect("sent");
+                    }
+                }
+            })
+        };
+        let threads = vec![pass(front.clone(), back.clone(), Some(server)), pass(back, front, None)];
+        Self { front: here, stop, threads }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    }
+}
+
+#[test]
+fn a_thousand_clients_that_close_at_once_leave_nobody_behind() {
+    let pair = Pair::with(
+        1,
+        "127.0.0.1:0",
+        echo(),
+        |server| (server.limits.rate, server.limits.burst, server.limits.half_open) = (u32::MAX, u32::MAX, 10_000),
+        |_| (),
+    );
+    let doubling = Doubling::before(pair.address());
+    wait(async {
+        for _ in 0..100 {
+            let clients = (0..10).map(|_| async {
+                let connected = pair.client.connect(doubling.front, pair.tls.clone()).await;
+                connected.expect("connected").close(0, "");
+            });
+            futures_util::future::join_all(clients).await;
+        }
+    });
+    eventually("all connections are gone", || pair.actors() == 0);
+    assert_eq!(pair.counter("quic_connections_closed", "q", "peer_closed"), 1_000);
+    doubling.end();
+    pair.end();
 }

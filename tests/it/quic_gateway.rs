@@ -15,7 +15,7 @@ use portway::transports::quic::{
 use portway::transports::tls;
 
 use crate::gateway::{Running, free};
-use crate::probe::{SOON, eventually, mesh, view, wait};
+use crate::probe::{SOON, eventually, mesh, stop, view, wait};
 
 /// The certificate of tests/data/tls, for `localhost`.
 pub(crate) fn pem(name: &str) -> PathBuf {
@@ -71,7 +71,7 @@ impl Clients {
 impl Drop for Clients {
     fn drop(&mut self) {
         self.client.stop();
-        self.mesh.stop().expect("not on an arbiter");
+        stop(&self.mesh);
     }
 }
 
@@ -485,4 +485,61 @@ fn routes_change_while_connections_go_on() {
     }
     let done = running.gateway().reload(parse(&listening(2, &other))).expect("applied");
     assert_eq!((done.kept, done.changed), (vec!["q".to_owned()], vec![]));
+}
+
+/// With the key log a capture can be read: one line for each secret, for the owner alone.
+#[test]
+fn secrets_are_written_on_request() {
+    use std::os::unix::fs::PermissionsExt;
+    let file = std::env::temp_dir().join(format!("portway-quic-keys-{}.log", std::process::id()));
+    let _before = std::fs::remove_file(&file);
+    let running = Running::start(&listening(2, &format!("[listener.tls]\nkeylog = {file:?}\n{ECHO}")));
+    let clients = Clients::new();
+    wait(async {
+        for _ in 0..3 {
+            let connection = clients.connect(running.address("q"), "echo").await;
+            assert_eq!(exchange(&connection, pattern(10)).await, pattern(10));
+        }
+    });
+    let text = std::fs::read_to_string(&file).expect("written");
+    for label in ["CLIENT_HANDSHAKE_TRAFFIC_SECRET", "SERVER_TRAFFIC_SECRET_0"] {
+        let lines: Vec<Vec<&str>> =
+            text.lines().map(|line| line.split(' ').collect()).filter(|words: &Vec<&str>| words[0] == label).collect();
+        assert_eq!(lines.len(), 3, "{label}");
+        assert!(lines.iter().all(|words| words.len() == 3 && words[1].len() == 64 && words[2].len() >= 64));
+    }
+    assert_eq!(std::fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+    std::fs::remove_file(&file).expect("removed");
+}
+
+/// A certificate that is garbage, or another's key, is found by `check` and at the start, with its place.
+#[test]
+fn certificates_that_cannot_be_used_are_named() {
+    let folder = std::env::temp_dir().join(format!("portway-quic-garbage-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let garbage = folder.join("garbage.pem");
+    std::fs::write(&garbage, [0, 255, 10, 7]).expect("written");
+    let text = |cert: &Path, key: &Path| {
+        let pair = format!("[[certificate]]\nname = \"local\"\ncert = {cert:?}\nkey = {key:?}\n");
+        listening(1, ECHO).replace(&certificate(), &pair)
+    };
+    let refused = |text: &str, what: &str| {
+        let known = portway::gateway::check::Known::default();
+        let report = portway::gateway::check::parse("test.toml", text, &known).expect_err("a mistake").render(false);
+        assert!(report.contains("test.toml:") && report.contains(what), "{report}");
+    };
+    refused(&text(&garbage, &pem("good-key.pem")), "`cert` cannot be used");
+    refused(&text(&pem("good.pem"), &garbage), "`key` cannot be used");
+    refused(&text(&pem("good.pem"), &pem("new-key.pem")), "does not belong to the certificate");
+    refused(&text(&folder.join("missing.pem"), &pem("good-key.pem")), "`cert` cannot be used");
+    // It may break between the check and the start.
+    let (cert, key) = (folder.join("c.pem"), folder.join("k.pem"));
+    std::fs::copy(pem("good.pem"), &cert).expect("copied");
+    std::fs::copy(pem("good-key.pem"), &key).expect("copied");
+    let known = portway::gateway::check::Known::default();
+    let config = portway::gateway::check::parse("test.toml", &text(&cert, &key), &known).expect("right");
+    std::fs::write(&key, "garbage").expect("written");
+    let error = portway::gateway::Builder::new().start(config).expect_err("refused").to_string();
+    assert!(error.contains("k.pem"), "{error}");
+    std::fs::remove_dir_all(&folder).expect("removed");
 }

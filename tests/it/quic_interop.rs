@@ -19,13 +19,14 @@ use crate::gateway::Running;
 use crate::lossy::Lossy;
 use crate::probe::{eventually, wait};
 use crate::quic_gateway::{Clients, ECHO, exchange, listening, listening_on, pattern, pem};
+use crate::quic_moving::moves;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// The Python of the environment that `scripts/setup test` made.
-fn python() -> PathBuf {
+pub(crate) fn python() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("a home")).join(".cache"), PathBuf::from);
     let python = cache.join("portway/peers/bin/python");
@@ -423,6 +424,22 @@ fn interop_migration_server() {
         peer.client(running.address("q"), "migration", 600_000, 1);
         assert!(running.totals().get("quic_migrations", "q", "") >= 1, "{peer:?} did not move");
     }
+}
+
+/// Our client moves to another socket on purpose, between transfers.
+#[test]
+fn interop_migration_client() {
+    towards(&[], async |clients, to| {
+        let connection = clients.connect(to, "echo").await;
+        transfers(&connection, 1_000).await;
+        let mut ports = std::collections::BTreeSet::from([connection.info().await.expect("open").local.port()]);
+        for _ in 0..3 {
+            let local = moves(&connection).await;
+            assert!(ports.insert(local.port()));
+            transfers(&connection, MIB).await;
+            assert_eq!(connection.info().await.expect("open").local, local);
+        }
+    });
 }
 
 #[test]

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use portway::transports::quic::Connection;
+use portway::transports::quic::{Connection, Event, MigrateError, blocking};
 use tokio::net::UdpSocket;
 
-use crate::probe::{view, wait};
+use crate::probe::{SOON, eventually, now, view, wait};
 use crate::quic::{Pair, echo, round_trip};
 
 /// A network address translator: each client has a port of its own towards the server, until it forgets them all.
@@ -19,6 +19,10 @@ pub(crate) struct Translator {
     replay: Arc<AtomicU64>,
     /// Nothing passes any more.
     pub(crate) cut: Arc<AtomicBool>,
+    /// The server's answers do not pass any more.
+    pub(crate) mute: Arc<AtomicBool>,
+    /// Clients that come from now on are not heard.
+    pub(crate) deaf: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -27,14 +31,15 @@ impl Translator {
     pub(crate) fn start(server: SocketAddr) -> Self {
         let (forget, replay) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let (cut, stop) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (mute, deaf) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let (said, heard) = std::sync::mpsc::channel();
-        let parts = (forget.clone(), replay.clone(), cut.clone(), stop.clone());
+        let parts = (forget.clone(), replay.clone(), [cut.clone(), mute.clone(), deaf.clone(), stop.clone()]);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(translate(server, parts, &said));
         });
         let address = heard.recv().expect("it starts");
-        Self { address, forget, replay, cut, stop, thread: Some(thread) }
+        Self { address, forget, replay, cut, mute, deaf, stop, thread: Some(thread) }
     }
 
     /// From now on every client comes from another port.
@@ -45,7 +50,7 @@ impl Translator {
     /// Sends the first datagram of its first client again so many times, and comes back when that is done.
     pub(crate) fn replay_first(&self, times: u64) {
         self.replay.store(times, Ordering::SeqCst);
-        crate::probe::eventually("replayed", || self.replay.load(Ordering::SeqCst) == 0);
+        eventually("replayed", || self.replay.load(Ordering::SeqCst) == 0);
     }
 }
 
@@ -58,7 +63,7 @@ impl Drop for Translator {
 
 async fn translate(
     server: SocketAddr,
-    (forget, replay, cut, stop): (Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicBool>, Arc<AtomicBool>),
+    (forget, replay, [cut, mute, deaf, stop]): (Arc<AtomicU64>, Arc<AtomicU64>, [Arc<AtomicBool>; 4]),
     said: &std::sync::mpsc::Sender<SocketAddr>,
 ) {
     let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
@@ -88,13 +93,16 @@ async fn translate(
             continue;
         }
         if let std::collections::hash_map::Entry::Vacant(place) = ports.entry(client) {
+            if deaf.load(Ordering::SeqCst) {
+                continue;
+            }
             let port = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
             port.connect(server).await.expect("connected");
-            let (back, answers, cut) = (front.clone(), port.clone(), cut.clone());
+            let (back, answers, cut, mute) = (front.clone(), port.clone(), cut.clone(), mute.clone());
             let task = tokio::task::spawn(async move {
                 let mut buffer = vec![0; 65_536];
                 while let Ok(length) = answers.recv(&mut buffer).await {
-                    if !cut.load(Ordering::SeqCst) {
+                    if !cut.load(Ordering::SeqCst) && !mute.load(Ordering::SeqCst) {
                         let _gone = back.send_to(&buffer[..length], client).await;
                     }
                 }
@@ -176,4 +184,102 @@ fn clients_move_on_four_arbiters_with_steering() {
 #[test]
 fn clients_move_on_four_arbiters_without_steering() {
     clients_that_move_keep_their_connections(4, false);
+}
+
+/// Moves on purpose; right after the handshake, and after some moves, ids may be on their way.
+pub(crate) async fn moves(connection: &Connection) -> SocketAddr {
+    let end = now() + SOON;
+    loop {
+        match connection.migrate().await {
+            Ok(local) => return local,
+            Err(MigrateError::NoIds) if now() < end => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}; {:?}", connection.end()),
+        }
+    }
+}
+
+#[test]
+fn our_client_moves_to_other_sockets_as_often_as_it_may() {
+    let pair = Pair::with(2, "127.0.0.1:0", echo(), |_| (), |_| ());
+    let connection = wait(pair.connect());
+    let neighbour = wait(pair.connect());
+    wait(async {
+        // Kept from the first time on that somebody asks.
+        let mut events = connection.events();
+        assert_eq!(events.next().await, Some(Event::Connected));
+        let mut ports = std::collections::BTreeSet::from([connection.info().await.expect("open").local.port()]);
+        for _ in 0..6 {
+            let body = Bytes::from(vec![7; 1_000_000]);
+            let local = moves(&connection).await;
+            assert!(ports.insert(local.port()), "{local} was used before");
+            assert_eq!(connection.info().await.expect("open").local, local);
+            round_trip(&connection, body).await;
+            let seen = pair.server.connections(10).await;
+            assert!(seen.iter().any(|info| info.peer.port() == local.port()), "{local}: {seen:?}");
+        }
+        assert!(ports.len() == 7);
+        moves(&connection).await;
+        assert_eq!(connection.migrate().await, Err(MigrateError::TooOften));
+        round_trip(&connection, Bytes::from("where it is")).await;
+        let mut changed = 0;
+        while changed == 0 {
+            changed += usize::from(matches!(events.next().await, Some(Event::PathChanged { .. })));
+        }
+        round_trip(&neighbour, Bytes::from("unmoved")).await;
+    });
+    assert!(pair.counter("quic_migrations", "q", "") >= 6);
+    drop((connection, neighbour));
+    pair.end();
+}
+
+#[test]
+fn a_move_that_cannot_be_leaves_everything_as_it_was() {
+    let pair = Pair::new(1, None);
+    let network = Translator::start(pair.server.local_addr());
+    let client = wait(pair.client.connect(network.address, pair.tls.clone())).expect("connected");
+    let server = blocking::accept(&pair.server, SOON).expect("accepted");
+    assert_eq!(server.migrate(SOON), Err(blocking::Failed::Error(MigrateError::Server)));
+    let before = wait(client.info()).expect("open").local;
+    network.deaf.store(true, Ordering::SeqCst);
+    let end = now() + SOON * 3;
+    let mut error = MigrateError::NoIds;
+    while error == MigrateError::NoIds && now() < end {
+        error = wait(client.migrate()).expect_err("nobody answers there");
+    }
+    assert_eq!(error, MigrateError::Unreachable);
+    assert_eq!(wait(client.info()).expect("open").local, before);
+    wait(async {
+        let (send, receive) = client.open(portway::transports::quic::Priority::default()).await.expect("a stream");
+        send.write("still here").await.expect("written");
+        let (_, question) = server.handle().accept().await.expect("a stream");
+        assert_eq!(question.read(100).await.expect("read").expect("data"), "still here");
+        drop(receive);
+    });
+    client.close(0, "");
+    eventually("it has ended", || client.end().is_some());
+    assert_eq!(wait(client.migrate()), Err(MigrateError::Closed));
+    drop((client, server));
+    pair.end();
+
+    let pair = Pair::with(1, "127.0.0.1:0", echo(), |server| server.transport.migration = false, |_| ());
+    let client = wait(pair.connect());
+    assert_eq!(wait(client.migrate()), Err(MigrateError::Forbidden));
+    wait(round_trip(&client, Bytes::from("unharmed")));
+    drop(client);
+    pair.end();
+}
+
+#[test]
+fn a_client_may_rebind_seven_times() {
+    let pair = Pair::new(2, echo());
+    let network = Translator::start(pair.server.local_addr());
+    let connection = wait(pair.client.connect(network.address, pair.tls.clone())).expect("connected");
+    for _ in 0..7 {
+        network.forget();
+        wait(round_trip(&connection, Bytes::from("still here")));
+    }
+    assert!(pair.counter("quic_migrations", "q", "") >= 7);
+    assert_eq!(pair.counter("quic_connections_opened", "q", ""), 1);
+    drop(connection);
+    pair.end();
 }

@@ -2,10 +2,11 @@
 //! counter, raised by exactly one, while a neighbour loses nothing.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use portway::transports::quic::{Connection, RetryMode, ServerSettings};
+use portway::transports::quic::{ClientSettings, Connection, Priority, QuicClient, RetryMode, ServerSettings, Who};
 
 use crate::probe::{SOON, eventually, now, wait};
 use crate::quic::{Pair, echo, round_trip};
@@ -132,10 +133,10 @@ fn retry_of(answer: &[u8]) -> (Vec<u8>, Vec<u8>) {
 
 #[test]
 fn tokens_prove_an_address_once_and_in_time() {
-    let life = Duration::from_millis(1_500);
+    let mut settings = None;
     let stranger = Stranger::new(2, |server| {
         server.limits.retry = RetryMode::Always;
-        server.retry_life = life;
+        settings = Some(server.clone());
     });
     assert_eq!(stranger.pair.counter("quic_retries", "q", "valid"), 1, "the neighbour's");
     stranger.raises("quic_retries", "sent", || stranger.send(&initial(&[7; 8], &[], 1_200)));
@@ -150,7 +151,12 @@ fn tokens_prove_an_address_once_and_in_time() {
     stranger.raises("quic_retries", "foreign", || {
         elsewhere.send_to(&initial(&destination, &token, 1_200), stranger.pair.address()).expect("sent");
     });
-    std::thread::sleep(life);
+    // Tokens that live for a millisecond.
+    let settings = ServerSettings { retry_life: Duration::from_millis(1), ..settings.expect("set") };
+    wait(stranger.pair.server.renew(&settings)).expect("taken");
+    stranger.raises("quic_retries", "sent", || stranger.send(&initial(&[7; 8], &[], 1_200)));
+    let ((token, destination), made) = (retry_of(&stranger.answer()), now());
+    eventually("its time is over", || now() > made + Duration::from_millis(5));
     stranger.raises("quic_retries", "expired", || stranger.send(&initial(&destination, &token, 1_200)));
     // What is no token of ours is none: it is asked to prove its address.
     stranger.raises("quic_retries", "sent", || stranger.send(&initial(&[7; 8], b"somebody else's", 1_200)));
@@ -176,6 +182,69 @@ fn tokens_hold_across_a_restart_with_a_secret() {
     assert_eq!(socket.local_addr().expect("bound"), from);
     socket.send(&initial(&destination, &token, 1_200)).expect("sent");
     eventually("the token is valid", || after.counter("quic_retries", "q", "valid") == 1);
+    after.end();
+}
+
+#[test]
+fn tokens_of_before_hold_for_one_change_of_the_secret() {
+    let mut settings = None;
+    let stranger = Stranger::new(2, |server| {
+        server.limits.retry = RetryMode::Always;
+        server.secret = Some(b"the first of three secrets".to_vec().into());
+        settings = Some(server.clone());
+    });
+    let mut settings = settings.expect("set");
+    let mut change = |secret: &[u8]| {
+        settings.secret = Some(secret.to_vec().into());
+        wait(stranger.pair.server.renew(&settings)).expect("taken");
+    };
+    stranger.raises("quic_retries", "sent", || stranger.send(&initial(&[7; 8], &[], 1_200)));
+    let (token, destination) = retry_of(&stranger.answer());
+    change(b"the second of three secrets");
+    stranger.raises("quic_retries", "valid", || stranger.send(&initial(&destination, &token, 1_200)));
+    stranger.raises("quic_retries", "sent", || stranger.send(&initial(&[7; 8], &[], 1_200)));
+    let (newer, elsewhere) = retry_of(&stranger.answer());
+    change(b"the third of three secrets");
+    stranger.raises("quic_retries", "forged", || stranger.send(&initial(&destination, &token, 1_200)));
+    stranger.raises("quic_retries", "valid", || stranger.send(&initial(&elsewhere, &newer, 1_200)));
+    stranger.end();
+}
+
+/// What a client learns when the server it talks to has lost everything but its secret.
+#[test]
+fn a_server_that_lost_its_state_resets_its_clients() {
+    let secret = |server: &mut ServerSettings| server.secret = Some(b"the same for both of them".to_vec().into());
+    let before = Pair::with(2, "127.0.0.1:0", echo(), secret, |_| ());
+    let network = Translator::start(before.address());
+    let clients = crate::probe::mesh(1);
+    let client = QuicClient::start(&clients, ClientSettings::new("k")).expect("a client");
+    let connections: Vec<Connection> = wait(async {
+        let mut all = Vec::new();
+        for _ in 0..6 {
+            let connection = client.connect(network.address, before.tls.clone()).await.expect("connected");
+            round_trip(&connection, Bytes::from("hello")).await;
+            all.push(connection);
+        }
+        all
+    });
+    // Killed: no word reaches anybody.
+    network.cut.store(true, Ordering::SeqCst);
+    let listen = before.address();
+    before.end();
+    let after = Pair::with(2, &listen.to_string(), echo(), secret, |_| ());
+    network.cut.store(false, Ordering::SeqCst);
+    for connection in &connections {
+        let end = wait(async {
+            // Whatever it says, it is a packet of nobody.
+            let _told = connection.open_uni(Priority::default()).await.expect("open").write("anybody there?").await;
+            connection.join().await.end
+        });
+        assert_eq!((end.who, end.reason), (Who::Nobody, "reset"));
+    }
+    assert!(after.counter("quic_resets_sent", "q", "") >= 6);
+    wait(async { round_trip(&after.connect().await, Bytes::from("a new one")).await });
+    client.stop();
+    clients.stop().expect("not on an arbiter");
     after.end();
 }
 
@@ -316,11 +385,15 @@ fn a_peer_that_acknowledges_nothing_is_let_go() {
     let neighbour = wait(pair.connect());
     let network = Translator::start(pair.server.local_addr());
     let connection = wait(pair.client.connect(network.address, pair.tls.clone())).expect("connected");
-    let (send, _receive) = wait(connection.open(portway::transports::quic::Priority::default())).expect("a stream");
+    let (send, _receive) = wait(connection.open(Priority::default())).expect("a stream");
     wait(send.write(vec![1; 200_000])).expect("written");
     eventually("it is there", || pair.actors() == 4);
-    network.cut.store(true, std::sync::atomic::Ordering::SeqCst);
+    // It goes on sending, and so is never idle; but nothing reaches it that it could acknowledge.
+    network.mute.store(true, Ordering::SeqCst);
+    let heard = || pair.counter("quic_packets_in", "q", "");
+    let before = heard();
     eventually("it is let go", || pair.counter("quic_connections_closed", "q", "no_acknowledgement") == 1);
+    assert!(heard() > before, "it was silent");
     wait(round_trip(&neighbour, Bytes::from(vec![9; 50_000])));
     drop((send, connection, neighbour));
     pair.end();

@@ -224,6 +224,64 @@ pub(crate) fn pattern(count: usize) -> Vec<u8> {
     (0..count).map(|n| (n * 31 + n / 251) as u8).collect()
 }
 
+/// Writes `bytes` and then ends its direction, on a thread of its own.
+pub(crate) fn writing(client: &TcpStream, bytes: &[u8]) -> std::thread::JoinHandle<()> {
+    let (mut writer, bytes) = (client.try_clone().unwrap(), bytes.to_vec());
+    std::thread::spawn(move || {
+        writer.write_all(&bytes).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    })
+}
+
+/// Everything that comes from now on.
+pub(crate) fn rest(mut client: &TcpStream) -> Vec<u8> {
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).unwrap();
+    got
+}
+
+/// `bytes`, then the end of its direction, and the same comes back.
+#[track_caller]
+pub(crate) fn goes_round(client: &TcpStream, bytes: &[u8]) {
+    let writing = writing(client, bytes);
+    let got = rest(client);
+    writing.join().unwrap();
+    assert!(got == bytes, "{} of {} bytes came back", got.len(), bytes.len());
+}
+
+/// A server at a Unix socket: what one client sends to its end goes back.
+pub(crate) struct UnixServer {
+    folder: std::path::PathBuf,
+    serving: std::thread::JoinHandle<()>,
+}
+
+impl UnixServer {
+    pub(crate) fn start() -> (Address, Self) {
+        let folder = crate::gateway::temp_dir();
+        let path = folder.join("app.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let serving = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).unwrap();
+            stream.write_all(&all).unwrap();
+        });
+        (Address::Unix(path), Self { folder, serving })
+    }
+
+    /// It has served its client. Its listener is gone then, its file is not until this is dropped.
+    pub(crate) fn served(self) -> impl Drop {
+        struct Folder(std::path::PathBuf);
+        impl Drop for Folder {
+            fn drop(&mut self) {
+                std::fs::remove_dir_all(&self.0).unwrap();
+            }
+        }
+        self.serving.join().unwrap();
+        Folder(self.folder)
+    }
+}
+
 #[track_caller]
 pub(crate) fn is_reset(client: &mut TcpStream) {
     let error = client.read_to_end(&mut Vec::new()).expect_err("a reset, not an end");
@@ -235,17 +293,7 @@ fn megabytes_go_there_and_back() {
     let server = Server::start();
     let running = Running::to(server.servers());
     let bytes = pattern(20 << 20);
-    let mut client = running.asks(ECHO);
-    let mut writer = client.try_clone().unwrap();
-    let sent = bytes.clone();
-    let writing = std::thread::spawn(move || {
-        writer.write_all(&sent).unwrap();
-        writer.shutdown(Shutdown::Write).unwrap();
-    });
-    let mut got = Vec::new();
-    client.read_to_end(&mut got).unwrap();
-    writing.join().unwrap();
-    assert!(got == bytes);
+    goes_round(&running.asks(ECHO), &bytes);
     running.closed("finished");
     assert_eq!(running.totals().get("relay_bytes_up", "relay", ""), (20 << 20) + 1);
     assert_eq!(running.totals().get("relay_bytes_down", "relay", ""), 20 << 20);
@@ -268,29 +316,14 @@ fn many_streams_at_once_and_then_none() {
 
 #[test]
 fn a_unix_socket_is_a_server_too() {
-    let folder = std::env::temp_dir().join(format!("portway-relay-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let path = folder.join("app.sock");
-    let listener = UnixListener::bind(&path).unwrap();
-    let serving = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all).unwrap();
-        stream.write_all(&all).unwrap();
-    });
-    let running = Running::to(vec![Address::Unix(path)]);
-    let mut client = running.client();
-    client.write_all(b"over there").unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
-    let mut got = Vec::new();
-    client.read_to_end(&mut got).unwrap();
-    assert_eq!(got, b"over there");
-    serving.join().unwrap();
+    let (address, server) = UnixServer::start();
+    let running = Running::to(vec![address]);
+    goes_round(&running.client(), b"over there");
+    let _file = server.served();
     running.closed("finished");
     // The listener is gone, its file is not.
     running.resets_a_client();
     running.counts("connections_closed", "relay", "connect_refused", 1);
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// An address at which nobody listens, for as long as the socket is kept.
@@ -317,39 +350,43 @@ pub(crate) fn full_queue() -> (Address, Vec<socket2::Socket>) {
     (Address::Tcp(address.as_socket().unwrap()), kept)
 }
 
-#[test]
-fn an_upstream_that_refuses() {
-    let (nobody, _kept) = nobody();
-    let running = Running::to(vec![nobody.clone()]);
+/// A server that works and one that does not: whoever gets the bad one is told, and whoever is with the other one loses
+/// nothing; where there are more attempts, nobody gets it.
+fn beside_a_bad_server(bad: &Address, reason: &str) {
+    let server = Server::start();
+    let one_attempt = |settings: &mut RelaySettings| {
+        settings.attempts = 1;
+        settings.connect_timeout = Duration::from_millis(150);
+    };
+    // Servers take turns.
+    let running = Running::with(vec![Address::Tcp(server.address), bad.clone()], one_attempt);
+    let mut neighbour = running.neighbour();
     running.resets_a_client();
-    running.closed("connect_refused");
-    running.counts("upstream_failures", "app", "connect_refused", 1);
+    running.closed(reason);
+    running.counts("upstream_failures", "app", reason, 1);
+    assert_eq!(running.totals().family("upstream_failures"), 1);
+    neighbour.works();
+    drop(neighbour);
     running.is_empty();
 
-    let server = Server::start();
-    let running = Running::to(vec![nobody, Address::Tcp(server.address)]);
+    let quick = |settings: &mut RelaySettings| settings.connect_timeout = Duration::from_millis(150);
+    let running = Running::with(vec![bad.clone(), Address::Tcp(server.address)], quick);
     let (mut one, mut two) = (running.neighbour(), running.neighbour());
-    assert!(running.totals().get("upstream_failures", "app", "connect_refused") >= 1, "the next one was tried");
+    assert!(running.totals().get("upstream_failures", "app", reason) >= 1, "the next one was tried");
     one.works();
     two.works();
 }
 
 #[test]
+fn an_upstream_that_refuses() {
+    let (nobody, _kept) = nobody();
+    beside_a_bad_server(&nobody, "connect_refused");
+}
+
+#[test]
 fn an_upstream_that_hangs() {
     let (hanging, _kept) = full_queue();
-    let quick = |settings: &mut RelaySettings| settings.connect_timeout = Duration::from_millis(150);
-    let running = Running::with(vec![hanging.clone()], quick);
-    running.resets_a_client();
-    running.closed("connect_timeout");
-    running.counts("upstream_failures", "app", "connect_timeout", 1);
-    running.is_empty();
-
-    let server = Server::start();
-    let running = Running::with(vec![hanging, Address::Tcp(server.address)], quick);
-    let (mut one, mut two) = (running.neighbour(), running.neighbour());
-    assert!(running.totals().get("upstream_failures", "app", "connect_timeout") >= 1, "the next one was tried");
-    one.works();
-    two.works();
+    beside_a_bad_server(&hanging, "connect_timeout");
 }
 
 #[test]

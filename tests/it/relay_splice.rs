@@ -2,14 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use portway::transports::kit::balance::Address;
 use portway::transports::relay::{Header, ProxyVersion};
 
-use crate::probe::eventually;
-use crate::relay::{ECHO, FLOOD, Running, SINK, Server, is_reset, patient, pattern};
+use crate::probe::{SOON, eventually, wait};
+use crate::relay::{
+    ECHO, FLOOD, Running, SINK, Server, UnixServer, goes_round, is_reset, patient, pattern, rest, writing,
+};
 
 /// More than any buffer on the way takes.
 const MUCH: usize = 24 << 20;
@@ -18,13 +19,21 @@ fn spliced(running: &Running) -> u64 {
     running.totals().get("relay_bytes_spliced", "relay", "")
 }
 
-/// Writes `bytes` and then ends its direction, on a thread of its own.
-fn writing(client: &TcpStream, bytes: &[u8]) -> std::thread::JoinHandle<()> {
-    let (mut writer, bytes) = (client.try_clone().unwrap(), bytes.to_vec());
-    std::thread::spawn(move || {
-        writer.write_all(&bytes).unwrap();
-        writer.shutdown(Shutdown::Write).unwrap();
-    })
+/// A client and its server, both in the hands of the test.
+fn joined() -> (Running, TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let running = Running::to(vec![Address::Tcp(listener.local_addr().unwrap())]);
+    let client = running.client();
+    let served = patient(listener.accept().unwrap().0);
+    (running, client, served)
+}
+
+/// A client that takes a little of what its server floods it with, and then nothing: some of it is in a pipe.
+fn stalls(running: &Running, takes: usize) -> TcpStream {
+    let mut client = running.asks(FLOOD);
+    client.read_exact(&mut vec![0; takes]).unwrap();
+    eventually("something is in a pipe", || running.held() > 0);
+    client
 }
 
 #[test]
@@ -32,13 +41,7 @@ fn most_of_a_large_stream_is_spliced_and_arrives_as_it_was_sent() {
     let server = Server::start();
     let running = Running::to(server.servers());
     let mut neighbour = running.neighbour();
-    let bytes = pattern(MUCH);
-    let mut client = running.asks(ECHO);
-    let writing = writing(&client, &bytes);
-    let mut got = Vec::new();
-    client.read_to_end(&mut got).unwrap();
-    writing.join().unwrap();
-    assert!(got == bytes);
+    goes_round(&running.asks(ECHO), &pattern(MUCH));
     running.closed("finished");
     assert!(spliced(&running) > MUCH as u64, "{} of twice {MUCH}", spliced(&running));
     neighbour.works();
@@ -56,41 +59,25 @@ fn few_bytes_are_not_spliced() {
     let mut neighbour = running.neighbour();
     // More than 64 KiB in all, but in small pieces.
     (0..20_000).for_each(|_| neighbour.works());
-    let mut client = running.asks(ECHO);
-    writing(&client, &pattern(60_000)).join().unwrap();
-    let mut got = Vec::new();
-    client.read_to_end(&mut got).unwrap();
-    assert_eq!(got.len(), 60_000);
+    goes_round(&running.asks(ECHO), &pattern(60_000));
     assert_eq!(spliced(&running), 0);
 }
 
 #[test]
 fn a_unix_socket_is_spliced_too_behind_a_proxy_header() {
-    let folder = std::env::temp_dir().join(format!("portway-splice-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let path = folder.join("app.sock");
-    let listener = UnixListener::bind(&path).unwrap();
-    let serving = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all).unwrap();
-        stream.write_all(&all).unwrap();
-    });
-    let running = Running::with(vec![Address::Unix(path)], |settings| settings.proxy_out = Some(ProxyVersion::V2));
+    let (address, server) = UnixServer::start();
+    let running = Running::with(vec![address], |settings| settings.proxy_out = Some(ProxyVersion::V2));
     let bytes = pattern(MUCH);
-    let mut client = running.client();
+    let client = running.client();
     let header = Header::Proxied { source: client.local_addr().unwrap(), destination: client.peer_addr().unwrap() };
     let writing = writing(&client, &bytes);
-    let mut got = Vec::new();
-    client.read_to_end(&mut got).unwrap();
+    let got = rest(&client);
     writing.join().unwrap();
-    serving.join().unwrap();
-    let header = header.encode(ProxyVersion::V2);
-    assert!(got == [&header[..], &bytes].concat());
+    drop(server.served());
+    assert!(got == [&header.encode(ProxyVersion::V2)[..], &bytes].concat());
     running.closed("finished");
     assert!(spliced(&running) > MUCH as u64, "{}", spliced(&running));
     assert_eq!(running.totals().get("relay_bytes_up", "relay", ""), MUCH as u64, "the header is not counted");
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
@@ -99,16 +86,15 @@ fn a_pipe_that_cannot_be_emptied_is_leased_and_holds_one_piece() {
     let running = Running::to(server.servers());
     let mut neighbour = running.neighbour();
     // The server floods, the client takes a little and then nothing.
-    let mut client = running.asks(FLOOD);
-    client.read_exact(&mut vec![0; 4 << 20]).unwrap();
+    let mut client = stalls(&running, 4 << 20);
     let mut before = 0;
-    eventually("the flood stands still", || {
+    eventually("the flood stands still, and what stands in the pipe is leased", || {
         let now = running.totals().get("relay_bytes_down", "relay", "");
+        let held = running.held();
+        assert!(held <= 256 << 10, "{held}");
         std::thread::sleep(Duration::from_millis(50));
-        std::mem::replace(&mut before, now) == now && running.held() > 0
+        std::mem::replace(&mut before, now) == now && held > 0 && running.budget.used() >= held
     });
-    assert!(running.held() <= 256 << 10, "{}", running.held());
-    assert!(running.budget.used() >= running.held(), "{} of {}", running.budget.used(), running.held());
     assert!(spliced(&running) > 0);
     neighbour.works();
     // It goes on where it stood, and its end ends the server's.
@@ -122,10 +108,7 @@ fn a_pipe_that_cannot_be_emptied_is_leased_and_holds_one_piece() {
 
 #[test]
 fn a_half_close_behind_a_full_pipe_waits_for_it() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let running = Running::to(vec![Address::Tcp(listener.local_addr().unwrap())]);
-    let client = running.client();
-    let mut served = patient(listener.accept().unwrap().0);
+    let (running, client, mut served) = joined();
     let bytes = pattern(MUCH);
     let writing = writing(&client, &bytes);
     // Some of it is taken, the rest stands in the pipe and in the sockets until the sender has long been waiting.
@@ -134,9 +117,7 @@ fn a_half_close_behind_a_full_pipe_waits_for_it() {
     eventually("it stands", || running.held() > 0);
     served.write_all(b"answer").unwrap();
     served.shutdown(Shutdown::Write).unwrap();
-    let mut answer = Vec::new();
-    (&client).read_to_end(&mut answer).unwrap();
-    assert_eq!(answer, b"answer", "the other direction ends on its own");
+    assert_eq!(rest(&client), b"answer", "the other direction ends on its own");
     served.read_to_end(&mut got).unwrap();
     writing.join().unwrap();
     assert!(got == bytes && spliced(&running) > 0);
@@ -150,22 +131,14 @@ fn a_reset_over_a_full_pipe_is_passed_on_and_the_pipe_is_not_used_again() {
     let running = Running::to(server.servers());
     let mut neighbour = running.neighbour();
     for round in 1..=20 {
-        let mut client = running.asks(FLOOD);
-        client.read_exact(&mut vec![0; 2 << 20]).unwrap();
-        eventually("something is in a pipe", || running.held() > 0);
+        let client = stalls(&running, 2 << 20);
         socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
         drop(client);
         server.fate(FLOOD);
         running.counts("connections_closed", "relay", "client_reset", round);
     }
     // Whoever gets the next pipe finds nothing of others in it.
-    let bytes = pattern(MUCH);
-    let mut client = running.asks(ECHO);
-    let writing = writing(&client, &bytes);
-    let mut got = Vec::new();
-    client.read_to_end(&mut got).unwrap();
-    writing.join().unwrap();
-    assert!(got == bytes);
+    goes_round(&running.asks(ECHO), &pattern(MUCH));
     neighbour.works();
     drop(neighbour);
     running.is_empty();
@@ -173,11 +146,8 @@ fn a_reset_over_a_full_pipe_is_passed_on_and_the_pipe_is_not_used_again() {
 
 #[test]
 fn an_upstream_that_resets_under_a_full_pipe() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let running = Running::to(vec![Address::Tcp(listener.local_addr().unwrap())]);
-    let mut client = running.client();
+    let (running, mut client, mut served) = joined();
     client.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
-    let mut served = patient(listener.accept().unwrap().0);
     let reading = std::thread::spawn(move || {
         served.read_exact(&mut vec![0; 4 << 20]).unwrap();
         served
@@ -198,9 +168,7 @@ fn an_upstream_that_resets_under_a_full_pipe() {
 fn the_idle_limit_cuts_a_stream_that_stands_in_a_pipe() {
     let server = Server::start();
     let running = Running::with(server.servers(), |settings| settings.idle = Some(Duration::from_millis(600)));
-    let mut client = running.asks(FLOOD);
-    client.read_exact(&mut vec![0; 4 << 20]).unwrap();
-    eventually("it stands", || running.held() > 0);
+    let _client = stalls(&running, 4 << 20);
     running.closed("idle");
     server.fate(FLOOD);
     running.is_empty();
@@ -230,10 +198,7 @@ fn urgent_data_does_not_stop_a_spliced_stream() {
 /// Both ends of a stall at once: neither side reads, both have sent all they could.
 #[test]
 fn both_sides_that_stall_hold_one_piece_each() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let running = Running::to(vec![Address::Tcp(listener.local_addr().unwrap())]);
-    let mut client = running.client();
-    let mut served = patient(listener.accept().unwrap().0);
+    let (running, mut client, mut served) = joined();
     let give = |stream: &mut TcpStream| {
         stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
         let mut sent = 0;
@@ -253,15 +218,50 @@ fn both_sides_that_stall_hold_one_piece_each() {
     assert!(running.held() <= 512 << 10, "{}", running.held());
     client.shutdown(Shutdown::Write).unwrap();
     served.shutdown(Shutdown::Write).unwrap();
-    let reading = std::thread::spawn(move || {
-        let mut rest = Vec::new();
-        served.read_to_end(&mut rest).unwrap();
-        rest.len()
-    });
-    let mut rest = Vec::new();
-    client.read_to_end(&mut rest).unwrap();
-    assert_eq!(rest.len() + (3 << 20), down);
+    let reading = std::thread::spawn(move || rest(&served).len());
+    assert_eq!(rest(&client).len() + (3 << 20), down);
     assert_eq!(reading.join().unwrap() + (3 << 20), up);
     running.closed("finished");
     running.is_empty();
+}
+
+/// What stands in a pipe when a drain begins is delivered, with all that comes after it, in either direction.
+#[test]
+fn a_drain_with_bytes_in_a_pipe_delivers_them() {
+    for from_client in [true, false] {
+        let (running, client, served) = joined();
+        let (sender, mut taker) = if from_client { (client, served) } else { (served, client) };
+        let bytes = pattern(MUCH);
+        let writing = writing(&sender, &bytes);
+        let mut got = vec![0; 4 << 20];
+        taker.read_exact(&mut got).unwrap();
+        eventually("something is in a pipe", || running.held() > 0);
+        assert!(spliced(&running) > 0);
+        let mesh = running.mesh.clone();
+        let draining = std::thread::spawn(move || wait(async move { mesh.drain(SOON * 3).await }));
+        eventually("nobody new comes in", || TcpStream::connect(running.address).is_err());
+        assert!(running.held() > 0, "it is still there");
+        taker.write_all(b"answer").unwrap();
+        taker.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(rest(&sender), b"answer");
+        taker.read_to_end(&mut got).unwrap();
+        writing.join().unwrap();
+        assert!(got == bytes, "{} of {MUCH} bytes", got.len());
+        let report = draining.join().unwrap();
+        assert!(report.complete(), "{report:?}");
+    }
+}
+
+/// A drain whose time is up over a full pipe cuts the stream, and says so; the client sees a reset and no orderly end.
+#[test]
+fn a_drain_does_not_wait_for_a_pipe_beyond_its_deadline() {
+    let server = Server::start();
+    let running = Running::to(server.servers());
+    let mut client = stalls(&running, 4 << 20);
+    let mesh = running.mesh.clone();
+    let report = wait(async move { mesh.drain(Duration::from_millis(300)).await });
+    assert!(!report.complete(), "{report:?}");
+    is_reset(&mut client);
+    server.fate(FLOOD);
+    assert_eq!(running.budget.used(), 0);
 }

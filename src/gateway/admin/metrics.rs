@@ -31,6 +31,11 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("connections_closed", "listener", "reason", "Connections closed, by reason"),
     ("connections_refused", "listener", "reason", "Connections refused, by reason"),
     ("forward_refused", "listener", "", "Connections out of a tunnel to where they may not go"),
+    ("http_early_dropped", "listener", "", "Heads before an answer (1xx) that could not be written before it"),
+    ("http_denied", "route", "reason", "Requests that a route did not let pass, by reason"),
+    ("http3_errors", "listener", "code", "HTTP/3 connections closed for a broken rule, by code"),
+    ("http3_refused", "listener", "reason", "HTTP/3 requests and datagrams that were not taken, by reason"),
+    ("http3_waits", "listener", "", "Answers over HTTP/3 that waited for their client"),
     ("http_broken", "listener", "reason", "Answers that did not come to their end, by reason"),
     ("http_failures", "upstream", "reason", "Attempts that gave no answer, by reason"),
     ("http_refused", "listener", "reason", "Clients whose bytes two parsers could read differently, by reason"),
@@ -56,6 +61,8 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("quic_packets_dropped", "listener", "reason", "UDP datagrams dropped before any QUIC connection, by reason"),
     ("quic_packets_in", "listener", "", "UDP datagrams received for QUIC connections"),
     ("quic_packets_out", "listener", "", "UDP datagrams sent by QUIC connections"),
+    ("quic_qlog_files", "listener", "", "Logs of QUIC connections begun"),
+    ("quic_qlog_lost", "listener", "reason", "Logs of QUIC connections not begun or cut, by reason"),
     ("quic_receive_errors", "listener", "", "Reads of UDP sockets that failed"),
     ("quic_resets_sent", "listener", "", "Stateless resets sent"),
     ("quic_retries", "listener", "result", "Retry packets sent, and tokens that came back, by result"),
@@ -63,8 +70,11 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("quic_send_errors", "listener", "", "UDP datagrams that the system refused to send"),
     ("quic_streams_refused", "listener", "reason", "Streams of clients given up at once, by reason"),
     ("quic_version_negotiations", "listener", "", "Version negotiations sent"),
+    ("relay_hello", "listener", "reason", "Connections closed before they could be relayed by their TLS, by reason"),
     ("relay_bytes_down", "listener", "", "Bytes relayed from servers to clients"),
+    ("relay_bytes_spliced", "listener", "", "Bytes relayed that the kernel moved through pipes"),
     ("relay_bytes_up", "listener", "", "Bytes relayed from clients to servers"),
+    ("relay_no_pipe", "listener", "", "Streams that were to be spliced and found no pipe"),
     ("netstack_accepted", "listener", "", "Connections inside tunnels that a netstack served"),
     ("netstack_bytes_in", "listener", "", "Bytes that netstacks received in connections"),
     ("netstack_bytes_out", "listener", "", "Bytes that netstacks sent in connections"),
@@ -117,6 +127,8 @@ pub(super) fn render(view: &MeshView, status: &Status) -> Result<String, fmt::Er
     registry.register_collector(Box::new(Page { gauges: gauges(view, status), totals: view.totals.clone() }));
     registry.register_collector(Box::new(metrics_memory::Pools::of(view)));
     registry.register_collector(Box::new(metrics_memory::Locks(status.reloading.contention())));
+    #[cfg(feature = "deadlock")]
+    registry.register_collector(Box::new(metrics_memory::Deadlocks));
     let mut out = String::new();
     encode(&mut out, &registry)?;
     Ok(out)

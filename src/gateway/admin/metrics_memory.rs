@@ -25,6 +25,21 @@ impl Pools {
     }
 }
 
+/// How many circles of waiting threads were found.
+#[cfg(feature = "deadlock")]
+#[derive(Debug)]
+pub(super) struct Deadlocks;
+
+#[cfg(feature = "deadlock")]
+impl Collector for Deadlocks {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Circles of threads that wait for each other";
+        let mut metric = encoder.encode_descriptor("deadlocks", help, None, MetricType::Counter)?;
+        let none: [(&str, &str); 0] = [];
+        ConstCounter::new(crate::gateway::deadlocks::found()).encode(metric.encode_family(&none)?)
+    }
+}
+
 /// How often a reload found another one going on.
 #[derive(Debug)]
 pub(super) struct Locks(pub(super) Contention);

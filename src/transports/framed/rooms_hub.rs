@@ -7,8 +7,8 @@
 //!
 //! A room of many members is served over several turns, so that others have theirs; what comes in meanwhile is put
 //! aside. When another hub's mailbox is full, messages for it wait here. When much waits in any hub, members are not
-//! read until it has caught up, so nothing between hubs is lost and nothing grows without bound. A hub whose own state is gone (a panic) takes its
-//! members and the other hubs along: half a room would be worse than a new one.
+//! read until it has caught up, so nothing between hubs is lost and nothing grows without bound. A hub whose own state
+//! is gone (a panic) takes its members and the other hubs along: half a room would be worse than a new one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use crate::actors::{
     ActorId, Control, Counter, Exit, Fault, Mail, Mesh, Permit, Place, Progress, Protocol, Refused, SpawnError, Spec,
     Turn, clock,
 };
+use crate::memory::Key;
 
 /// Bytes that wait in a room before they are passed on in the middle of a turn.
 const CHUNK: usize = 64 << 10;
@@ -252,7 +253,7 @@ pub(super) struct Hub {
 
 /// A batch on its way to the members of a room.
 struct FanOut {
-    room: usize,
+    room: Key,
     lines: Arc<[Line]>,
     bytes: usize,
     /// The number of the first line.
@@ -366,14 +367,14 @@ impl Hub {
     }
 
     /// In the middle of a turn, if much waits and few are to get it.
-    fn fan_out_early(&mut self, index: usize, waiting: usize, turn: &Turn<'_, HubMsg>) {
+    fn fan_out_early(&mut self, index: Key, waiting: usize, turn: &Turn<'_, HubMsg>) {
         if waiting >= CHUNK && self.table.room_mut(index).is_some_and(|room| room.seats.len() <= SLICE) {
             self.fan_out(index, turn);
         }
     }
 
     /// Passes on what waits in a room: one message to each member here, one entry in the message to each other arbiter.
-    fn fan_out(&mut self, index: usize, turn: &Turn<'_, HubMsg>) {
+    fn fan_out(&mut self, index: Key, turn: &Turn<'_, HubMsg>) {
         let own = self.table.own(index);
         let Some(room) = self.table.room_mut(index) else { return };
         if room.lines.is_empty() {
@@ -458,7 +459,7 @@ impl Hub {
     }
 
     /// Tells the other arbiters if this one has become interested in a room, or has ceased to be.
-    fn announce(&mut self, index: usize) {
+    fn announce(&mut self, index: Key) {
         let Some(room) = self.table.room_mut(index) else { return };
         if room.announced != room.seats.is_empty() {
             return;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::rooms_words::{Line, Refusal};
 use crate::actors::ActorId;
+use crate::memory::{self, Key};
 
 /// A member that other arbiters may not know of yet: it gets lines from its confirmation on.
 const NOT_YET: u64 = u64::MAX;
@@ -72,7 +73,7 @@ impl<H> Room<H> {
 
 #[derive(Debug, Clone, Copy)]
 struct Spot {
-    room: usize,
+    room: Key,
     seat: usize,
 }
 
@@ -99,11 +100,10 @@ pub(super) struct Left {
 
 #[derive(Debug)]
 pub(super) struct Table<H> {
-    rooms: Vec<Option<Room<H>>>,
-    free: Vec<usize>,
-    names: HashMap<Arc<str>, usize>,
+    rooms: memory::Table<Room<H>>,
+    names: HashMap<Arc<str>, Key>,
     spots: HashMap<ActorId, Spot>,
-    touched: Vec<usize>,
+    touched: Vec<Key>,
     max_rooms: usize,
     max_seats: usize,
     /// Joining needs no confirmation: there are no other arbiters.
@@ -113,8 +113,8 @@ pub(super) struct Table<H> {
 impl<H> Table<H> {
     pub(super) fn new(max_rooms: usize, max_seats: usize, alone: bool) -> Self {
         Self {
-            rooms: Vec::new(),
-            free: Vec::new(),
+            // Bounded by `max_rooms`, and by what other hubs have, each within its own.
+            rooms: memory::Table::new(usize::MAX),
             names: HashMap::new(),
             spots: HashMap::new(),
             touched: Vec::new(),
@@ -132,91 +132,79 @@ impl<H> Table<H> {
         self.names.len()
     }
 
-    pub(super) fn room_mut(&mut self, index: usize) -> Option<&mut Room<H>> {
-        self.rooms.get_mut(index)?.as_mut()
+    pub(super) fn room_mut(&mut self, room: Key) -> Option<&mut Room<H>> {
+        self.rooms.get_mut(room)
     }
 
-    pub(super) fn find(&self, name: &str) -> Option<usize> {
+    pub(super) fn find(&self, name: &str) -> Option<Key> {
         self.names.get(name).copied()
     }
 
     /// All members, for the end of the hub.
     pub(super) fn seats(&self) -> impl Iterator<Item = &Seat<H>> {
-        self.rooms.iter().flatten().flat_map(|room| &room.seats)
+        self.rooms.iter().flat_map(|(_, room)| &room.seats)
     }
 
     /// The next room in which something has changed since it was last taken here.
-    pub(super) fn take_touched(&mut self) -> Option<usize> {
+    pub(super) fn take_touched(&mut self) -> Option<Key> {
         loop {
-            let index = self.touched.pop()?;
-            if let Some(room) = self.room_mut(index) {
+            let key = self.touched.pop()?;
+            if let Some(room) = self.room_mut(key) {
                 room.touched = false;
-                return Some(index);
+                return Some(key);
             }
         }
     }
 
-    fn touch(&mut self, index: usize) {
-        if let Some(room) = self.rooms.get_mut(index).and_then(Option::as_mut)
+    fn touch(&mut self, key: Key) {
+        if let Some(room) = self.room_mut(key)
             && !std::mem::replace(&mut room.touched, true)
         {
-            self.touched.push(index);
+            self.touched.push(key);
         }
     }
 
-    /// The room of that name, made if there is none and there may be one more.
-    fn open(&mut self, name: &Arc<str>) -> usize {
-        if let Some(index) = self.find(name) {
-            return index;
+    /// The room of that name, made if there is none.
+    fn open(&mut self, name: &Arc<str>) -> Option<Key> {
+        if let Some(key) = self.find(name) {
+            return Some(key);
         }
-        let room = Some(Room::new(name.clone()));
-        let index = match self.free.pop() {
-            Some(index) => index,
-            None => {
-                self.rooms.push(None);
-                self.rooms.len() - 1
-            }
-        };
-        if let Some(slot) = self.rooms.get_mut(index) {
-            *slot = room;
-        }
-        self.names.insert(name.clone(), index);
-        index
+        // It has room for more than there can be.
+        let key = self.rooms.insert(Room::new(name.clone())).ok()?;
+        self.names.insert(name.clone(), key);
+        Some(key)
     }
 
     /// Forgets a room that nobody anywhere is in.
-    pub(super) fn close_if_empty(&mut self, index: usize) {
-        let Some(slot) = self.rooms.get_mut(index) else { return };
-        if let Some(room) = slot
-            && room.seats.is_empty()
-            && room.elsewhere.is_empty()
-            && room.lines.is_empty()
-            && !room.announced
+    pub(super) fn close_if_empty(&mut self, key: Key) {
+        let unused = |room: &Room<H>| {
+            room.seats.is_empty() && room.elsewhere.is_empty() && room.lines.is_empty() && !room.announced
+        };
+        if self.rooms.get(key).is_some_and(unused)
+            && let Some(room) = self.rooms.remove(key)
         {
             self.names.remove(&room.name);
-            *slot = None;
-            self.free.push(index);
         }
     }
 
     /// Whether `id` may join; the answer to [`join`](Self::join) otherwise.
     pub(super) fn may_join(&self, id: ActorId, name: &str) -> Result<(), Refusal> {
-        let Some(index) = self.find(name) else {
+        let Some(key) = self.find(name) else {
             return if self.names.len() < self.max_rooms { Ok(()) } else { Err(Refusal::TooManyRooms) };
         };
-        let taken = self.rooms.get(index).and_then(Option::as_ref).map_or(0, |room| room.seats.len());
-        let inside = self.spots.get(&id).is_some_and(|spot| spot.room == index);
+        let taken = self.rooms.get(key).map_or(0, |room| room.seats.len());
+        let inside = self.spots.get(&id).is_some_and(|spot| spot.room == key);
         if inside || taken < self.max_seats { Ok(()) } else { Err(Refusal::RoomFull) }
     }
 
     /// Puts a member that is in no other room into this one.
     pub(super) fn join(&mut self, id: ActorId, name: &Arc<str>, handle: H) -> Joined {
-        let index = self.open(name);
-        if self.spots.get(&id).is_some_and(|spot| spot.room == index) {
+        let Some(key) = self.open(name) else { return Joined::Already };
+        if self.spots.get(&id).is_some_and(|spot| spot.room == key) {
             return Joined::Already;
         }
         let alone = self.alone;
-        let Some(room) = self.room_mut(index) else { return Joined::Already };
+        let Some(room) = self.room_mut(key) else { return Joined::Already };
         let known = alone || room.announced && room.missing == 0;
         let next = if known { room.end() } else { NOT_YET };
         let seat = room.seats.len();
@@ -224,20 +212,20 @@ impl<H> Table<H> {
         if !known {
             room.joining.push(id);
         }
-        self.spots.insert(id, Spot { room: index, seat });
-        self.touch(index);
+        self.spots.insert(id, Spot { room: key, seat });
+        self.touch(key);
         if known { Joined::Now } else { Joined::Soon }
     }
 
     pub(super) fn room_of(&self, id: ActorId) -> Option<&Arc<str>> {
         let spot = self.spots.get(&id)?;
-        self.rooms.get(spot.room)?.as_ref().map(|room| &room.name)
+        self.rooms.get(spot.room).map(|room| &room.name)
     }
 
     /// Takes a member out of its room.
     pub(super) fn leave(&mut self, id: ActorId) -> Option<Left> {
-        let Spot { room: index, seat } = self.spots.remove(&id)?;
-        let room = self.rooms.get_mut(index)?.as_mut()?;
+        let Spot { room: key, seat } = self.spots.remove(&id)?;
+        let room = self.rooms.get_mut(key)?;
         if seat >= room.seats.len() {
             return None;
         }
@@ -256,49 +244,49 @@ impl<H> Table<H> {
         if let Some(spot) = moved.and_then(|moved| self.spots.get_mut(&moved)) {
             spot.seat = seat;
         }
-        self.touch(index);
+        self.touch(key);
         Some(left)
     }
 
     /// Queues what a member says; answers the room and how many bytes wait there now.
-    pub(super) fn say(&mut self, id: ActorId, body: Bytes) -> Option<(usize, usize)> {
-        let index = self.spots.get(&id)?.room;
-        let room = self.room_mut(index)?;
+    pub(super) fn say(&mut self, id: ActorId, body: Bytes) -> Option<(Key, usize)> {
+        let key = self.spots.get(&id)?.room;
+        let room = self.room_mut(key)?;
         room.push(Line { from: Some(id), local: true, body });
         let bytes = room.bytes;
-        self.touch(index);
-        Some((index, bytes))
+        self.touch(key);
+        Some((key, bytes))
     }
 
     /// Queues what was said on another arbiter, if anybody here is in that room; answers as [`say`](Self::say).
-    pub(super) fn heard(&mut self, name: &str, lines: &[Line]) -> Option<(usize, usize)> {
-        let index = self.find(name)?;
-        let room = self.room_mut(index).filter(|room| !room.seats.is_empty())?;
+    pub(super) fn heard(&mut self, name: &str, lines: &[Line]) -> Option<(Key, usize)> {
+        let key = self.find(name)?;
+        let room = self.room_mut(key).filter(|room| !room.seats.is_empty())?;
         for line in lines {
             room.push(Line { local: false, ..line.clone() });
         }
         let bytes = room.bytes;
-        self.touch(index);
-        Some((index, bytes))
+        self.touch(key);
+        Some((key, bytes))
     }
 
     /// Another arbiter has members of a room now, or none any more.
     pub(super) fn elsewhere(&mut self, name: &Arc<str>, hub: usize, has: bool) {
-        let index = if has { Some(self.open(name)) } else { self.find(name) };
-        let Some(index) = index else { return };
-        if let Some(room) = self.room_mut(index) {
+        let key = if has { self.open(name) } else { self.find(name) };
+        let Some(key) = key else { return };
+        if let Some(room) = self.room_mut(key) {
             room.elsewhere.retain(|other| *other != hub);
             if has {
                 room.elsewhere.push(hub);
             }
         }
-        self.touch(index);
+        self.touch(key);
     }
 
     /// One more arbiter knows that this one has members. When all do: who can be told so, and from then on gets lines.
     pub(super) fn known(&mut self, name: &str, generation: u64, mut tell: impl FnMut(&Seat<H>)) {
-        let Some(index) = self.find(name) else { return };
-        let Some(room) = self.rooms.get_mut(index).and_then(Option::as_mut) else { return };
+        let Some(key) = self.find(name) else { return };
+        let Some(room) = self.rooms.get_mut(key) else { return };
         if !room.announced || room.generation != generation || room.missing == 0 {
             return;
         }
@@ -308,7 +296,7 @@ impl<H> Table<H> {
         }
         let end = room.end();
         for id in std::mem::take(&mut room.joining) {
-            let Some(spot) = self.spots.get(&id).filter(|spot| spot.room == index) else { continue };
+            let Some(spot) = self.spots.get(&id).filter(|spot| spot.room == key) else { continue };
             let Some(seat) = room.seats.get_mut(spot.seat).filter(|seat| seat.next == NOT_YET) else { continue };
             seat.next = end;
             tell(seat);
@@ -318,7 +306,7 @@ impl<H> Table<H> {
     /// Confirms a member before others know of it: it wants its answers in order more than it wants to wait.
     pub(super) fn confirm(&mut self, id: ActorId) -> Option<Arc<str>> {
         let spot = self.spots.get(&id)?;
-        let room = self.rooms.get_mut(spot.room)?.as_mut()?;
+        let room = self.rooms.get_mut(spot.room)?;
         let end = room.end();
         let seat = room.seats.get_mut(spot.seat).filter(|seat| seat.next == NOT_YET)?;
         seat.next = end;
@@ -326,12 +314,12 @@ impl<H> Table<H> {
     }
 
     /// Of the lines that wait in a room, how many belong to members who would get them, were they not their own.
-    pub(super) fn own(&self, index: usize) -> usize {
-        let Some(room) = self.rooms.get(index).and_then(Option::as_ref) else { return 0 };
+    pub(super) fn own(&self, key: Key) -> usize {
+        let Some(room) = self.rooms.get(key) else { return 0 };
         let numbered = (room.first..).zip(&room.lines);
         numbered
             .filter(|(number, line)| {
-                let spot = line.from.and_then(|from| self.spots.get(&from)).filter(|spot| spot.room == index);
+                let spot = line.from.and_then(|from| self.spots.get(&from)).filter(|spot| spot.room == key);
                 spot.and_then(|spot| room.seats.get(spot.seat)).is_some_and(|seat| seat.next <= *number)
             })
             .count()
@@ -350,8 +338,8 @@ mod tests {
 
     /// Hands out what waits in all touched rooms, as a hub does at the end of its turn.
     fn flush(table: &mut Table<()>, got: &mut HashMap<u64, Vec<u32>>) {
-        while let Some(index) = table.take_touched() {
-            if let Some(room) = table.room_mut(index) {
+        while let Some(key) = table.take_touched() {
+            if let Some(room) = table.room_mut(key) {
                 let lines = std::mem::take(&mut room.lines);
                 let (first, end) = (room.first, room.first + lines.len() as u64);
                 (room.first, room.bytes) = (end, 0);
@@ -361,7 +349,7 @@ mod tests {
                     take(&lines[start..], seat.id, got);
                 }
             }
-            table.close_if_empty(index);
+            table.close_if_empty(key);
         }
     }
 
@@ -429,8 +417,8 @@ mod tests {
         let mut table = Table::new(10, 10, false);
         let (a, b, room) = (ActorId(1), ActorId(2), name(1));
         assert_eq!(table.join(a, &room, ()), Joined::Soon);
-        let index = table.take_touched().unwrap();
-        let opened = table.room_mut(index).unwrap();
+        let key = table.take_touched().unwrap();
+        let opened = table.room_mut(key).unwrap();
         (opened.announced, opened.generation, opened.missing) = (true, 7, 2);
         assert_eq!(table.join(b, &room, ()), Joined::Soon);
         let mut told = Vec::new();
@@ -441,7 +429,7 @@ mod tests {
         assert!(table.leave(b).unwrap().unconfirmed);
         table.known(&room, 7, |seat| told.push(seat.id));
         assert_eq!(told, [a]);
-        assert_eq!(table.room_mut(index).unwrap().seats[0].next, 1, "from the confirmation on");
+        assert_eq!(table.room_mut(key).unwrap().seats[0].next, 1, "from the confirmation on");
         assert_eq!(table.join(b, &room, ()), Joined::Now);
     }
 }

@@ -15,12 +15,13 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderValue, Version};
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::codec_frames::FrameWatch;
 use super::codec_head::{Guard, Stage};
 use super::exchange::Service;
 use super::nursery::Nursery;
@@ -29,7 +30,7 @@ use super::record::{Record, Tallies};
 use super::site::{Published, Settings, Site};
 use super::state_watch::{Late, Watch};
 use super::tunnel::Tunnel;
-use super::wire::{ClientStream, Notes, Wire};
+use super::wire::{ClientStream, Looked, Notes, Wire};
 use crate::actors::clock::later;
 use crate::actors::{Driver, Fault, Kind, Place, SpawnError, Spec, Turn, shelf};
 use crate::memory::View;
@@ -99,8 +100,10 @@ pub(super) struct Client {
     pub(super) settings: Arc<Settings>,
     pub(super) peer: SocketAddr,
     pub(super) tls: bool,
-    pub(super) http2: bool,
+    pub(super) version: Version,
     pub(super) trusted: bool,
+    /// What runs beside the requests of HTTP/2.
+    pub(super) nursery: Nursery,
     site: Arc<Published>,
     /// Once a request has come.
     seen: RefCell<Option<Seen>>,
@@ -117,7 +120,39 @@ struct Seen {
     tallies: Rc<Tallies>,
 }
 
+/// Who has come, and how.
+pub(super) struct Came {
+    pub(super) peer: SocketAddr,
+    pub(super) tls: bool,
+    pub(super) version: Version,
+    pub(super) ticket: Ticket,
+    pub(super) random: u64,
+}
+
 impl Client {
+    pub(super) fn new(notes: Rc<Notes>, settings: Arc<Settings>, site: Arc<Published>, came: Came) -> Rc<Self> {
+        Rc::new(Self {
+            notes,
+            peer: came.peer,
+            tls: came.tls,
+            version: came.version,
+            trusted: settings.trusted.iter().any(|network| network.contains(came.peer.ip())),
+            settings,
+            nursery: Nursery::default(),
+            site,
+            seen: RefCell::default(),
+            ticket: RefCell::new(came.ticket),
+            tunnel: RefCell::default(),
+            requests: Cell::new(0),
+            random: Cell::new(came.random),
+        })
+    }
+
+    /// Whether each request has a stream of its own: not so in HTTP/1.1.
+    pub(super) fn has_streams(&self) -> bool {
+        self.version != Version::HTTP_11
+    }
+
     /// A request has come.
     pub(super) fn begin(&self) -> Rc<Record> {
         if self.requests.get() == 0 {
@@ -210,20 +245,10 @@ async fn serve(driver: &Driver, shared: &Arc<Shared>, accepted: Accepted, random
     let by_head = later(driver.now(), settings.times.head);
     let begun = by(driver, by_head, begin(shared, tcp)).await.ok_or_else(|| Fault::peer("head_timeout", ""))??;
     let notes = Notes::new(driver.clone(), settings.listener.clone(), watch);
-    let client = Rc::new(Client {
-        notes: notes.clone(),
-        settings: settings.clone(),
-        peer,
-        tls: matches!(begun.stream, ClientStream::Tls(_)),
-        http2: begun.http2,
-        trusted: settings.trusted.iter().any(|network| network.contains(peer.ip())),
-        site: shared.site.clone(),
-        seen: RefCell::default(),
-        ticket: RefCell::new(ticket),
-        tunnel: RefCell::default(),
-        requests: Cell::new(0),
-        random: Cell::new(random),
-    });
+    let version = if begun.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    let tls = matches!(begun.stream, ClientStream::Tls(_));
+    let came = Came { peer, tls, version, ticket, random };
+    let client = Client::new(notes, settings.clone(), shared.site.clone(), came);
     if begun.http2 { serve_two(&client, begun).await } else { serve_one(&client, begun).await }
 }
 
@@ -264,7 +289,7 @@ async fn begin(shared: &Arc<Shared>, mut tcp: TcpStream) -> Result<Begun, Fault>
 async fn serve_one(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
     let (notes, settings) = (&client.notes, &client.settings);
     let guard = Guard::new(settings.head);
-    let wire = Wire::new(begun.stream, begun.prefix, Some(guard), notes.clone());
+    let wire = Wire::new(begun.stream, begun.prefix, Looked::Heads(guard), notes.clone());
     let mut conn = http1::Builder::new()
         .max_headers(settings.head.fields)
         .max_header_size(settings.head.bytes)
@@ -278,7 +303,7 @@ async fn serve_one(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
         if let Poll::Ready(result) = conn.poll_without_shutdown(cx) {
             return Poll::Ready(End::Hyper(result));
         }
-        wait(notes)
+        wait(notes, settings.times.send)
     })
     .await;
     let parts = conn.into_parts();
@@ -312,8 +337,9 @@ async fn serve_one(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
 
 async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
     let (notes, settings) = (&client.notes, &client.settings);
-    let wire = Wire::new(begun.stream, begun.prefix, None, notes.clone());
-    let nursery = Nursery::default();
+    let frames = Looked::Frames(FrameWatch::new(PREFACE.len()));
+    let wire = Wire::new(begun.stream, begun.prefix, frames, notes.clone());
+    let nursery = client.nursery.clone();
     let mut conn = http2::Builder::new(nursery.clone())
         .max_concurrent_streams(settings.streams)
         .max_header_list_size(u32::try_from(settings.head.bytes).unwrap_or(u32::MAX))
@@ -321,6 +347,7 @@ async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(STREAM_BUFFER)
         .max_pending_accept_reset_streams(RESETS)
+        .enable_connect_protocol()
         .serve_connection(TokioIo::new(wire), Service(client.clone()));
     let mut told = false;
     let end = poll_fn(|cx| {
@@ -334,7 +361,7 @@ async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
         }
         match done {
             Poll::Ready(result) => Poll::Ready(End::Hyper(result)),
-            Poll::Pending => wait(notes),
+            Poll::Pending => wait(notes, settings.times.send),
         }
     })
     .await;
@@ -345,8 +372,14 @@ async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
     }
 }
 
-fn wait(notes: &Notes) -> Poll<End> {
-    let next = notes.tick();
+fn wait(notes: &Notes, send: Duration) -> Poll<End> {
+    let mut next = notes.tick();
+    if let Some(stalled) = notes.stalled().map(|since| later(since, send)) {
+        if stalled <= notes.driver.now() {
+            return Poll::Ready(End::Late(Late::Send));
+        }
+        next = next.into_iter().chain([stalled]).min();
+    }
     if let Some(late) = notes.watch.borrow().late(notes.driver.now()) {
         return Poll::Ready(End::Late(late));
     }
@@ -361,7 +394,7 @@ fn fault_of(client: &Client, error: &hyper::Error) -> Fault {
         None if error.is_parse() => "bad_request",
         None if error.is_incomplete_message() => "truncated",
         None if error.is_user() => "answer_broke",
-        None if client.http2 => "protocol",
+        None if client.has_streams() => "protocol",
         None => "reset",
     };
     // What the guard refused is counted already.

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
 use std::future::Future;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::pool::{Lent, Pool};
 use super::record::Record;
@@ -21,10 +23,13 @@ use super::site::Upstream;
 use super::state_exchange::Failure;
 use super::wire::{Notes, Timer};
 use crate::actors::clock::later;
+use crate::actors::{NotDone, blocking};
 use crate::transports::kit::balance::Picked;
 
 /// Bytes of a file that are read at once.
 const FILE_PIECE: usize = 32 << 10;
+/// How soon a piece is asked for again when as much is being fetched as may.
+const FETCH_AGAIN: Duration = Duration::from_millis(5);
 
 /// Why a body broke off. Whoever reads it sees that it is not whole.
 #[derive(Debug)]
@@ -44,9 +49,48 @@ pub(super) enum ToServer {
     Stream(Box<Request>),
 }
 
-/// A client's body.
+/// A client's body, as its version of HTTP gives it.
+pub(super) enum FromClient {
+    /// HTTP/1.1 and 2.
+    Hyper(Incoming),
+    /// HTTP/3.
+    #[cfg(feature = "quic")]
+    Three(crate::transports::http3::Incoming),
+}
+
+impl Body for FromClient {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let broken = Broken("the client's body broke off");
+        match self.get_mut() {
+            Self::Hyper(body) => Pin::new(body).poll_frame(cx).map_err(|_| broken),
+            #[cfg(feature = "quic")]
+            Self::Three(body) => Pin::new(body).poll_frame(cx).map_err(|_| broken),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Hyper(body) => body.is_end_stream(),
+            #[cfg(feature = "quic")]
+            Self::Three(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Hyper(body) => body.size_hint(),
+            #[cfg(feature = "quic")]
+            Self::Three(body) => body.size_hint(),
+        }
+    }
+}
+
+/// A client's body on its way, with what it may be.
 pub(super) struct Request {
-    pub(super) incoming: Incoming,
+    pub(super) incoming: FromClient,
     /// Bytes that may still come.
     pub(super) left: u64,
     /// How long the client may be silent.
@@ -119,12 +163,14 @@ impl Body for ToServer {
 pub(super) struct ToClient {
     kind: Answer,
     record: Rc<Record>,
+    /// Over HTTP/2: since when a piece of it waits for its stream.
+    waits: Option<Rc<Cell<Option<std::time::Instant>>>>,
 }
 
 enum Answer {
     Whole(Bytes),
     Server(Box<FromServer>),
-    File(FilePart),
+    File(Box<FilePart>),
 }
 
 /// The body of a server's answer, and the connection it comes from.
@@ -179,18 +225,25 @@ impl Source {
 
 /// A part of a file.
 pub(super) struct FilePart {
-    pub(super) file: File,
-    pub(super) at: u64,
-    pub(super) left: u64,
+    file: Arc<File>,
+    at: u64,
+    left: u64,
+    /// A piece that must be waited for.
+    fetching: Option<Fetching>,
+    /// As much is fetched as may: when to ask again.
+    again: Option<std::time::Instant>,
+    timer: Timer,
 }
+
+type Fetching = Pin<Box<dyn Future<Output = Result<io::Result<Vec<u8>>, NotDone>>>>;
 
 impl ToClient {
     pub(super) const fn whole(body: Bytes, record: Rc<Record>) -> Self {
-        Self { kind: Answer::Whole(body), record }
+        Self { kind: Answer::Whole(body), record, waits: None }
     }
 
-    pub(super) const fn file(part: FilePart, record: Rc<Record>) -> Self {
-        Self { kind: Answer::File(part), record }
+    pub(super) fn file(part: FilePart, record: Rc<Record>) -> Self {
+        Self { kind: Answer::File(Box::new(part)), record, waits: None }
     }
 
     pub(super) fn server(incoming: Incoming, mut source: Source, silence: Duration, record: Rc<Record>) -> Self {
@@ -199,7 +252,36 @@ impl ToClient {
             return Self::whole(Bytes::new(), record);
         }
         let body = FromServer { incoming, source, silence, timer: Timer::default(), since: None };
-        Self { kind: Answer::Server(Box::new(body)), record }
+        Self { kind: Answer::Server(Box::new(body)), record, waits: None }
+    }
+}
+
+impl ToClient {
+    /// From here on it is an answer on a stream of HTTP/2, which asks for a piece only when it takes one.
+    pub(super) fn streamed(&mut self) {
+        if !self.is_end_stream() {
+            self.waits = Some(self.record.notes().sends());
+        }
+    }
+
+    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match &mut self.kind {
+            Answer::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Answer::Whole(bytes) => {
+                self.record.down(bytes.len());
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
+            }
+            Answer::Server(server) => server.poll(cx, &self.record),
+            Answer::File(part) => {
+                let next = std::task::ready!(part.poll(cx, self.record.notes()));
+                match &next {
+                    Some(Ok(piece)) => self.record.down(piece.len()),
+                    Some(Err(_)) => self.record.broke("file"),
+                    None => {}
+                }
+                Poll::Ready(next.map(|piece| piece.map(Frame::data)))
+            }
+        }
     }
 }
 
@@ -244,23 +326,58 @@ impl FromServer {
 }
 
 impl FilePart {
-    fn next(&mut self) -> Option<Result<Bytes, Broken>> {
+    pub(super) fn new(file: File, at: u64, left: u64) -> Self {
+        Self { file: Arc::new(file), at, left, fetching: None, again: None, timer: Timer::default() }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, notes: &Notes) -> Poll<Option<Result<Bytes, Broken>>> {
         if self.left == 0 {
-            return None;
+            return Poll::Ready(None);
         }
         let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(FILE_PIECE);
-        let mut piece = vec![0; wanted];
-        match self.file.read_at(&mut piece, self.at) {
-            // It has become shorter than it was said to be.
-            Ok(0) | Err(_) => {
-                self.left = 0;
-                Some(Err(Broken("the file cannot be read on")))
+        let piece = loop {
+            if let Some(at) = self.again {
+                std::task::ready!(self.timer.poll(notes, at, cx));
+                self.again = None;
             }
-            Ok(count) => {
-                piece.truncate(count);
-                self.at += count as u64;
-                self.left -= count as u64;
-                Some(Ok(piece.into()))
+            if let Some(fetching) = &mut self.fetching {
+                let fetched = std::task::ready!(fetching.as_mut().poll(cx));
+                self.fetching = None;
+                match fetched {
+                    Ok(piece) => break piece,
+                    Err(NotDone::Full) => self.again = Some(later(notes.driver.now(), FETCH_AGAIN)),
+                    Err(NotDone::Lost) => break Err(io::ErrorKind::Other.into()),
+                }
+                continue;
+            }
+            let mut piece = vec![0; wanted];
+            match preadv2(&*self.file, &mut [IoSliceMut::new(&mut piece)], self.at, ReadWriteFlags::NOWAIT) {
+                Ok(count) => {
+                    piece.truncate(count);
+                    break Ok(piece);
+                }
+                // Not in memory, or a file system that cannot tell.
+                Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INVAL) => {
+                    let (file, at) = (self.file.clone(), self.at);
+                    self.fetching = Some(Box::pin(blocking(move || {
+                        let count = file.read_at(&mut piece, at)?;
+                        piece.truncate(count);
+                        Ok(piece)
+                    })));
+                }
+                Err(error) => break Err(error.into()),
+            }
+        };
+        match piece {
+            Ok(piece) if !piece.is_empty() => {
+                self.at += piece.len() as u64;
+                self.left = self.left.saturating_sub(piece.len() as u64);
+                Poll::Ready(Some(Ok(piece.into())))
+            }
+            // It has become shorter than it was said to be.
+            Ok(_) | Err(_) => {
+                self.left = 0;
+                Poll::Ready(Some(Err(Broken("the file cannot be read on"))))
             }
         }
     }
@@ -272,23 +389,12 @@ impl Body for ToClient {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let body = self.get_mut();
-        match &mut body.kind {
-            Answer::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Answer::Whole(bytes) => {
-                body.record.down(bytes.len());
-                Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
-            }
-            Answer::Server(server) => server.poll(cx, &body.record),
-            Answer::File(part) => {
-                let next = part.next();
-                match &next {
-                    Some(Ok(piece)) => body.record.down(piece.len()),
-                    Some(Err(_)) => body.record.broke("file"),
-                    None => {}
-                }
-                Poll::Ready(next.map(|piece| piece.map(Frame::data)))
-            }
+        let next = body.next(cx);
+        if let Some(waits) = &body.waits {
+            // Asked for again, the last piece was taken; what is given now waits until the next time.
+            waits.set(next.is_ready().then(|| body.record.notes().driver.now()));
         }
+        next
     }
 
     fn is_end_stream(&self) -> bool {
@@ -310,8 +416,13 @@ impl Body for ToClient {
 
 impl Drop for ToClient {
     fn drop(&mut self) {
-        if let Answer::Server(server) = &mut self.kind {
-            server.timer.clear(self.record.notes());
+        if let Some(waits) = &self.waits {
+            self.record.notes().sent(waits);
+        }
+        match &mut self.kind {
+            Answer::Server(server) => server.timer.clear(self.record.notes()),
+            Answer::File(part) => part.timer.clear(self.record.notes()),
+            Answer::Whole(_) => {}
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 /// `X-Forwarded-For`.
@@ -19,8 +20,6 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-const VIA: HeaderValue = HeaderValue::from_static("1.1 portway");
-const VIA_2: HeaderValue = HeaderValue::from_static("2 portway");
 /// The longest request id that is taken over from a trusted proxy.
 const LONGEST_ID: usize = 128;
 
@@ -35,8 +34,8 @@ pub struct Sender<'a> {
     pub trusted: bool,
     /// The authority it asked for.
     pub authority: &'a str,
-    /// Whether it speaks HTTP/2.
-    pub http2: bool,
+    /// The version of HTTP it speaks.
+    pub version: Version,
 }
 
 /// Takes away what concerns one hop only. An upgrade goes with it.
@@ -62,6 +61,13 @@ pub fn strip_hop(fields: &mut HeaderMap) {
     fields.remove(header::TRANSFER_ENCODING);
     fields.remove(header::UPGRADE);
     fields.remove(HTTP2_SETTINGS);
+}
+
+/// Whether a field concerns one hop, or the framing of a message.
+#[must_use]
+pub fn is_of_one_hop(name: &HeaderName) -> bool {
+    let framing = [header::CONNECTION, header::TRANSFER_ENCODING, header::CONTENT_LENGTH, header::UPGRADE];
+    framing.contains(name) || [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS].contains(name)
 }
 
 /// Whether a client asks for a WebSocket (RFC 6455, section 4.1), the one switch of protocols that is passed on.
@@ -96,7 +102,23 @@ pub fn to_server(fields: &mut HeaderMap, sender: &Sender<'_>, id: impl FnOnce() 
     if !known {
         fields.insert(X_REQUEST_ID, id());
     }
-    fields.append(header::VIA, if sender.http2 { VIA_2 } else { VIA });
+    fields.append(header::VIA, via(sender.version));
+}
+
+/// What this hop is called (RFC 9110, section 7.6.3).
+fn via(version: Version) -> HeaderValue {
+    HeaderValue::from_static(match version {
+        Version::HTTP_3 => "3 portway",
+        Version::HTTP_2 => "2 portway",
+        _ => "1.1 portway",
+    })
+}
+
+/// Whom the last proxy of a chain says it was asked by, in `X-Forwarded-For`.
+#[must_use]
+pub fn last_forwarded(fields: &HeaderMap) -> Option<IpAddr> {
+    let last = fields.get_all(X_FORWARDED_FOR).iter().next_back()?;
+    last.to_str().ok()?.rsplit(',').next()?.trim().parse().ok()
 }
 
 /// Joins the pieces in which HTTP/2 sends cookies, for servers that read one field (RFC 9113, section 8.2.3).
@@ -226,7 +248,13 @@ mod tests {
     }
 
     fn sender(trusted: bool) -> Sender<'static> {
-        Sender { address: "::ffff:10.0.0.1".parse().unwrap(), tls: true, trusted, authority: "a:1", http2: false }
+        Sender {
+            address: "::ffff:10.0.0.1".parse().unwrap(),
+            tls: true,
+            trusted,
+            authority: "a:1",
+            version: Version::HTTP_11,
+        }
     }
 
     #[test]

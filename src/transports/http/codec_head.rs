@@ -41,6 +41,8 @@ pub enum Refusal {
     TooLarge,
     /// A chunk that does not say its size as it must, or does not end where it said.
     Chunk,
+    /// More frames of HTTP/2 that carry nothing than anybody needs: the end of the connection, without an answer.
+    Flood,
 }
 
 impl Refusal {
@@ -60,6 +62,7 @@ impl Refusal {
             Self::BadHost => "bad_host",
             Self::TooLarge => "head_too_large",
             Self::Chunk => "chunk",
+            Self::Flood => "flood",
         }
     }
 }

@@ -15,9 +15,10 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version, uri};
 use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
 
 use super::actor::Client;
-use super::body::{self, Source, ToClient, ToServer};
+use super::body::{self, FromClient, Source, ToClient, ToServer};
 use super::codec_forward::{self as forward, Sender};
 use super::codec_head::is_authority;
 use super::pool::Pool;
@@ -26,7 +27,7 @@ use super::site::{Action, Route, Upstream};
 use super::state_exchange::{Attempts, Failure, Next};
 use super::state_routes::{Wanted, host_of, is_plain};
 use super::wire::Timer;
-use super::{files, tunnel};
+use super::{early, files, tunnel};
 use crate::actors::clock::later;
 use crate::transports::kit::balance::{NoServer, Picked, ServerId};
 
@@ -41,14 +42,24 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<ToClient>, Infallible>>>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let client = self.0.clone();
         let record = client.begin();
         Box::pin(async move {
-            let mut response = answer(&client, request, &record).await;
+            let opens = client.version == Version::HTTP_2 && *request.method() == Method::CONNECT;
+            let opened = opens.then(|| hyper::upgrade::on(&mut request));
+            let mut response = answer(&client, request.map(FromClient::Hyper), opened, &record).await;
             record.answers(response.status());
-            if client.notes.closing.get() && !client.http2 {
+            if client.version == Version::HTTP_2 {
+                response.body_mut().streamed();
+            } else {
+                client.notes.answered();
+            }
+            if client.notes.closing.get() && !client.has_streams() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            if let Some(alternative) = &client.settings.alternative {
+                response.headers_mut().insert(header::ALT_SVC, alternative.clone());
             }
             Ok(response)
         })
@@ -67,8 +78,21 @@ pub(super) fn plain(status: StatusCode, record: &Rc<Record>) -> Response<ToClien
     response
 }
 
-async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Record>) -> Response<ToClient> {
+pub(super) async fn answer(
+    client: &Rc<Client>,
+    request: Request<FromClient>,
+    opened: Option<OnUpgrade>,
+    record: &Rc<Record>,
+) -> Response<ToClient> {
+    // CONNECT is of HTTP (RFC 9110, section 9.3.6), or opens a WebSocket over HTTP/2 (RFC 8441, section 4).
+    let connects = *request.method() == Method::CONNECT;
+    let protocol = request.extensions().get::<hyper::ext::Protocol>().map(|p| p.as_str() == "websocket");
     let (mut head, incoming) = request.into_parts();
+    let asks = Asks { opened, websocket: protocol == Some(true), connects: connects && protocol.is_none() };
+    if asks.websocket {
+        // To its route it is what it would be over HTTP/1.1.
+        head.method = Method::GET;
+    }
     let site = client.site();
     let Some(authority) = authority(&head.uri, &head.headers) else { return plain(StatusCode::BAD_REQUEST, record) };
     if let Some(line) = &record.line {
@@ -77,39 +101,77 @@ async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Rec
         head.method.as_str().clone_into(&mut line.method);
         head.uri.path().clone_into(&mut line.path);
         authority.clone_into(&mut line.authority);
-        line.version = if client.http2 { "2" } else { "1.1" };
+        line.version = version(client.version);
         line.trace = text("traceparent");
     }
-    // RFC 9110, section 9.3: a gateway opens no tunnels, and an echo of what its own fields add helps nobody.
-    if head.method == Method::CONNECT || head.method == Method::TRACE {
+    // An echo of what a gateway's own fields add helps nobody, and of other protocols nothing is known.
+    let unknown = connects && (protocol == Some(false) || client.version == Version::HTTP_3);
+    if head.method == Method::TRACE || unknown {
         return plain(StatusCode::METHOD_NOT_ALLOWED, record);
     }
-    if !is_plain(head.uri.path()) {
+    // The target of CONNECT is an authority and has no path.
+    let path = if asks.connects { "/" } else { head.uri.path() };
+    if !is_plain(path) {
         return plain(StatusCode::BAD_REQUEST, record);
     }
     let host = host_of(&authority);
-    let wanted = Wanted { host: &host, path: head.uri.path(), method: head.method.as_str() };
+    let wanted = Wanted { host: &host, path, method: head.method.as_str() };
     let fields = &head.headers;
     let found = site.table.find(wanted, |name| fields.get_all(name).iter().map(HeaderValue::as_bytes));
     let Some((number, route)) = found.and_then(|number| Some((number, site.routes.get(number)?.clone()))) else {
         return plain(StatusCode::NOT_FOUND, record);
     };
     record.routed(number);
+    // A tunnel is opened only where a route says in so many words that it takes CONNECT.
+    if asks.connects && !(site.table.names_method(number, "CONNECT") && matches!(route.action, Action::Proxy(_))) {
+        return plain(StatusCode::METHOD_NOT_ALLOWED, record);
+    }
     if head.headers.get(header::EXPECT).is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return plain(StatusCode::EXPECTATION_FAILED, record);
     }
     if incoming.size_hint().lower() > route.max_body {
         return plain(StatusCode::PAYLOAD_TOO_LARGE, record);
     }
+    if let Some(mut refused) = route.guards.refusal(client, &mut head, record).await {
+        route.response.apply(refused.headers_mut());
+        return refused;
+    }
+    let mut response = routed(client, &route, (head, incoming), asks, (&authority, &host), record).await;
+    route.response.apply(response.headers_mut());
+    response
+}
+
+/// What a request asks for beside an answer.
+struct Asks {
+    /// The stream of HTTP/2, once it is opened for both to speak on.
+    opened: Option<OnUpgrade>,
+    /// A WebSocket over HTTP/2.
+    websocket: bool,
+    /// A tunnel.
+    connects: bool,
+}
+
+/// What the route answers to a request that it lets pass.
+async fn routed(
+    client: &Rc<Client>,
+    route: &Arc<Route>,
+    (mut head, incoming): (http::request::Parts, FromClient),
+    asks: Asks,
+    (authority, host): (&str, &str),
+    record: &Rc<Record>,
+) -> Response<ToClient> {
     match &route.action {
+        Action::Proxy(upstream) if asks.connects => tunnel::connect(client, upstream, route, asks.opened, record).await,
         Action::Proxy(upstream) => {
-            let websocket = !client.http2 && forward::asks_for_websocket(&head.headers);
-            forwarded(client, &mut head, &route, &authority, record);
+            let websocket = asks.websocket || (!client.has_streams() && forward::asks_for_websocket(&head.headers));
+            if forwarded(client, &mut head, route, authority, record).is_none() {
+                return plain(StatusCode::BAD_REQUEST, record);
+            }
             let head = Head { method: head.method, uri: head.uri, fields: head.headers };
             if websocket {
-                tunnel::open(client, upstream, &route, head, record).await
+                tunnel::open(client, upstream, route, head, asks.opened, record).await
             } else {
-                proxy(client, upstream, &route, head, incoming, record).await
+                proxy(client, upstream, route, head, incoming, record).await
             }
         }
         Action::Respond { status, body } => {
@@ -121,7 +183,7 @@ async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Rec
         }
         Action::Redirect { status, to } => {
             let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-            let to = to.replace("{host}", &host).replace("{path}", head.uri.path()).replace("{query}", &query);
+            let to = to.replace("{host}", host).replace("{path}", head.uri.path()).replace("{query}", &query);
             let mut response = plain(*status, record);
             match HeaderValue::try_from(to) {
                 Ok(to) => drop(response.headers_mut().insert(header::LOCATION, to)),
@@ -129,11 +191,14 @@ async fn answer(client: &Rc<Client>, request: Request<Incoming>, record: &Rc<Rec
             }
             response
         }
-        Action::Files { root, index } => {
-            let path = head.uri.path().get(route.strip..).filter(|path| path.starts_with('/')).unwrap_or("/");
-            files::answer(root, index, &head.method, path, &head.headers, record)
-        }
-        Action::Demo => demo(client, &head, &authority, record),
+        Action::Files { root, index } => match route.rewrite.apply(head.uri.path()) {
+            Some(path) => files::answer(root, index, &head.method, &path, &head.headers, record).await,
+            None => plain(StatusCode::BAD_REQUEST, record),
+        },
+        Action::Demo => demo(client, &head, authority, record),
+        // Asked for by an extended CONNECT of HTTP/3, and by nothing else.
+        #[cfg(feature = "quic")]
+        Action::Session(_) => plain(StatusCode::UPGRADE_REQUIRED, record),
     }
 }
 
@@ -146,7 +211,12 @@ pub(super) struct Head {
 }
 
 impl Head {
-    pub(super) fn request(self, body: ToServer, http2: bool) -> Request<ToServer> {
+    /// As a version of HTTP sends it: HTTP/2 has the authority in its target.
+    pub(super) fn request(mut self, body: ToServer, http2: bool, tls: bool) -> Request<ToServer> {
+        if http2 {
+            self.uri = absolute(&self, tls);
+            self.fields.remove(header::HOST);
+        }
         let mut request = Request::new(body);
         *request.method_mut() = self.method;
         *request.version_mut() = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
@@ -154,11 +224,23 @@ impl Head {
         *request.headers_mut() = self.fields;
         request
     }
+
+    /// What was to be sent, for another attempt.
+    fn back(parts: http::request::Parts) -> Self {
+        let mut head = Self { method: parts.method, uri: parts.uri, fields: parts.headers };
+        if let Some(authority) = head.uri.authority() {
+            if let Ok(host) = HeaderValue::try_from(authority.as_str()) {
+                head.fields.insert(header::HOST, host);
+            }
+            head.uri = head.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
+        }
+        head
+    }
 }
 
 /// The authority that was asked for, if there is exactly one and it can be one. A target that names it counts for more
 /// than `Host` (RFC 9112, section 3.2.2); two that differ are refused (RFC 9113, section 8.3.1).
-fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
+pub(super) fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
     let mut hosts = fields.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (None, _) => None,
@@ -175,12 +257,18 @@ fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
     is_authority(authority.as_bytes()).then(|| authority.to_owned())
 }
 
-/// Turns the head of a client's request into that of a request to a server.
-fn forwarded(client: &Client, head: &mut http::request::Parts, route: &Route, authority: &str, record: &Record) {
-    let sender =
-        Sender { address: client.peer.ip(), tls: client.tls, trusted: client.trusted, authority, http2: client.http2 };
+/// Turns the head of a client's request into that of a request to a server; nothing if its path cannot be rewritten.
+fn forwarded(
+    client: &Client,
+    head: &mut http::request::Parts,
+    route: &Route,
+    authority: &str,
+    record: &Record,
+) -> Option<()> {
+    let address = client.peer.ip();
+    let sender = Sender { address, tls: client.tls, trusted: client.trusted, authority, version: client.version };
     forward::to_server(&mut head.headers, &sender, || client.request_id());
-    if client.http2 {
+    if client.has_streams() {
         forward::join_cookies(&mut head.headers);
     }
     if let Ok(host) = HeaderValue::try_from(authority) {
@@ -191,10 +279,18 @@ fn forwarded(client: &Client, head: &mut http::request::Parts, route: &Route, au
     {
         id.clone_into(&mut line.borrow_mut().id);
     }
-    let target = head.uri.path_and_query().map_or("/", uri::PathAndQuery::as_str);
-    let target = target.get(route.strip..).unwrap_or_default();
-    let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
-    head.uri = target.parse().unwrap_or_else(|_| Uri::from_static("/"));
+    route.request.apply(&mut head.headers);
+    head.uri = if route.rewrite.keeps() {
+        head.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from)
+    } else {
+        let mut target = route.rewrite.apply(head.uri.path())?;
+        if let Some(query) = head.uri.query() {
+            target.push('?');
+            target.push_str(query);
+        }
+        target.parse().ok()?
+    };
+    Some(())
 }
 
 /// A place at a server, for one attempt.
@@ -247,7 +343,7 @@ async fn proxy(
     upstream: &Arc<Upstream>,
     route: &Route,
     mut head: Head,
-    incoming: Incoming,
+    incoming: FromClient,
     record: &Rc<Record>,
 ) -> Response<ToClient> {
     let notes = &client.notes;
@@ -266,10 +362,6 @@ async fn proxy(
     } else {
         ToServer::Empty
     });
-    if upstream.http2 {
-        head.uri = absolute(&head);
-        head.fields.remove(header::HOST);
-    }
     let pool = Pool::of(upstream);
     pool.budget.borrow_mut().request();
     let mut attempts = Attempts::new(route.retries, &head.method, has_body);
@@ -291,8 +383,12 @@ async fn proxy(
                         let Some(sent) = body.take() else { return plain(StatusCode::BAD_GATEWAY, record) };
                         // A request without a body may be sent again; one with a body is sent once.
                         let again = if has_body || route.retries == 0 { None } else { Some(head.clone()) };
-                        let request = std::mem::replace(&mut head, again.unwrap_or_else(Head::none))
-                            .request(sent, upstream.http2);
+                        let request = std::mem::replace(&mut head, again.unwrap_or_else(Head::none)).request(
+                            sent,
+                            lent.is_http2(),
+                            upstream.tls.is_some(),
+                        );
+                        let request = early::heard(client, request).await;
                         let until = later(notes.driver.now(), route.timeout);
                         match notes.until(until, lent.send(request)).await {
                             Some(Ok(response)) => {
@@ -311,7 +407,7 @@ async fn proxy(
                                     (Some(fault), _) => fault,
                                     (None, Some(request)) => {
                                         let (parts, whole) = request.into_parts();
-                                        head = Head { method: parts.method, uri: parts.uri, fields: parts.headers };
+                                        head = Head::back(parts);
                                         body = Some(whole);
                                         Failure::NotSent
                                     }
@@ -345,7 +441,7 @@ async fn proxy(
                 if fault.get().is_some() {
                     // What is left of the body is not read.
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                    if client.http2 {
+                    if client.has_streams() {
                         response.headers_mut().remove(header::CONNECTION);
                     }
                 }
@@ -362,10 +458,10 @@ impl Head {
 }
 
 /// The target as HTTP/2 sends it.
-fn absolute(head: &Head) -> Uri {
+fn absolute(head: &Head, tls: bool) -> Uri {
     let host = head.fields.get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
     let mut parts = uri::Parts::default();
-    parts.scheme = Some(uri::Scheme::HTTP);
+    parts.scheme = Some(if tls { uri::Scheme::HTTPS } else { uri::Scheme::HTTP });
     parts.authority = uri::Authority::try_from(host).ok();
     parts.path_and_query = head.uri.path_and_query().cloned();
     Uri::from_parts(parts).unwrap_or_else(|_| Uri::from_static("/"))
@@ -386,13 +482,22 @@ pub(super) fn from_server(
     response
 }
 
+/// A version as logs and pages write it.
+fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_3 => "3",
+        Version::HTTP_2 => "2",
+        _ => "1.1",
+    }
+}
+
 fn demo(client: &Client, head: &http::request::Parts, authority: &str, record: &Rc<Record>) -> Response<ToClient> {
     use std::fmt::Write;
-    let version = if client.http2 { "HTTP/2" } else { "HTTP/1.1" };
+    let version = version(client.version);
     let tls = if client.tls { "over TLS" } else { "without TLS" };
     let target = head.uri.path_and_query().map_or("/", uri::PathAndQuery::as_str);
     let mut text = format!(
-        "Portway\n\n{} {target}\nhost: {authority}\nfrom: {}\n{version} {tls}, request {} of its connection\n\n",
+        "Portway\n\n{} {target}\nhost: {authority}\nfrom: {}\nHTTP/{version} {tls}, request {} of its connection\n\n",
         head.method,
         client.peer.ip(),
         client.requests(),

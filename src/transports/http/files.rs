@@ -1,26 +1,31 @@
 //! Files below a folder: types by name, validators, conditional requests, one range.
 //!
 //! A path is opened by the kernel below the folder and nowhere else (`RESOLVE_BENEATH`): links that lead out are as if
-//! they were not there. Files are read on the arbiter, a piece at a time, as the client takes them: this is for files
-//! in the page cache, not for a disk that must be waited for.
+//! they were not there. What the kernel has in memory is opened and read on the arbiter, a piece at a time, as the
+//! client takes them; what it would have to fetch from a disk is opened and read beside it (`RESOLVE_CACHED`,
+//! `RWF_NOWAIT`, and where these say that they would wait, [`blocking`]). When as much is being fetched as may, a file
+//! that is not open yet is answered by 503, and one that is waits for its next piece.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use super::body::{FilePart, ToClient};
 use super::codec_file::{Condition, RangeAnswer, conditions, decode, range};
 use super::record::Record;
+use crate::actors::{NotDone, blocking};
 
 /// The answer to a request for this path below the folder, which begins with `/`.
-pub(super) fn answer(
-    root: &OwnedFd,
+pub(super) async fn answer(
+    root: &Arc<OwnedFd>,
     index: &str,
     method: &Method,
     path: &str,
@@ -36,10 +41,10 @@ pub(super) fn answer(
     if name.is_empty() || name.ends_with('/') {
         name.push_str(index);
     }
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    let Ok(opened) = rustix::fs::openat2(root, &name, flags, Mode::empty(), resolve) else {
-        return empty(StatusCode::NOT_FOUND, record);
+    let opened = match open(root, name.clone()).await {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(_)) => return empty(StatusCode::NOT_FOUND, record),
+        Err(NotDone::Full | NotDone::Lost) => return empty(StatusCode::SERVICE_UNAVAILABLE, record),
     };
     let Ok(stat) = rustix::fs::fstat(&opened) else { return empty(StatusCode::NOT_FOUND, record) };
     match FileType::from_raw_mode(stat.st_mode) {
@@ -103,7 +108,24 @@ pub(super) fn answer(
         }
     };
     builder = builder.status(status).header(header::CONTENT_LENGTH, left);
-    finish(builder, Some(FilePart { file: File::from(opened), at, left }), record)
+    finish(builder, Some(FilePart::new(File::from(opened), at, left)), record)
+}
+
+/// Opens what the kernel can find without waiting here, and anything else beside the arbiter.
+async fn open(root: &Arc<OwnedFd>, name: String) -> Result<rustix::io::Result<OwnedFd>, NotDone> {
+    let below = |root: &OwnedFd, name: &str, more: ResolveFlags| {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | more;
+        rustix::fs::openat2(root, name, flags, Mode::empty(), resolve)
+    };
+    match below(root, &name, ResolveFlags::CACHED) {
+        // Not in memory; or a kernel before 5.12, which does not know the flag.
+        Err(Errno::AGAIN | Errno::INVAL) => {
+            let root = root.clone();
+            blocking(move || below(&root, &name, ResolveFlags::empty())).await
+        }
+        opened => Ok(opened),
+    }
 }
 
 fn content_type(kind: &str) -> HeaderValue {

@@ -21,13 +21,16 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 
 use super::body::ToServer;
+use super::dial::dial;
 use super::nursery::Nursery;
-use super::site::Upstream;
+use super::site::{Upstream, Version};
 use super::state_exchange::{Failure, RetryBudget};
 use crate::actors::clock::later;
 use crate::actors::{Driver, Fault, Kind, Spec, shelf};
 use crate::transports::kit::balance::{Address, ServerId};
-use crate::transports::relay::{Dial, Network, Upstream as ServerStream};
+
+/// Requests on one connection of HTTP/2 at the same time; beyond them another connection is made.
+const STREAMS: usize = 100;
 
 /// The actor of a connection to a server.
 struct Connection;
@@ -38,8 +41,11 @@ impl Kind for Connection {
 /// The connections of one arbiter to one upstream.
 pub(super) struct Pool {
     kept: RefCell<BTreeMap<ServerId, Vec<Lent>>>,
-    /// Who waits for a connection that is being made.
-    dialing: RefCell<BTreeMap<u64, oneshot::Sender<Result<Lent, Failure>>>>,
+    /// Connections that are being made.
+    dialing: RefCell<BTreeMap<u64, Dialing>>,
+    /// Whether a server spoke HTTP/2 when it was last reached. Who wants one that did, or that nobody has reached yet,
+    /// waits for a connection that somebody else makes.
+    shared: RefCell<BTreeMap<ServerId, bool>>,
     next: Cell<u64>,
     pub(super) budget: RefCell<RetryBudget>,
     /// Requests that wait for a server to have room.
@@ -50,6 +56,20 @@ impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool").finish_non_exhaustive()
     }
+}
+
+/// A connection that is being made, and who waits for it.
+struct Dialing {
+    server: ServerId,
+    waiting: Vec<oneshot::Sender<Told>>,
+}
+
+/// What those who wait are told.
+enum Told {
+    Made(Lent),
+    Failed(Failure),
+    /// It is for one request alone, and somebody else has it.
+    Taken,
 }
 
 /// What a connection and those who use it know of each other.
@@ -101,6 +121,19 @@ impl Lent {
         Self { sender, server, life }
     }
 
+    /// Whether one more request fits on the connection.
+    fn has_room(&self) -> bool {
+        match self.sender {
+            Sender::One(_) => true,
+            Sender::Many(_) => self.life.busy.get() < STREAMS,
+        }
+    }
+
+    /// Whether HTTP/2 is spoken.
+    pub(super) const fn is_http2(&self) -> bool {
+        matches!(self.sender, Sender::Many(_))
+    }
+
     pub(super) async fn send(&mut self, request: Request<ToServer>) -> Result<Response<Incoming>, Unsent> {
         let unsent = |mut error: hyper::client::conn::TrySendError<Request<ToServer>>| {
             let request = error.take_message();
@@ -119,6 +152,7 @@ impl Pool {
         shelf(upstream, || Self {
             kept: RefCell::default(),
             dialing: RefCell::default(),
+            shared: RefCell::default(),
             next: Cell::new(0),
             budget: RefCell::default(),
             waiting: Cell::new(0),
@@ -133,14 +167,58 @@ impl Pool {
         address: &Address,
         driver: &Driver,
     ) -> Result<Lent, Failure> {
-        if let Some(kept) = self.kept(server) {
-            return Ok(kept);
+        loop {
+            if let Some(kept) = self.kept(server) {
+                return Ok(kept);
+            }
+            let (tell, told) = oneshot::channel();
+            if let Some(tell) = self.joined(upstream, server, tell) {
+                self.dial(upstream, server, address, driver, tell)?;
+            }
+            match told.await {
+                Ok(Told::Made(lent)) => return Ok(lent),
+                Ok(Told::Failed(failure)) => return Err(failure),
+                Ok(Told::Taken) => {}
+                Err(_) => return Err(Failure::NotConnected),
+            }
         }
+    }
+
+    /// Waits for a connection that is being made, if it will take more than one request; else gives `tell` back.
+    fn joined(
+        &self,
+        upstream: &Upstream,
+        server: ServerId,
+        tell: oneshot::Sender<Told>,
+    ) -> Option<oneshot::Sender<Told>> {
+        let many = match upstream.version {
+            Version::One => false,
+            Version::Two => true,
+            Version::Agreed => self.shared.borrow().get(&server).copied().unwrap_or(true),
+        };
+        let mut dialing = self.dialing.borrow_mut();
+        let other = dialing.values_mut().find(|other| many && other.server == server && other.waiting.len() < STREAMS);
+        match other {
+            Some(other) => {
+                other.waiting.push(tell);
+                None
+            }
+            None => Some(tell),
+        }
+    }
+
+    fn dial(
+        &self,
+        upstream: &Arc<Upstream>,
+        server: ServerId,
+        address: &Address,
+        driver: &Driver,
+        tell: oneshot::Sender<Told>,
+    ) -> Result<(), Failure> {
         let (mesh, place) = driver.here().ok_or(Failure::NotConnected)?;
-        let (tell, told) = oneshot::channel();
         let number = self.next.get();
         self.next.set(number.wrapping_add(1));
-        self.dialing.borrow_mut().insert(number, tell);
+        self.dialing.borrow_mut().insert(number, Dialing { server, waiting: vec![tell] });
         let (upstream, address) = (upstream.clone(), address.clone());
         let made = mesh.drive::<Connection, _>(place, Spec::named(upstream.name.clone()), move |driver| {
             connection(driver, upstream, server, address, number)
@@ -149,7 +227,7 @@ impl Pool {
             self.dialing.borrow_mut().remove(&number);
             return Err(Failure::NoServer);
         }
-        told.await.unwrap_or(Err(Failure::NotConnected))
+        Ok(())
     }
 
     fn kept(&self, server: ServerId) -> Option<Lent> {
@@ -157,7 +235,7 @@ impl Pool {
         let list = kept.get_mut(&server)?;
         list.retain(|lent| !lent.sender.is_closed());
         // The one used last: the others may then end for want of use.
-        let at = list.iter().rposition(|lent| lent.sender.is_ready())?;
+        let at = list.iter().rposition(|lent| lent.sender.is_ready() && lent.has_room())?;
         let shared = match list.get(at).map(|lent| (&lent.sender, &lent.life)) {
             Some((Sender::Many(sender), life)) => Some(Lent::new(Sender::Many(sender.clone()), server, life.clone())),
             Some((Sender::One(_), _)) | None => None,
@@ -186,11 +264,33 @@ impl Pool {
         }
     }
 
-    fn made(&self, number: u64, result: Result<Lent, Failure>) {
-        if let Some(tell) = self.dialing.borrow_mut().remove(&number) {
-            // Whoever asked may be gone; then the connection ends for want of use.
-            drop(tell.send(result));
+    /// Tells those who wait. The first of them gets the connection; the others share it, or look again.
+    fn made(&self, number: u64, mut result: Result<Lent, Failure>) {
+        let Some(Dialing { server, waiting }) = self.dialing.borrow_mut().remove(&number) else { return };
+        if let Ok(lent) = &result {
+            self.shared.borrow_mut().insert(server, lent.is_http2());
         }
+        let mut waiting = waiting.into_iter();
+        for tell in waiting.by_ref() {
+            let (now, left) = match result {
+                Err(failure) => (Told::Failed(failure), Err(failure)),
+                Ok(lent) => match &lent.sender {
+                    Sender::Many(sender) => {
+                        let another = Lent::new(Sender::Many(sender.clone()), server, lent.life.clone());
+                        (Told::Made(another), Ok(lent))
+                    }
+                    Sender::One(_) => (Told::Made(lent), Err(Failure::NotConnected)),
+                },
+            };
+            let taken = matches!(now, Told::Made(_)) && left.is_err();
+            // Whoever asked may be gone; then the connection ends for want of use.
+            drop(tell.send(now));
+            result = left;
+            if taken {
+                break;
+            }
+        }
+        waiting.for_each(|tell| drop(tell.send(Told::Taken)));
     }
 
     fn forget(&self, server: ServerId, life: &Rc<Life>) {
@@ -205,14 +305,6 @@ impl Pool {
         };
         drop(gone);
     }
-}
-
-/// Opens a stream to a server.
-pub(super) async fn dial(mut network: Network, address: &Address) -> std::io::Result<ServerStream> {
-    // Over TCP and Unix sockets; the configuration lets no others come here.
-    let mut stream = network.dial(address)?;
-    poll_fn(|cx| network.poll_connected(&mut stream, cx)).await?;
-    Ok(stream)
 }
 
 /// Waits for `future` until `at`, by the alarm of the actor.
@@ -237,22 +329,30 @@ async fn connection(
 ) -> Result<(), Fault> {
     let pool = Pool::of(&upstream);
     let at = later(driver.now(), upstream.connect_timeout);
-    let stream = match by(&driver, at, dial(upstream.network.clone(), &address)).await {
-        Some(Ok(stream)) => stream,
-        Some(Err(error)) => {
-            pool.made(number, Err(Failure::NotConnected));
-            return Err(Fault::peer("not_connected", error.to_string()));
+    let dialled = match by(&driver, at, dial(&upstream, upstream.version, &address)).await {
+        Some(Ok(dialled)) => dialled,
+        Some(Err(not)) => {
+            tracing::debug!(upstream = %upstream.name, server = %address, error = not.why, "not connected");
+            pool.made(number, Err(not.failure));
+            return Err(Fault::peer(not.failure.reason(), not.why));
         }
         None => {
             pool.made(number, Err(Failure::NotConnected));
             return Err(Fault::peer("connect_timeout", ""));
         }
     };
+    let stream = dialled.stream;
     let life = Rc::new(Life { busy: Cell::new(0), used: Cell::new(Some(driver.now())) });
-    let result = if upstream.http2 {
+    let result = if dialled.http2 {
         let nursery = Nursery::default();
         let shaken = http2::Builder::new(nursery.clone()).handshake(TokioIo::new(stream)).await;
-        let (sender, mut conn) = shaken.map_err(|error| Fault::peer("handshake", error.to_string()))?;
+        let (sender, mut conn) = match shaken {
+            Ok(shaken) => shaken,
+            Err(error) => {
+                pool.made(number, Err(Failure::NotConnected));
+                return Err(Fault::peer("handshake", error.to_string()));
+            }
+        };
         let kept = Lent::new(Sender::Many(sender.clone()), server, life.clone());
         // The one in the pool is not a request.
         life.busy.set(0);
@@ -265,7 +365,13 @@ async fn connection(
         .await
     } else {
         let shaken = http1::Builder::new().handshake(TokioIo::new(stream)).await;
-        let (sender, mut conn) = shaken.map_err(|error| Fault::peer("handshake", error.to_string()))?;
+        let (sender, mut conn) = match shaken {
+            Ok(shaken) => shaken,
+            Err(error) => {
+                pool.made(number, Err(Failure::NotConnected));
+                return Err(Fault::peer("handshake", error.to_string()));
+            }
+        };
         pool.made(number, Ok(Lent::new(Sender::One(sender), server, life.clone())));
         drive(&driver, &upstream, &life, |cx| Pin::new(&mut conn).poll(cx)).await
     };

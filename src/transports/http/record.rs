@@ -55,24 +55,28 @@ impl Tally {
 pub(super) struct Tallies {
     listener: [Counter; 6],
     routes: Vec<(Tally, Option<Tally>)>,
+    /// The names of the routes, with that of the listener.
+    scopes: Vec<Arc<str>>,
 }
 
 impl Tallies {
     pub(super) fn new(driver: &Driver, listener: &Arc<str>, site: &Site) -> Self {
-        let routes = site.routes.iter().map(|route| {
-            let scope: Arc<str> = format!("{listener}/{}", route.name).into();
+        let scope = |route: &Arc<super::site::Route>| Arc::<str>::from(format!("{listener}/{}", route.name));
+        let scopes: Vec<_> = site.routes.iter().map(scope).collect();
+        let routes = site.routes.iter().zip(&scopes).map(|(route, scope)| {
             let upstream = match &route.action {
                 Action::Proxy(upstream) => Some(&upstream.name),
                 Action::Respond { .. } | Action::Redirect { .. } | Action::Files { .. } | Action::Demo => None,
+                #[cfg(feature = "quic")]
+                Action::Session(_) => None,
             };
-            let of_route = Tally::new(driver, ("http_route_requests", "http_route_duration"), &scope);
+            let of_route = Tally::new(driver, ("http_route_requests", "http_route_duration"), scope);
             let families = ("http_upstream_requests", "http_upstream_duration");
             (of_route, upstream.map(|name| Tally::new(driver, families, name)))
         });
-        Self {
-            listener: CLASSES.map(|class| driver.counter("http_requests", listener, class)),
-            routes: routes.collect(),
-        }
+        let routes = routes.collect();
+        let listener = CLASSES.map(|class| driver.counter("http_requests", listener, class));
+        Self { listener, routes, scopes }
     }
 }
 
@@ -143,6 +147,14 @@ impl Record {
 
     pub(super) fn down(&self, bytes: usize) {
         self.down.set(self.down.get() + bytes as u64);
+    }
+
+    /// The route does not let the request pass.
+    pub(super) fn denied(&self, why: &'static str) {
+        let route = self.route.get().and_then(|route| self.tallies.scopes.get(route));
+        if let Some(scope) = route {
+            self.notes.driver.raise("http_denied", scope, why);
+        }
     }
 
     /// The answer does not come to its end.

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
+use super::codec_edit::{Edits, Rewrite};
 use super::codec_forward::Network;
 use super::codec_head::HeadLimits;
+use super::guards::Guards;
 use super::state_routes::{Rule, Table, Tie};
 use super::state_watch::Times;
 use crate::memory::Snapshot;
 use crate::transports::kit::balance::Balancer;
-use crate::transports::tls::ServerSettings;
+use crate::transports::tls::{ClientSettings, ServerSettings};
 
 /// The routes of a listener, and what they lead to.
 #[derive(Debug)]
@@ -38,8 +40,14 @@ impl Site {
 pub struct Route {
     /// Its name in metrics and logs.
     pub name: Arc<str>,
-    /// How many bytes are taken off the beginning of the path before it is passed on.
-    pub strip: usize,
+    /// Who may pass, and how often.
+    pub guards: Guards,
+    /// What becomes of the path before it is passed on.
+    pub rewrite: Rewrite,
+    /// Changes to the fields of requests that are passed on.
+    pub request: Edits,
+    /// Changes to the fields of answers, also of those that are made here.
+    pub response: Edits,
     /// How long a server may take until the head of its answer, and be silent inside it.
     pub timeout: Duration,
     /// How often a request that is safe to repeat is sent again.
@@ -48,6 +56,24 @@ pub struct Route {
     pub max_body: u64,
     /// What answers.
     pub action: Action,
+}
+
+impl Route {
+    /// A route with this name and the defaults of the configuration for everything else.
+    #[must_use]
+    pub fn new(name: &str, action: Action) -> Self {
+        Self {
+            name: Arc::from(name),
+            guards: Guards::default(),
+            rewrite: Rewrite::default(),
+            request: Edits::default(),
+            response: Edits::default(),
+            timeout: Duration::from_secs(60),
+            retries: 2,
+            max_body: 1 << 30,
+            action,
+        }
+    }
 }
 
 /// What answers a request.
@@ -78,6 +104,37 @@ pub enum Action {
     },
     /// A page that shows the request.
     Demo,
+    /// A session of WebTransport, over HTTP/3.
+    #[cfg(feature = "quic")]
+    Session(Inside),
+}
+
+/// What runs in sessions of WebTransport.
+#[cfg(feature = "quic")]
+#[derive(Clone)]
+pub struct Inside {
+    /// Protocols that it speaks, the most wanted first; a client that offers none of them gets none.
+    pub protocols: Vec<String>,
+    /// Makes the application of one.
+    pub make: Arc<dyn Fn() -> Box<dyn crate::transports::quic::Application> + Send + Sync>,
+}
+
+#[cfg(feature = "quic")]
+impl std::fmt::Debug for Inside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inside").field("protocols", &self.protocols).finish_non_exhaustive()
+    }
+}
+
+/// Which HTTP servers speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.1.
+    One,
+    /// HTTP/2, known beforehand. Over TLS it must be agreed on as well.
+    Two,
+    /// What a server chooses in its TLS handshake.
+    Agreed,
 }
 
 /// Servers that answer requests.
@@ -91,8 +148,11 @@ pub struct Upstream {
     pub network: crate::transports::relay::Network,
     /// How long a server may take to accept a connection.
     pub connect_timeout: Duration,
-    /// Whether its servers speak HTTP/2 (without TLS, known beforehand), else HTTP/1.1.
-    pub http2: bool,
+    /// Which HTTP its servers speak.
+    pub version: Version,
+    /// What is said to servers in TLS handshakes and demanded of them; `None`: no TLS. Name and protocols are set for
+    /// each server.
+    pub tls: Option<Arc<ClientSettings>>,
     /// How long a connection is kept for the next request.
     pub idle: Duration,
     /// Connections kept so, for each server and arbiter.
@@ -120,6 +180,30 @@ pub struct Settings {
     pub access_log: bool,
     /// Certificates and protocols; `None`: no TLS.
     pub tls: Option<Arc<ServerSettings>>,
+    /// What is said of HTTP/3 in answers of HTTP/1.1 and 2 (RFC 7838).
+    pub alternative: Option<HeaderValue>,
+    /// Whether connections of HTTP/3 take sessions of WebTransport.
+    pub sessions: bool,
+}
+
+impl Settings {
+    /// Of a listener without TLS, with the defaults of the configuration for everything else.
+    #[must_use]
+    pub fn new(listener: &str) -> Self {
+        let second = Duration::from_secs(1);
+        Self {
+            listener: Arc::from(listener),
+            head: HeadLimits { bytes: 32 << 10, fields: 100 },
+            times: Times { head: 10 * second, body: 30 * second, send: 30 * second, idle: Some(300 * second) },
+            requests: 0,
+            streams: 100,
+            trusted: Vec::new(),
+            access_log: false,
+            tls: None,
+            alternative: None,
+            sessions: false,
+        }
+    }
 }
 
 /// The site of a listener, replaced while connections run: they ask for it with each request.

@@ -14,6 +14,8 @@ pub enum Failure {
     NoServer,
     /// No connection to the server came about.
     NotConnected,
+    /// TLS with the server did not come about: its certificate, its name, or what it speaks.
+    Handshake,
     /// The connection was closed before anything of the request was sent.
     NotSent,
     /// The server closed the connection, or said something that is no answer.
@@ -35,6 +37,7 @@ impl Failure {
         match self {
             Self::NoServer => "no_server",
             Self::NotConnected => "not_connected",
+            Self::Handshake => "handshake",
             Self::NotSent => "not_sent",
             Self::Broken => "broken",
             Self::TooSlow => "response_timeout",
@@ -49,7 +52,7 @@ impl Failure {
     pub const fn status(self) -> StatusCode {
         match self {
             Self::NoServer => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NotConnected | Self::NotSent | Self::Broken => StatusCode::BAD_GATEWAY,
+            Self::NotConnected | Self::Handshake | Self::NotSent | Self::Broken => StatusCode::BAD_GATEWAY,
             Self::TooSlow => StatusCode::GATEWAY_TIMEOUT,
             Self::BadBody => StatusCode::BAD_REQUEST,
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
@@ -60,7 +63,7 @@ impl Failure {
     /// Whether it speaks against the server.
     #[must_use]
     pub const fn blames_server(self) -> bool {
-        matches!(self, Self::NotConnected | Self::Broken | Self::TooSlow)
+        matches!(self, Self::NotConnected | Self::Handshake | Self::Broken | Self::TooSlow)
     }
 }
 
@@ -93,7 +96,7 @@ impl Attempts {
     /// An attempt has failed. `whole`: nothing of the request's body is gone.
     pub fn failed(&mut self, failure: Failure, whole: bool, budget: &mut RetryBudget) -> Next {
         let safe = match failure {
-            Failure::NotConnected | Failure::NotSent => whole,
+            Failure::NotConnected | Failure::Handshake | Failure::NotSent => whole,
             Failure::Broken => whole && self.repeatable,
             // A server that is slow is not helped by more, and a client that errs would err again.
             Failure::NoServer | Failure::TooSlow | Failure::BadBody | Failure::SlowBody | Failure::LargeBody => false,

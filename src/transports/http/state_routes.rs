@@ -106,6 +106,12 @@ impl Table {
         Ok(Self { rules })
     }
 
+    /// Whether a route asks for this method by name.
+    #[must_use]
+    pub fn names_method(&self, number: usize, method: &str) -> bool {
+        self.rules.iter().any(|(n, rule)| *n == number && rule.methods.iter().any(|named| named == method))
+    }
+
     /// The number of the route for a request. `field` tells the values of a field, whose name is in lower case.
     pub fn find<'v, V>(&self, wanted: Wanted<'_>, field: impl Fn(&str) -> V) -> Option<usize>
     where

@@ -3,30 +3,35 @@
 //! Its connection to the server is no other's, so the client's actor drives it itself. When the server switches
 //! protocols, both streams are taken from hyper and joined; bytes that were read too far go first.
 
+use std::cell::Cell;
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use hyper::client::conn::http1;
+use hyper::rt::Executor;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
 
 use super::actor::Client;
 use super::body::{Source, ToClient, ToServer};
+use super::dial::{ServerStream, dial};
 use super::exchange::{Head, from_server, pick, plain};
-use super::pool::{Pool, dial};
+use super::pool::Pool;
 use super::record::Record;
-use super::site::{Route, Upstream};
+use super::site::{Route, Upstream, Version};
 use super::state_exchange::Failure;
-use super::wire::Wire;
+use super::wire::{Notes, Timer, Wire};
 use crate::actors::clock::later;
 use crate::transports::kit::balance::Picked;
-use crate::transports::relay::Upstream as ServerStream;
 
 /// A server's stream behind a switch of protocols.
 pub(super) struct Tunnel {
@@ -34,7 +39,7 @@ pub(super) struct Tunnel {
     /// Read already.
     ahead: Bytes,
     _picked: Picked,
-    _record: Rc<Record>,
+    record: Rc<Record>,
 }
 
 /// Asks a server for a WebSocket.
@@ -43,17 +48,26 @@ pub(super) async fn open(
     upstream: &Arc<Upstream>,
     route: &Route,
     mut head: Head,
+    opened: Option<OnUpgrade>,
     record: &Rc<Record>,
 ) -> Response<ToClient> {
     let notes = &client.notes;
     head.fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     head.fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if opened.is_some() {
+        // Over HTTP/2 there is no key (RFC 8441, section 5): whoever speaks HTTP/1.1 brings one.
+        let key = [client.random().to_be_bytes(), client.random().to_be_bytes()].concat();
+        if let Ok(key) = HeaderValue::try_from(boring::base64::encode_block(&key)) {
+            head.fields.insert(header::SEC_WEBSOCKET_KEY, key);
+        }
+        head.fields.entry(header::SEC_WEBSOCKET_VERSION).or_insert(HeaderValue::from_static("13"));
+    }
     let failed = |failure: Failure| {
         notes.driver.raise("http_failures", &upstream.name, failure.reason());
         plain(failure.status(), record)
     };
-    if upstream.http2 {
-        // RFC 8441 would be another request.
+    if upstream.version == Version::Two && upstream.tls.is_none() {
+        // Known to speak HTTP/2 and nothing else.
         return plain(StatusCode::NOT_IMPLEMENTED, record);
     }
     let picked = match pick(client, upstream, &Pool::of(upstream), &[]).await {
@@ -61,17 +75,21 @@ pub(super) async fn open(
         Err(failure) => return failed(failure),
     };
     let until = later(notes.driver.now(), upstream.connect_timeout);
-    let Some(Ok(stream)) = notes.until(until, dial(upstream.network.clone(), picked.address())).await else {
-        picked.failed(notes.driver.now());
-        return failed(Failure::NotConnected);
+    // Upgrades are of HTTP/1.1 (RFC 9110, section 7.8), whatever else the server speaks.
+    let dialled = match notes.until(until, dial(upstream, Version::One, picked.address())).await {
+        Some(Ok(dialled)) => dialled,
+        other => {
+            picked.failed(notes.driver.now());
+            return failed(other.and_then(Result::err).map_or(Failure::NotConnected, |not| not.failure));
+        }
     };
-    let Ok((mut sender, connection)) = http1::Builder::new().handshake(TokioIo::new(stream)).await else {
+    let Ok((mut sender, connection)) = http1::Builder::new().handshake(TokioIo::new(dialled.stream)).await else {
         return failed(Failure::NotConnected);
     };
     let mut connection = Box::new(connection);
     let until = later(notes.driver.now(), route.timeout);
     let answer = {
-        let mut asked = std::pin::pin!(sender.send_request(head.request(ToServer::Empty, false)));
+        let mut asked = std::pin::pin!(sender.send_request(head.request(ToServer::Empty, false, false)));
         let answered = poll_fn(|cx| {
             let ended = connection.poll_without_shutdown(cx);
             match asked.as_mut().poll(cx) {
@@ -99,18 +117,138 @@ pub(super) async fn open(
         let source = Source::Own { connection: Some(Box::pin(*connection)), picked: Some(picked) };
         return from_server(response, source, route, record);
     }
-    let fields = response.headers().clone();
+    let mut fields = response.headers().clone();
     drop(response);
     let parts = connection.into_parts();
     let stream = parts.io.into_inner();
-    client.tunnel(Tunnel { stream, ahead: parts.read_buf, _picked: picked, _record: record.clone() });
+    let tunnel = Tunnel { stream, ahead: parts.read_buf, _picked: picked, record: record.clone() };
+    if opened.is_some() {
+        for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT] {
+            fields.remove(name);
+        }
+    }
+    let switched = if opened.is_some() { StatusCode::OK } else { StatusCode::SWITCHING_PROTOCOLS };
+    begin(client, tunnel, opened);
     let mut answer = Response::new(ToClient::whole(Bytes::new(), record.clone()));
-    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *answer.status_mut() = switched;
     *answer.headers_mut() = fields;
     answer
 }
 
+/// Opens a tunnel to a server of the upstream, wherever the client wanted to: the configuration says who is behind it.
+pub(super) async fn connect(
+    client: &Rc<Client>,
+    upstream: &Arc<Upstream>,
+    route: &Route,
+    opened: Option<OnUpgrade>,
+    record: &Rc<Record>,
+) -> Response<ToClient> {
+    let notes = &client.notes;
+    let failed = |failure: Failure| {
+        notes.driver.raise("http_failures", &upstream.name, failure.reason());
+        plain(failure.status(), record)
+    };
+    let picked = match pick(client, upstream, &Pool::of(upstream), &[]).await {
+        Ok(picked) => picked,
+        Err(failure) => return failed(failure),
+    };
+    let until = later(notes.driver.now(), upstream.connect_timeout.min(route.timeout));
+    let dialled = match notes.until(until, dial(upstream, Version::One, picked.address())).await {
+        Some(Ok(dialled)) => dialled,
+        other => {
+            picked.failed(notes.driver.now());
+            return failed(other.and_then(Result::err).map_or(Failure::NotConnected, |not| not.failure));
+        }
+    };
+    picked.succeeded(notes.driver.now());
+    let tunnel = Tunnel { stream: dialled.stream, ahead: Bytes::new(), _picked: picked, record: record.clone() };
+    begin(client, tunnel, opened);
+    Response::new(ToClient::whole(Bytes::new(), record.clone()))
+}
+
+/// Joins both sides once the client was told: its connection, or one stream of it.
+fn begin(client: &Rc<Client>, tunnel: Tunnel, opened: Option<OnUpgrade>) {
+    let Some(opened) = opened else { return client.tunnel(tunnel) };
+    let (notes, idle) = (client.notes.clone(), client.settings.times.idle);
+    client.nursery.execute(async move {
+        // The client may be gone by then.
+        if let Ok(stream) = opened.await
+            && let Err(why) = tunnel.run_on(&notes, TokioIo::new(stream), idle).await
+        {
+            tracing::debug!(why, "a tunnel ended");
+        }
+    });
+}
+
+/// A stream of which is known how much moved.
+struct Counted<S> {
+    stream: S,
+    moved: Rc<Cell<u64>>,
+}
+
+impl<S> Counted<S> {
+    fn moves(&self, count: usize) {
+        self.moved.set(self.moved.get().wrapping_add(count as u64));
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.moves(buf.filled().len() - before);
+        result
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(count)) = &result {
+            self.moves(*count);
+        }
+        result
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 impl Tunnel {
+    /// Joins one stream of a client's connection, until both have ended or nothing moved for too long.
+    async fn run_on<S>(mut self, notes: &Notes, stream: S, idle: Option<Duration>) -> Result<(), &'static str>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let moved = Rc::new(Cell::new(0));
+        let mut stream = Counted { stream, moved: moved.clone() };
+        stream.write_all(&self.ahead).await.map_err(|_| "reset")?;
+        let mut copied = std::pin::pin!(copy_bidirectional(&mut stream, &mut self.stream));
+        let (mut timer, mut seen) = (Timer::default(), (0, notes.driver.now()));
+        let result = poll_fn(|cx| {
+            if let Poll::Ready(result) = copied.as_mut().poll(cx) {
+                return Poll::Ready(result.map(drop).map_err(|_| "reset"));
+            }
+            let now = notes.driver.now();
+            if moved.get() != seen.0 {
+                seen = (moved.get(), now);
+            }
+            match idle.map(|idle| timer.poll(notes, later(seen.1, idle), cx)) {
+                Some(Poll::Ready(())) => Poll::Ready(Err("idle")),
+                Some(Poll::Pending) | None => Poll::Pending,
+            }
+        })
+        .await;
+        timer.clear(notes);
+        drop(self.record);
+        result
+    }
+
     /// Joins both streams until they end, or nothing moved for too long.
     pub(super) async fn run(mut self, client: &Client, mut wire: Wire, ahead: Bytes) -> Result<(), &'static str> {
         let notes = &client.notes;

@@ -16,9 +16,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_boring::SslStream;
 
+use super::codec_frames::FrameWatch;
 use super::codec_head::{Guard, Refusal, Stage};
 use super::state_watch::Watch;
 use crate::actors::{Counter, Driver};
+use crate::memory::{Shared, ThreadSafe};
 
 /// No parser takes this for the rest of a head, of a chunk, or of trailers: a NUL, and a line feed without its carriage
 /// return.
@@ -40,6 +42,13 @@ pub(super) struct Notes {
     moved: Cell<u64>,
     timers: RefCell<Vec<(u64, Instant, Waker)>>,
     next_timer: Cell<u64>,
+    /// Everything that hyper gave is written.
+    clean: Cell<bool>,
+    /// Heads of answers before the answer (1xx), for the request that is being answered. Only this arbiter uses it; it
+    /// is shared because hyper asks for that.
+    early: Arc<Shared<Vec<u8>, ThreadSafe>>,
+    /// Since when pieces of answers wait for streams of HTTP/2 to take them, which no socket tells.
+    sending: RefCell<Vec<Rc<Cell<Option<Instant>>>>>,
 }
 
 impl Notes {
@@ -73,7 +82,42 @@ impl Notes {
             moved: Cell::new(0),
             timers: RefCell::default(),
             next_timer: Cell::new(0),
+            clean: Cell::new(true),
+            early: Arc::default(),
+            sending: RefCell::default(),
         })
+    }
+
+    fn take_early(&self) -> Vec<u8> {
+        self.early.write().map(|mut early| std::mem::take(&mut *early)).unwrap_or_default()
+    }
+
+    /// Where heads go that come before an answer.
+    pub(super) fn early(&self) -> Arc<Shared<Vec<u8>, ThreadSafe>> {
+        self.early.clone()
+    }
+
+    /// The answer has come. What came before it and cannot be written before it is not written at all.
+    pub(super) fn answered(&self) {
+        if !self.clean.get() && !self.take_early().is_empty() {
+            self.driver.raise("http_early_dropped", &self.listener, "");
+        }
+    }
+
+    /// A place to note since when an answer waits for its stream.
+    pub(super) fn sends(&self) -> Rc<Cell<Option<Instant>>> {
+        let place = Rc::new(Cell::new(Some(self.driver.now())));
+        self.sending.borrow_mut().push(place.clone());
+        place
+    }
+
+    pub(super) fn sent(&self, place: &Rc<Cell<Option<Instant>>>) {
+        self.sending.borrow_mut().retain(|other| !Rc::ptr_eq(other, place));
+    }
+
+    /// Since when the answer waits that has waited longest.
+    pub(super) fn stalled(&self) -> Option<Instant> {
+        self.sending.borrow().iter().filter_map(|since| since.get()).min()
     }
 
     /// Wakes the requests whose time has come, and says when to look again.
@@ -197,21 +241,30 @@ impl AsyncWrite for ClientStream {
     }
 }
 
+/// What looks at the bytes of a client.
+pub(super) enum Looked {
+    /// Of HTTP/1.1.
+    Heads(Guard),
+    /// Of HTTP/2, whose framing leaves nothing to guess.
+    Frames(FrameWatch),
+}
+
 /// A client's stream as hyper sees it.
 pub(super) struct Wire {
     stream: ClientStream,
     /// Read already, to tell the versions apart.
     prefix: Vec<u8>,
-    /// None for HTTP/2, whose framing leaves nothing to guess.
-    guard: Option<Guard>,
+    watch: Looked,
     notes: Rc<Notes>,
+    /// What is being written of an answer before the answer, and how far.
+    early: (Vec<u8>, usize),
     /// What stands in the place of what was refused has been given.
     told: bool,
 }
 
 impl Wire {
-    pub(super) const fn new(stream: ClientStream, prefix: Vec<u8>, guard: Option<Guard>, notes: Rc<Notes>) -> Self {
-        Self { stream, prefix, guard, notes, told: false }
+    pub(super) const fn new(stream: ClientStream, prefix: Vec<u8>, watch: Looked, notes: Rc<Notes>) -> Self {
+        Self { stream, prefix, watch, notes, early: (Vec::new(), 0), told: false }
     }
 
     /// The stream under it, when hyper is done.
@@ -220,6 +273,9 @@ impl Wire {
     }
 
     fn instead(&mut self, why: Refusal, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if why == Refusal::Flood {
+            return Poll::Ready(Err(io::Error::other(why.reason())));
+        }
         if why == Refusal::TooLarge {
             // Until hyper's own limit, which is the same, is reached.
             let room = buf.initialize_unfilled();
@@ -259,18 +315,26 @@ impl AsyncRead for Wire {
         let read = buf.filled().get(before..).unwrap_or_default();
         wire.notes.moves(&wire.notes.bytes_in, read.len());
         let mut stage = Stage::Between;
-        if let Some(guard) = &mut wire.guard {
-            if wire.notes.opened.get() {
-                guard.open();
+        match &mut wire.watch {
+            Looked::Heads(guard) => {
+                if wire.notes.opened.get() {
+                    guard.open();
+                }
+                if let Err(refused) = guard.look(read) {
+                    wire.notes.refuse(refused.why);
+                    buf.set_filled(before + refused.pass);
+                    if refused.pass == 0 {
+                        return wire.instead(refused.why, buf);
+                    }
+                }
+                stage = guard.stage();
             }
-            if let Err(refused) = guard.look(read) {
-                wire.notes.refuse(refused.why);
-                buf.set_filled(before + refused.pass);
-                if refused.pass == 0 {
-                    return wire.instead(refused.why, buf);
+            Looked::Frames(frames) => {
+                if frames.look(read).is_err() {
+                    wire.notes.refuse(Refusal::Flood);
+                    return Poll::Ready(Err(io::Error::other(Refusal::Flood.reason())));
                 }
             }
-            stage = guard.stage();
         }
         wire.notes.watch.borrow_mut().read(stage, wire.notes.driver.now());
         Poll::Ready(Ok(()))
@@ -278,9 +342,30 @@ impl AsyncRead for Wire {
 }
 
 impl Wire {
-    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    /// Writes what comes before an answer, where one may begin: everything that hyper gave is written.
+    fn poll_early(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.early.0.is_empty() && self.notes.clean.get() {
+            self.early = (self.notes.take_early(), 0);
+        }
+        while let Some(rest) = self.early.0.get(self.early.1..).filter(|rest| !rest.is_empty()) {
+            let count = std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.early.1 += count;
+            self.notes.moves(&self.notes.bytes_out, count);
+        }
+        self.early = (Vec::new(), 0);
+        Poll::Ready(Ok(()))
+    }
+
+    fn wrote(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.notes.clean.set(false);
         match &result {
             Poll::Ready(Ok(count)) => {
+                if let Looked::Frames(frames) = &mut self.watch {
+                    frames.sent(*count);
+                }
                 self.notes.moves(&self.notes.bytes_out, *count);
                 self.notes.watch.borrow_mut().wrote(false, self.notes.driver.now());
             }
@@ -293,6 +378,7 @@ impl Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        std::task::ready!(self.poll_early(cx))?;
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.wrote(result)
     }
@@ -302,6 +388,7 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         all: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        std::task::ready!(self.poll_early(cx))?;
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, all);
         self.wrote(result)
     }
@@ -311,6 +398,9 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes once it has nothing left to write.
+        self.notes.clean.set(true);
+        std::task::ready!(self.poll_early(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

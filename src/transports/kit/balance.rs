@@ -37,12 +37,19 @@ pub enum Address {
     },
     /// A UDP address that takes datagrams.
     Udp(SocketAddr),
+    /// A TCP address behind which TLS is spoken.
+    Tls {
+        /// The address.
+        address: SocketAddr,
+        /// Whom its certificate must name.
+        name: Arc<str>,
+    },
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) => address.fmt(f),
+            Self::Tcp(address) | Self::Tls { address, .. } => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Quic { address, .. } => write!(f, "quic://{address}"),
             Self::Udp(address) => write!(f, "udp://{address}"),
@@ -451,7 +458,7 @@ mod tests {
     fn ports(picked: &[Picked]) -> Vec<u16> {
         let port = |picked: &Picked| match picked.address() {
             Address::Tcp(address) => address.port(),
-            Address::Unix(_) | Address::Quic { .. } | Address::Udp(_) => 0,
+            Address::Unix(_) | Address::Quic { .. } | Address::Udp(_) | Address::Tls { .. } => 0,
         };
         picked.iter().map(port).collect()
     }

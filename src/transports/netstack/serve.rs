@@ -150,7 +150,9 @@ impl Dial for Via {
     fn dial(&mut self, to: &Address) -> io::Result<NetStream> {
         match to {
             Address::Tcp(to) => open(&self.stack, *to),
-            Address::Unix(_) | Address::Quic { .. } | Address::Udp(_) => Err(io::ErrorKind::Unsupported.into()),
+            Address::Unix(_) | Address::Quic { .. } | Address::Udp(_) | Address::Tls { .. } => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
         }
     }
 

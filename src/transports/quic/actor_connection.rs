@@ -11,6 +11,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::actor_engine::{Engine, Phase};
+use super::actor_lease::Leased;
+use super::actor_moving::Mover;
 use super::actor_remote::Remote;
 use super::actor_send::{Outlet, Sent};
 use super::actor_shared::Shared;
@@ -22,14 +24,16 @@ use super::session::{Application, End, Event, Info, Role, Session, Who};
 use super::state_reaper::Reaper;
 use crate::actors::clock::later;
 use crate::actors::{Exit, Fault, Mail, Progress, Protocol, Reply, Tally, Turn};
+use crate::memory::Budget;
 
 /// Rounds between application and QUIC in one turn, at most.
 const ROUNDS: usize = 8;
 /// Events handed to the application in one turn, at most.
 const EVENTS: usize = 1_024;
-/// Ids a client may have in reserve. A server gets none before we move: some (quinn) take the first they see into use
-/// at once and give back those before it, and quiche ends a connection when the same id is given back twice while only
-/// one is left, as happens where packets are lost and sent again.
+/// Ids a client has in reserve, beside one for each path. More would cost each handshake their tokens. A server gets none
+/// before we move, and one then: some (quinn) take the first they see into use at once and give back those before it, and
+/// quiche ends a connection when the same id is given back twice while only one is left, as happens where packets are
+/// lost and sent again.
 const SPARE_IDS: usize = 3;
 /// A close that the socket does not take is tried for this long.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -71,6 +75,12 @@ pub(super) struct ConnectionActor {
     purpose: Option<Purpose>,
     user: User,
     remote: Remote,
+    mover: Mover,
+    leased: Leased,
+    /// A client was asked to move.
+    moves: bool,
+    /// Paths it has had, as far as they count for ids.
+    paths: usize,
     joining: Vec<Reply<Farewell>>,
     /// Where handles read why it ended.
     ended: Arc<OnceLock<Farewell>>,
@@ -97,11 +107,14 @@ pub(super) struct Parts {
     pub(super) slot: SlotId,
     pub(super) scope: Arc<str>,
     pub(super) purpose: Purpose,
+    /// Of the process; what waits to be sent leases from it.
+    pub(super) budget: Option<Budget>,
 }
 
 impl ConnectionActor {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { engine, shared, endpoint, slot, scope, purpose } = parts;
+        let Parts { engine, shared, endpoint, slot, scope, purpose, budget } = parts;
+        let leased = Leased::new(budget.as_ref(), &engine);
         Self {
             outlet: Outlet::new(engine.now),
             reaper: Reaper::new(engine.settings.acknowledge_within),
@@ -113,6 +126,10 @@ impl ConnectionActor {
             purpose: Some(purpose),
             user: User::None,
             remote: Remote::default(),
+            mover: Mover::default(),
+            leased,
+            moves: false,
+            paths: 1,
             joining: Vec::new(),
             ended: Arc::default(),
             paced_until: None,
@@ -173,6 +190,12 @@ impl ConnectionActor {
                     application.message(m, &mut self.engine);
                 }
             }
+            Request::Migrate(answer) => {
+                // The id first, so that it is there when the socket is.
+                self.moves = true;
+                self.exchange_ids();
+                self.mover.begin(answer, &self.engine, &self.endpoint, self.slot);
+            }
             Request::OfStreams(asked) => self.remote.request(asked, &mut self.engine),
         }
     }
@@ -187,6 +210,7 @@ impl ConnectionActor {
                 self.closed_now(end, turn);
             } else if let Event::PathChanged { .. } = &event {
                 self.shared.counters.migrations.add(1);
+                self.paths = self.engine.quic.path_stats().count();
             }
             self.remote.on(&event, &mut self.engine);
             if let User::Application(application) = &mut self.user {
@@ -198,11 +222,12 @@ impl ConnectionActor {
 
     fn connected(&mut self, turn: &Turn<'_, ToConnection>) {
         // Never refused for want of room: the endpoint keeps some for each connection.
-        drop(self.endpoint.tell(ToEndpoint::Established(self.slot)));
+        let theirs = self.engine.quic.peer_transport_params().and_then(|theirs| theirs.stateless_reset_token);
+        drop(self.endpoint.tell(ToEndpoint::Established(self.slot, theirs)));
         self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
         match self.purpose.take() {
             Some(Purpose::Wanted(reply)) => {
-                self.user = User::Handles;
+                self.serve_handles();
                 match self.handle(turn) {
                     // Nobody waits any more: the handle's end closes the connection.
                     Some(handle) => drop(reply.send(Ok(handle))),
@@ -214,7 +239,7 @@ impl ConnectionActor {
                     self.user = User::Application(application);
                     return;
                 }
-                self.user = User::Handles;
+                self.serve_handles();
                 let taken = self.handle(turn).is_some_and(|handle| arrivals.hand_over(handle));
                 if !taken {
                     self.shared_drop(turn, "backlog_full");
@@ -228,6 +253,11 @@ impl ConnectionActor {
             }
             None => {}
         }
+    }
+
+    fn serve_handles(&mut self) {
+        self.user = User::Handles;
+        self.remote.attend();
     }
 
     fn shared_drop(&self, turn: &Turn<'_, ToConnection>, reason: &'static str) {
@@ -262,8 +292,12 @@ impl ConnectionActor {
                 std::iter::from_fn(|| self.engine.quic.retired_scid_next()).filter_map(|id| Cid::of(&id)).collect();
             drop(self.endpoint.tell(ToEndpoint::Retired(self.slot, retired)));
         }
-        let spare = if self.engine.role == Role::Server { SPARE_IDS } else { 0 };
-        let wanted = self.engine.quic.scids_left().min(spare);
+        let reserve = match self.engine.role {
+            Role::Server => SPARE_IDS,
+            Role::Client => usize::from(self.moves),
+        };
+        let quic = &self.engine.quic;
+        let wanted = quic.scids_left().min((self.paths + reserve).saturating_sub(quic.active_scids()));
         if wanted > 0 && !self.asked_ids {
             self.asked_ids = self.endpoint.tell(ToEndpoint::WantIds(self.slot, wanted)).is_ok();
         }
@@ -307,6 +341,7 @@ impl ConnectionActor {
             let _asked = self.engine.quic.send_ack_eliciting();
             self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(now, every));
         }
+        self.mover.tick(&mut self.engine, &self.endpoint, self.slot);
         if self.close_by.is_some_and(|at| at <= now) {
             self.engine.close_with(0, "", "drained");
         }
@@ -325,8 +360,17 @@ impl ConnectionActor {
         let mut more = false;
         for _ in 0..ROUNDS {
             more = self.engine.learn();
+            if !self.engine.proved.is_empty() {
+                self.mover.proved(&mut self.engine, &self.endpoint, self.slot);
+            }
+            self.remote.look_for_given_up(&mut self.engine);
             self.engine.notice_end();
             more |= self.dispatch(turn);
+            if let User::Application(application) = &mut self.user
+                && self.engine.phase != Phase::Ended
+            {
+                more |= application.poll(&mut turn.cx(), &mut self.engine);
+            }
             more |= self.engine.feed();
             if self.remote.awaits_room() {
                 self.remote.serve_room(&mut self.engine);
@@ -380,6 +424,7 @@ impl Protocol for ConnectionActor {
             ToConnection::Packets(_) => "packets",
             ToConnection::Writable => "writable",
             ToConnection::Ids(_) => "ids",
+            ToConnection::Opened(_) => "opened",
             ToConnection::Request(_) => "request",
         }
     }
@@ -395,6 +440,7 @@ impl Protocol for ConnectionActor {
             ToConnection::Packets(packets) => self.packets(packets),
             ToConnection::Writable => self.told_blocked = false,
             ToConnection::Ids(ids) => self.ids(ids),
+            ToConnection::Opened(socket) => self.mover.opened(socket, &mut self.engine, &self.endpoint, self.slot),
             ToConnection::Request(request) => self.request(request),
         }
         Ok(())
@@ -414,8 +460,11 @@ impl Protocol for ConnectionActor {
             self.paced_until,
             handshake,
             engine.expires_at(),
+            engine.end_due().filter(|_| self.paced_until.is_none() && !self.outlet.is_blocked()),
             self.reaper.deadline(),
             self.keep_alive_at,
+            self.mover.deadline(),
+            self.leased.deadline(),
             self.close_by.filter(|_| engine.phase != Phase::Ended),
             end_by,
             application,
@@ -437,7 +486,7 @@ impl Protocol for ConnectionActor {
         self.exchange_ids();
         if self.paced_until.is_none() || self.engine.phase == Phase::Ended {
             let Self { outlet, engine, shared, .. } = self;
-            let sent = turn.scratch(|_, buffer| outlet.send(engine, shared, buffer));
+            let sent = turn.scratch(|_, buffer| outlet.send(engine, &**shared, buffer));
             match sent {
                 Sent::All => {}
                 Sent::More => more = true,
@@ -446,6 +495,10 @@ impl Protocol for ConnectionActor {
                 Sent::Blocked => self.told_blocked = self.endpoint.tell(ToEndpoint::Blocked(self.slot)).is_ok(),
             }
         }
+        let waits = self.remote.awaits_room() || self.engine.is_wanted();
+        self.leased.look(waits, &mut self.engine);
+        // Told in the next turn to those who wait for it.
+        more |= self.engine.freed && waits;
         self.count_datagrams();
         // To send may have brought it to an end as well.
         self.engine.notice_end();
@@ -486,7 +539,7 @@ impl Protocol for ConnectionActor {
             let reason = if *why == Exit::Normal { "stopped" } else { why.reason() };
             self.engine.close_with(0, "", reason);
             let mut buffer = vec![0; 2_048];
-            let _sent = self.outlet.send(&mut self.engine, &self.shared, &mut buffer);
+            let _sent = self.outlet.send(&mut self.engine, &*self.shared, &mut buffer);
         }
         let end = self.engine.end.clone();
         if let Some(end) = end {

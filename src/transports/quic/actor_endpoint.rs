@@ -4,29 +4,35 @@
 //! slept is woken once per run. What belongs to another arbiter is forwarded to that one's endpoint. Ids are made here
 //! and known here before a peer learns them. Its connections are its children and end before it does; the socket closes
 //! last, together with those of its group.
+//!
+//! It is supervised: one that fails is made anew on the same socket, up to three times in ten seconds for all endpoints
+//! of a port. Its connections end with it, in order: the table of their ids may be half changed, and is not carried
+//! over. Beyond that the whole port closes, since one that is read in part would lose a part of all clients.
 
 use std::collections::HashMap;
 use std::io::IoSliceMut;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::actor_connection::{ConnectionActor, Parts, Purpose};
 use super::actor_engine::{Engine, Quic};
-use super::actor_listen::Listen;
+use super::actor_listen::{Door, Listen};
 use super::actor_shared::{Counters, Shared};
 use super::codec::{CID_LEN, Cid, MAX_CID_LEN, Peek, arbiter_of, peek};
 use super::codec_token::Secrets;
-use super::messages::{Connect, ConnectError, Packets, SlotId, Status, ToConnection, ToEndpoint};
+use super::codec_token::reset_token_of;
+use super::messages::{Packets, SlotId, Status, ToConnection, ToEndpoint};
 use super::session::Role;
-use super::settings::Transport;
+use super::settings::{Terms, Transport};
 use crate::actors::clock::{self, later};
-use crate::actors::{Control, Exit, Fault, Mail, Progress, Protocol, Spec, Turn};
+use crate::actors::{Control, Fault, Mail, Progress, Protocol, Spec, Turn};
+use crate::memory::Budget;
 use crate::transports::tls;
-use crate::transports::udp::{Group, Member, Options, RecvMeta, UdpSocket};
+use crate::transports::udp::{Group, Options, RecvMeta, UdpSocket};
 
 /// Reads of the socket in one turn, at most.
 const READS: usize = 32;
@@ -37,8 +43,6 @@ const LOOK_EVERY: usize = 4;
 const REQUESTS: usize = 16_384;
 /// How often a draining endpoint looks whether the others are done too.
 const LAST_LOOK: Duration = Duration::from_millis(20);
-/// TLS contexts of a client that are kept.
-const CONTEXTS: usize = 16;
 
 /// A connection id of any length, as a key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,47 +60,63 @@ impl Key {
 }
 
 /// A connection of this endpoint.
-struct Slot {
+pub(super) struct Slot {
     serial: u64,
-    mail: Mail<ToConnection>,
+    pub(super) mail: Mail<ToConnection>,
     /// Its ids, and the one that a client made up for its first packets: those may come again, late or replayed.
     keys: Vec<Key>,
+    /// Sockets of its own.
+    pub(super) sockets: Vec<SocketAddr>,
+    /// What its peer ends a packet with that says: I have lost this connection.
+    token: Option<u128>,
     established: bool,
 }
 
 /// All endpoints of a server, in the order of their arbiters; known once all have started.
 pub(super) type Peers = Arc<OnceLock<Vec<Mail<ToEndpoint>>>>;
 
-/// What an endpoint is made of.
+/// What an endpoint is made of, and made of again after a failure.
+#[derive(Clone)]
 pub(super) struct Plan {
     pub(super) scope: Arc<str>,
+    /// What its socket is set up with; of a client, what its connections are.
     pub(super) transport: Arc<Transport>,
-    pub(super) member: std::io::Result<Option<Member>>,
+    /// The sockets of the port, and which one is this endpoint's.
+    pub(super) group: Group,
+    pub(super) member: usize,
     pub(super) arbiters: usize,
     pub(super) connections: usize,
+    /// Of a client. A server's come with its terms.
     pub(super) secrets: Arc<Secrets>,
     pub(super) generation: u8,
     pub(super) peers: Peers,
     /// Connections of all endpoints that share the port.
     pub(super) all: Arc<AtomicUsize>,
+    /// Connections it has had: news of one that its predecessor had must not be taken for another's.
+    pub(super) serials: Arc<AtomicU64>,
+    /// Of the process, if connections lease from it.
+    pub(super) budget: Option<Budget>,
     pub(super) listen: Option<Listen>,
+    /// Of a client. A server's comes with its terms.
+    pub(super) log: Option<super::actor_qlog::Log>,
 }
 
 /// See the top of the file.
 pub(super) struct Endpoint {
     pub(super) plan: Plan,
     pub(super) arbiter: usize,
-    shared: Option<Rc<Shared>>,
-    /// Keeps the sockets of the group open, in their order.
-    _group: Option<Group>,
+    pub(super) door: Option<Door>,
+    pub(super) shared: Option<Rc<Shared>>,
     keys: HashMap<Key, usize>,
+    tokens: HashMap<u128, usize>,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
-    serial: u64,
     pub(super) connections: usize,
     pub(super) half_open: usize,
     blocked: Vec<SlotId>,
-    contexts: Vec<(Arc<tls::ClientSettings>, quiche::Config)>,
+    /// Sockets of connections that have moved.
+    pub(super) others: usize,
+    pub(super) contexts: Vec<(Arc<tls::ClientSettings>, quiche::Config)>,
     /// When to look again whether all are done, once draining.
     draining: Option<Instant>,
     pub(super) quiet: bool,
@@ -109,15 +129,16 @@ impl Endpoint {
         Self {
             plan,
             arbiter: 0,
+            door: None,
             shared: None,
-            _group: None,
             keys: HashMap::new(),
+            tokens: HashMap::new(),
             slots: Vec::new(),
             free: Vec::new(),
-            serial: 0,
             connections: 0,
             half_open: 0,
             blocked: Vec::new(),
+            others: 0,
             contexts: Vec::new(),
             draining: None,
             quiet: false,
@@ -138,6 +159,15 @@ impl Endpoint {
         }
     }
 
+    /// What new connections of a server begin with.
+    pub(super) fn terms(&self) -> Option<&Arc<Terms>> {
+        self.door.as_ref().map(Door::terms)
+    }
+
+    pub(super) fn secrets(&self) -> Arc<Secrets> {
+        self.terms().map_or_else(|| self.plan.secrets.clone(), |terms| terms.secrets.clone())
+    }
+
     /// A new id of this arbiter.
     pub(super) fn new_id(&self) -> Option<Cid> {
         let mut random = [0; CID_LEN];
@@ -145,29 +175,39 @@ impl Endpoint {
         Some(Cid::new(random, self.arbiter, self.plan.arbiters, self.plan.generation))
     }
 
-    /// Reads the socket for one run.
+    /// Reads the socket for one run, and then those of connections that have moved.
     fn read(&mut self, turn: &Turn<'_, ToEndpoint>) -> Result<Progress, Fault> {
         let Some(shared) = self.shared.clone() else { return Ok(Progress::Idle) };
+        let mut progress = self.read_from(&shared.socket, &shared, turn);
+        let mut number = 0;
+        while number < self.others
+            && let Some(socket) = shared.other(number)
+        {
+            if self.read_from(&socket, &shared, turn) == Progress::More {
+                progress = Progress::More;
+            }
+            number += 1;
+        }
+        Ok(progress)
+    }
+
+    fn read_from(&mut self, socket: &UdpSocket, shared: &Rc<Shared>, turn: &Turn<'_, ToEndpoint>) -> Progress {
         let began = turn.now();
         for count in 1..=READS {
             let mut buffer = shared.large();
             let mut meta = [RecvMeta::default()];
-            let received = shared.socket.poll_recv(&mut turn.cx(), &mut [IoSliceMut::new(&mut buffer)], &mut meta);
+            let received = socket.poll_recv(&mut turn.cx(), &mut [IoSliceMut::new(&mut buffer)], &mut meta);
             let [meta] = meta;
             match received {
                 Poll::Pending => {
                     shared.recycle(buffer);
-                    return Ok(Progress::Idle);
+                    return Progress::Idle;
                 }
                 Poll::Ready(Ok(_)) => {
-                    let to = if self.plan.listen.is_some() {
-                        shared.socket.asked(&meta)
-                    } else {
-                        shared.socket.local_addr()
-                    };
+                    let to = if self.plan.listen.is_some() { socket.asked(&meta) } else { socket.local_addr() };
                     let packets =
                         Packets { buffer, len: meta.len, stride: meta.stride, from: meta.addr, to, forwarded: false };
-                    self.sort(packets, &shared, turn);
+                    self.sort(packets, shared, turn);
                 }
                 // What ICMP brings back of a datagram sent before concerns that one alone.
                 Poll::Ready(Err(error)) => {
@@ -180,7 +220,7 @@ impl Endpoint {
                 break;
             }
         }
-        Ok(Progress::More)
+        Progress::More
     }
 
     /// Cuts what one read gave into runs for one connection each.
@@ -243,6 +283,13 @@ impl Endpoint {
         self.slots.get(slot)?.as_ref().map(|slot| slot.mail.clone())
     }
 
+    /// Whose peer says by this datagram that it has lost the connection: its id is no id, only its end tells (RFC 9000,
+    /// section 10.3.1).
+    fn lost(&self, datagram: &[u8]) -> Option<Mail<ToConnection>> {
+        let slot = *self.tokens.get(&reset_token_of(datagram)?)?;
+        self.slots.get(slot)?.as_ref().map(|slot| slot.mail.clone())
+    }
+
     fn deliver(&self, mail: &Mail<ToConnection>, packets: Packets) {
         if let Err(refused) = mail.tell(ToConnection::Packets(packets))
             && let ToConnection::Packets(packets) = refused.into_inner()
@@ -281,7 +328,7 @@ impl Endpoint {
     fn decide(&mut self, turn: &Turn<'_, ToEndpoint>) {
         for packets in std::mem::take(&mut self.unknown) {
             let first = packets.buffer.get(..packets.len.min(packets.stride)).unwrap_or_default();
-            let owner = peek(first).ok().and_then(|peeked| self.owner(peeked.dcid()));
+            let owner = peek(first).ok().and_then(|peeked| self.owner(peeked.dcid())).or_else(|| self.lost(first));
             match owner {
                 Some(mail) => self.deliver(&mail, packets),
                 None => self.stranger(packets, turn),
@@ -292,7 +339,7 @@ impl Endpoint {
     /// Starts the actor of a connection and makes its ids known.
     pub(super) fn start(
         &mut self,
-        quic: Quic,
+        mut quic: Quic,
         role: Role,
         id: Cid,
         first: Option<Key>,
@@ -301,10 +348,21 @@ impl Endpoint {
     ) -> Option<Mail<ToConnection>> {
         let shared = self.shared.clone()?;
         let at = self.free.pop().unwrap_or(self.slots.len());
-        self.serial += 1;
-        let slot = SlotId { slot: at, serial: self.serial };
-        let engine = Engine::new(Box::new(quic), self.plan.transport.clone(), role, self.arbiter, turn.now());
-        let parts = Parts { engine, shared, endpoint: turn.mail(), slot, scope: self.plan.scope.clone(), purpose };
+        let slot = SlotId { slot: at, serial: self.plan.serials.fetch_add(1, Ordering::Relaxed) };
+        let transport = self.terms().map_or_else(|| self.plan.transport.clone(), |terms| terms.transport.clone());
+        if let Some(log) = self.terms().map_or(self.plan.log.as_ref(), |terms| terms.log.as_ref()) {
+            log.attach(&mut quic, role);
+        }
+        let engine = Engine::new(Box::new(quic), transport, role, self.arbiter, turn.now());
+        let parts = Parts {
+            engine,
+            shared,
+            endpoint: turn.mail(),
+            slot,
+            scope: self.plan.scope.clone(),
+            purpose,
+            budget: self.plan.budget.clone(),
+        };
         let spec = Spec::named(self.plan.scope.clone()).inbox(REQUESTS, self.plan.transport.inbox.max(64 << 10));
         let started = turn.spawn_here(spec, move || ConnectionActor::new(parts));
         let Ok(mail) = started else {
@@ -323,7 +381,14 @@ impl Endpoint {
         for key in &keys {
             self.keys.insert(*key, at);
         }
-        let entry = Slot { serial: slot.serial, mail: mail.clone(), keys, established: false };
+        let entry = Slot {
+            serial: slot.serial,
+            mail: mail.clone(),
+            keys,
+            sockets: Vec::new(),
+            token: None,
+            established: false,
+        };
         match self.slots.get_mut(at) {
             Some(place) => *place = Some(entry),
             None => self.slots.push(Some(entry)),
@@ -335,14 +400,18 @@ impl Endpoint {
         Some(mail)
     }
 
-    fn slot(&mut self, id: SlotId) -> Option<&mut Slot> {
+    pub(super) fn slot(&mut self, id: SlotId) -> Option<&mut Slot> {
         self.slots.get_mut(id.slot)?.as_mut().filter(|slot| slot.serial == id.serial)
     }
 
-    fn established(&mut self, id: SlotId) {
+    fn established(&mut self, id: SlotId, token: Option<u128>) {
         let Some(slot) = self.slot(id) else { return };
+        slot.token = token;
         if !std::mem::replace(&mut slot.established, true) {
             self.half_open = self.half_open.saturating_sub(1);
+        }
+        if let Some(token) = token {
+            self.tokens.insert(token, id.slot);
         }
     }
 
@@ -354,6 +423,12 @@ impl Endpoint {
         for key in &slot.keys {
             self.keys.remove(key);
         }
+        if let Some(token) = slot.token {
+            self.tokens.remove(&token);
+        }
+        for local in &slot.sockets {
+            self.close_other(*local);
+        }
         self.free.push(id.slot);
         self.connections = self.connections.saturating_sub(1);
         self.plan.all.fetch_sub(1, Ordering::Relaxed);
@@ -363,10 +438,11 @@ impl Endpoint {
     }
 
     fn give_ids(&mut self, id: SlotId, count: usize) {
+        let secrets = self.secrets();
         let made: Vec<(Cid, u128)> = (0..count)
             .filter_map(|_| {
                 let cid = self.new_id()?;
-                Some((cid, self.plan.secrets.reset_token(&cid).ok()?))
+                Some((cid, secrets.reset_token(&cid).ok()?))
             })
             .collect();
         let Some(slot) = self.slot(id) else { return };
@@ -391,65 +467,14 @@ impl Endpoint {
         }
     }
 
-    /// Makes a connection for a client.
-    fn connect(&mut self, connect: Connect, turn: &Turn<'_, ToEndpoint>) {
-        let Connect { to, tls, session, reply } = connect;
-        let fail = |error| Err(error);
-        if self.quiet {
-            drop(reply.send(fail(ConnectError::Closed)));
-            return;
-        }
-        if self.connections >= self.plan.connections {
-            drop(reply.send(fail(ConnectError::Full)));
-            return;
-        }
-        let quic = match self.dial(to, &tls, session.as_deref()) {
-            Ok(quic) => quic,
-            Err(error) => {
-                drop(reply.send(fail(error)));
-                return;
-            }
-        };
-        let (quic, id) = quic;
-        // If it cannot be started, the reply is dropped with its purpose, and says `Closed`.
-        let _started = self.start(quic, Role::Client, id, None, Purpose::Wanted(reply), turn);
-    }
-
-    fn dial(
-        &mut self,
-        to: SocketAddr,
-        tls: &Arc<tls::ClientSettings>,
-        session: Option<&[u8]>,
-    ) -> Result<(Quic, Cid), ConnectError> {
-        let local = self.shared.as_ref().map(|shared| shared.socket.local_addr()).ok_or(ConnectError::NoSocket)?;
-        let id = self.new_id().ok_or(ConnectError::Quic("no random numbers"))?;
-        let at = match self.contexts.iter().position(|(known, _)| Arc::ptr_eq(known, tls)) {
-            Some(at) => at,
-            None => {
-                let builder = tls.builder().map_err(ConnectError::Tls)?;
-                let config =
-                    self.plan.transport.config(builder).map_err(|_| ConnectError::Quic("its configuration"))?;
-                if self.contexts.len() >= CONTEXTS {
-                    self.contexts.remove(0);
-                }
-                self.contexts.push((tls.clone(), config));
-                self.contexts.len() - 1
-            }
-        };
-        let (_, config) = self.contexts.get_mut(at).ok_or(ConnectError::Quic("its configuration"))?;
-        let scid = quiche::ConnectionId::from_ref(id.bytes());
-        let mut quic: Quic = quiche::connect_with_buffer_factory(tls.name.sni(), &scid, local, to, config)
-            .map_err(|_| ConnectError::Quic("connect"))?;
-        if let Some(session) = session {
-            // One that cannot be used means a full handshake.
-            let _resumes = quic.set_session(session);
-        }
-        Ok((quic, id))
+    pub(super) fn options(&self) -> Options {
+        let size = self.plan.transport.socket_buffer;
+        Options { receive_buffer: size, send_buffer: size, gso: self.plan.transport.gso }
     }
 
     fn wake_blocked(&mut self, turn: &Turn<'_, ToEndpoint>) {
         let Some(shared) = self.shared.clone() else { return };
-        if self.blocked.is_empty() || shared.socket.poll_writable(&mut turn.cx()).is_pending() {
+        if self.blocked.is_empty() || shared.poll_writable(&mut turn.cx()).is_pending() {
             return;
         }
         for id in std::mem::take(&mut self.blocked) {
@@ -471,7 +496,21 @@ impl Endpoint {
             buffers: socket.map_or((0, 0), UdpSocket::granted),
             kernel_dropped: socket.and_then(UdpSocket::dropped),
             gso: socket.is_some_and(UdpSocket::gso),
-            generation: self.plan.listen.as_ref().map_or(0, Listen::generation),
+            generation: self.door.as_ref().map_or(0, Door::generation),
+        }
+    }
+}
+
+impl Drop for Endpoint {
+    /// However it ends, and be it by a panic: nobody reads for its connections any more, and nobody who comes after it
+    /// could vouch for their ids. They tell their peers that they end.
+    fn drop(&mut self) {
+        if self.connections > 0 {
+            tracing::debug!(name = %self.plan.scope, connections = self.connections, "endpoint ended");
+        }
+        self.plan.all.fetch_sub(self.connections, Ordering::Relaxed);
+        for slot in self.slots.iter().flatten() {
+            slot.mail.control(Control::Stop);
         }
     }
 }
@@ -499,12 +538,14 @@ impl Protocol for Endpoint {
     fn label(m: &ToEndpoint) -> &'static str {
         match m {
             ToEndpoint::Forwarded(_) => "forwarded",
-            ToEndpoint::Established(_) => "established",
+            ToEndpoint::Established(..) => "established",
             ToEndpoint::Gone(_) => "gone",
             ToEndpoint::WantIds(..) => "want_ids",
             ToEndpoint::Retired(..) => "retired",
             ToEndpoint::Blocked(_) => "blocked",
             ToEndpoint::Connect(_) => "connect",
+            ToEndpoint::Open(_) => "open",
+            ToEndpoint::Leave(..) => "leave",
             ToEndpoint::Reload(_) => "reload",
             ToEndpoint::List(..) => "list",
             ToEndpoint::Status(_) => "status",
@@ -513,27 +554,28 @@ impl Protocol for Endpoint {
 
     fn started(&mut self, turn: &mut Turn<'_, ToEndpoint>) -> Result<(), Fault> {
         self.arbiter = turn.arbiter();
-        let member = std::mem::replace(&mut self.plan.member, Ok(None));
+        let member = self.plan.group.member(self.plan.member);
         let member = member.map_err(|error| Fault::local("socket", error.to_string()))?;
-        let (socket, group) = member.ok_or_else(|| Fault::bug("socket", "no socket for this arbiter"))?.into_parts();
-        let size = self.plan.transport.socket_buffer;
-        let options = Options { receive_buffer: size, send_buffer: size, gso: self.plan.transport.gso };
-        let socket = UdpSocket::new(socket, &options).map_err(|error| Fault::local("socket", error.to_string()))?;
+        // The plan keeps the group open.
+        let (socket, _) = member.ok_or_else(|| Fault::bug("socket", "no socket for this arbiter"))?.into_parts();
+        let socket =
+            UdpSocket::new(socket, &self.options()).map_err(|error| Fault::local("socket", error.to_string()))?;
         let wildcard = self.plan.listen.is_some() && socket.local_addr().ip().is_unspecified();
         self.shared = Some(Rc::new(Shared::new(socket, wildcard, Counters::of(turn, &self.plan.scope))));
-        self._group = Some(group);
         self.open_listener(turn)
     }
 
     fn on(&mut self, m: ToEndpoint, turn: &mut Turn<'_, ToEndpoint>) -> Result<(), Fault> {
         match m {
             ToEndpoint::Forwarded(packets) => self.route(packets, turn),
-            ToEndpoint::Established(id) => self.established(id),
+            ToEndpoint::Established(id, token) => self.established(id, token),
             ToEndpoint::Gone(id) => self.gone(id),
             ToEndpoint::WantIds(id, count) => self.give_ids(id, count),
             ToEndpoint::Retired(id, cids) => self.retire(id, &cids),
             ToEndpoint::Blocked(id) => self.blocked.push(id),
             ToEndpoint::Connect(connect) => self.connect(*connect, turn),
+            ToEndpoint::Open(id) => self.open_other(id),
+            ToEndpoint::Leave(id, local) => self.leave_other(id, local),
             ToEndpoint::Reload(told) => self.reload(told)?,
             ToEndpoint::List(most, reply) => {
                 let mails = self.slots.iter().flatten().take(most).map(|slot| slot.mail.clone()).collect();
@@ -580,17 +622,6 @@ impl Protocol for Endpoint {
     fn on_deadline(&mut self, turn: &mut Turn<'_, ToEndpoint>) -> Result<(), Fault> {
         self.draining = self.draining.map(|_| later(turn.now(), LAST_LOOK));
         Ok(())
-    }
-
-    fn closed(&mut self, why: &Exit) {
-        // They cannot send without this one's socket for long, and nobody would read for them.
-        if self.connections > 0 {
-            tracing::debug!(name = %self.plan.scope, %why, connections = self.connections, "endpoint ended");
-        }
-        self.plan.all.fetch_sub(self.connections, Ordering::Relaxed);
-        for slot in self.slots.iter().flatten() {
-            slot.mail.control(Control::Stop);
-        }
     }
 
     fn held(&self) -> usize {

@@ -4,25 +4,32 @@
 //! It is the [`Session`] that applications see. What it learns is queued as events, which the actor hands out one by
 //! one, so that no call comes back into an application that is in the midst of one.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
+use super::actor_streams::{Receive, SendSide, Stream, Streams};
 use super::messages::SendShared;
-use super::session::{Code, End, Event, Info, OpenError, Read, Role, Session, StreamError, StreamId, StreamKind, Who};
+use super::session::{Code, End, Event, Role, Session, StreamError, StreamId, StreamKind, Who};
 use super::settings::{QUICHE_DATAGRAMS, Transport};
-use super::state_credit::{Credit, take_both};
-use super::state_datagrams::{Datagram, Datagrams, NotQueued};
-use super::state_streams::{Cancelled, Priority, PushError, Sending};
+use super::state_credit::Credit;
+use super::state_datagrams::Datagrams;
+use super::state_streams::{Cancelled, Priority, Sending};
 use crate::actors::Reply;
+use crate::actors::clock::later;
 
 /// Streams of which news are taken in one turn, at most.
 const NEWS: usize = 1_024;
 /// Streams that QUIC may take nothing from before a feed gives up: then it is the connection that is held back.
 const MISSES: usize = 8;
 
+/// Bytes that may be handed to QUIC as they are written, at most: what is longer waits for its turn.
+const PASSED: usize = 4 << 10;
+/// How long an end alone waits for a congestion window with room. It is in no window of flow control.
+const END_PATIENCE: Duration = Duration::from_millis(100);
 /// Finished streams that are remembered before it is looked which of them were acknowledged.
 const LEAVING: usize = 64;
 
@@ -49,23 +56,6 @@ pub(super) type Quic = quiche::Connection<SharedBytes>;
 /// Somebody who waits for a write to be taken.
 pub(super) type Done = Reply<Result<(), StreamError>>;
 
-/// What is known of a stream beside what QUIC and the send order know.
-struct Stream {
-    /// As long as this end may write.
-    send: Option<Arc<SendShared>>,
-    receive: Receive,
-    expiry_code: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Receive {
-    /// Data may come.
-    Open,
-    /// All was read, and the end with the last bytes: the next read says so.
-    AtEnd,
-    Over,
-}
-
 /// How far a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -78,7 +68,7 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Handshaking => "handshaking",
             Self::Open => "open",
@@ -103,24 +93,34 @@ pub(super) struct Engine {
     pub(super) end: Option<End>,
     pub(super) credit: Arc<Credit>,
     pub(super) datagrams: Datagrams,
-    sending: Sending<Done>,
-    streams: BTreeMap<StreamId, Stream>,
+    pub(super) sending: Sending<Done>,
+    pub(super) streams: Streams,
     /// Streams whose last write was refused.
-    wanting: BTreeSet<StreamId>,
+    pub(super) wanting: BTreeSet<StreamId>,
     /// Kinds of streams of which the last `open` was refused.
-    unopened: Vec<StreamKind>,
-    next: [u64; 2],
+    pub(super) unopened: Vec<StreamKind>,
+    pub(super) next: [u64; 2],
     /// Bytes were taken since this was last looked at: credit is free.
     pub(super) freed: bool,
     /// Datagrams were announced and not all read.
-    announced: bool,
+    pub(super) announced: bool,
     /// Streams whose end is on its way and was not acknowledged when last looked at.
     leaving: Vec<StreamId>,
     look_at: usize,
     /// Stops of the peer that were looked for.
     stops: u64,
+    /// Resets of the peer that were counted.
+    resets: u64,
+    /// There are some that nobody has looked for.
+    pub(super) reset: bool,
+    /// Ends without data to go with, until a packet can take them, and until when they wait for that.
+    ends: VecDeque<(StreamId, Instant)>,
+    /// Turns of sending that have begun, from 1 on.
+    sends: u64,
     /// Packets have come in this turn.
     pub(super) heard: bool,
+    /// Paths of a client that were tried, and whether the peer answered; taken in each turn.
+    pub(super) proved: Vec<(SocketAddr, SocketAddr, bool)>,
 }
 
 impl Engine {
@@ -138,7 +138,7 @@ impl Engine {
             credit: Arc::new(Credit::new(settings.credit)),
             datagrams: Datagrams::new(settings.datagrams),
             sending: Sending::default(),
-            streams: BTreeMap::new(),
+            streams: Streams::default(),
             wanting: BTreeSet::new(),
             unopened: Vec::new(),
             next: [bit, 2 + bit],
@@ -147,18 +147,25 @@ impl Engine {
             leaving: Vec::new(),
             look_at: LEAVING,
             stops: 0,
+            resets: 0,
+            reset: false,
+            ends: VecDeque::new(),
+            sends: 1,
             heard: false,
+            proved: Vec::new(),
             settings,
         }
     }
 
     /// Whether nothing is left to be delivered: no stream is open, and all that was finished was acknowledged.
     pub(super) fn is_delivered(&mut self) -> bool {
-        if !self.streams.is_empty() {
-            return false;
-        }
+        self.streams.is_empty() && !self.is_leaving()
+    }
+
+    /// Whether the end of a stream that was finished here is not acknowledged yet.
+    pub(super) fn is_leaving(&mut self) -> bool {
         self.look_for_leaving();
-        self.leaving.is_empty()
+        !self.leaving.is_empty()
     }
 
     fn look_for_leaving(&mut self) {
@@ -174,8 +181,19 @@ impl Engine {
         self.sending.bytes() + self.datagrams.bytes()
     }
 
+    /// What handles see of a stream that may be written, if there are any.
     pub(super) fn send_shared(&self, stream: StreamId) -> Option<Arc<SendShared>> {
-        self.streams.get(&stream).and_then(|s| s.send.clone())
+        self.streams.get(&stream)?.send.as_ref()?.shared().cloned()
+    }
+
+    /// What a handle sees of a stream.
+    pub(super) fn share(&mut self, stream: StreamId) -> Option<Arc<SendShared>> {
+        self.streams.get_mut(&stream)?.share()
+    }
+
+    /// Whether this end may write on a stream.
+    pub(super) fn is_writable(&self, stream: StreamId) -> bool {
+        self.streams.get(&stream).is_some_and(|s| s.send.is_some())
     }
 
     pub(super) fn expires_at(&self) -> Option<Instant> {
@@ -206,13 +224,26 @@ impl Engine {
             }
             self.events.push_back(Event::Readable(stream));
         }
-        while let Some(id) = self.quic.stream_writable_next() {
+        // Without anything that waits the marks may stay: what is refused next is among them.
+        while !self.sending.is_empty()
+            && let Some(id) = self.quic.stream_writable_next()
+        {
             self.sending.unblock(id);
         }
         self.look_for_stopped();
         while let Some(event) = self.quic.path_event_next() {
-            if let quiche::PathEvent::PeerMigrated(local, peer) = event {
-                self.events.push_back(Event::PathChanged { local, peer });
+            match event {
+                quiche::PathEvent::PeerMigrated(local, peer) => {
+                    self.events.push_back(Event::PathChanged { local, peer });
+                }
+                quiche::PathEvent::Validated(local, peer) => self.note_proved(local, peer, true),
+                quiche::PathEvent::FailedValidation(local, peer) => self.note_proved(local, peer, false),
+                // Of paths that nobody asked for, and of sizes that quiche uses by itself.
+                quiche::PathEvent::New(..)
+                | quiche::PathEvent::Closed(..)
+                | quiche::PathEvent::ReusedSourceConnectionId(..)
+                | quiche::PathEvent::PmtuUpdated { .. }
+                | _ => {}
             }
         }
         if self.quic.dgram_recv_queue_len() > 0 && !std::mem::replace(&mut self.announced, true) {
@@ -228,6 +259,13 @@ impl Engine {
         left == 0
     }
 
+    /// A server's paths are its peer's to choose.
+    fn note_proved(&mut self, local: SocketAddr, peer: SocketAddr, valid: bool) {
+        if self.role == Role::Client {
+            self.proved.push((local, peer, valid));
+        }
+    }
+
     /// quiche says nothing of a stop for a stream that it has reported as writable and that was not written since. So
     /// the streams are looked through whenever it has counted one.
     fn look_for_stopped(&mut self) {
@@ -235,11 +273,17 @@ impl Engine {
         if !std::mem::replace(&mut self.heard, false) {
             return;
         }
-        let count = self.quic.stats().stopped_stream_count_remote;
-        if std::mem::replace(&mut self.stops, count) == count {
+        let stats = self.quic.stats();
+        let resets = stats.reset_stream_count_remote;
+        self.reset |= std::mem::replace(&mut self.resets, resets) != resets;
+        let stops = stats.stopped_stream_count_remote;
+        if std::mem::replace(&mut self.stops, stops) == stops {
             return;
         }
-        let open: Vec<StreamId> = self.streams.iter().filter(|(_, s)| s.send.is_some()).map(|(id, _)| *id).collect();
+        #[expect(clippy::disallowed_methods, reason = "sorted below")]
+        let mut open: Vec<StreamId> =
+            self.streams.iter().filter(|(_, s)| s.send.is_some()).map(|(id, _)| *id).collect();
+        open.sort_unstable();
         for stream in open {
             if let Err(quiche::Error::StreamStopped(code)) = self.quic.stream_capacity(stream.0) {
                 self.stopped(stream, code);
@@ -302,13 +346,14 @@ impl Engine {
         self.end = Some(end.clone());
         for (_, stream) in std::mem::take(&mut self.streams) {
             if let Some(send) = stream.send {
-                let _first = send.fate.set(StreamError::Closed);
+                send.end(StreamError::Closed);
             }
         }
         for done in self.sending.cancel_all() {
             let _asked = done.send(Err(StreamError::Closed));
         }
         self.wanting.clear();
+        self.ends.clear();
         self.events.clear();
         self.events.push_back(Event::Closed(end));
     }
@@ -335,22 +380,29 @@ impl Engine {
         while misses < MISSES {
             let Some(piece) = self.sending.next() else { return false };
             let stream = StreamId(piece.stream);
+            if piece.bytes.is_empty() && piece.fin {
+                if let Some(done) = self.sending.taken(0, None) {
+                    let _asked = done.send(Ok(()));
+                }
+                self.end_alone(stream);
+                continue;
+            }
             // quiche drops what it refuses; a clone is a count of references.
             let kept = piece.bytes.clone();
             match self.quic.stream_send_zc(piece.stream, piece.bytes, piece.fin) {
                 Ok((taken, rest)) => {
-                    misses += usize::from(rest.is_some());
+                    // quiche hands an empty piece back, though it takes note of the end.
+                    let rest = rest.filter(|rest| !rest.is_empty());
+                    let whole = rest.is_none();
+                    self.note_given(stream, taken);
+                    misses += usize::from(!whole);
                     let done = self.sending.taken(taken, rest);
                     self.give_back(stream, taken);
                     if let Some(done) = done {
                         let _asked = done.send(Ok(()));
                     }
-                    if piece.fin && !self.sending.is_there(piece.stream) {
-                        self.leaving.push(stream);
-                        if self.leaving.len() >= self.look_at {
-                            self.look_for_leaving();
-                        }
-                        self.end_send(stream, StreamError::Finished);
+                    if piece.fin && whole {
+                        self.sent_whole(stream);
                     }
                 }
                 Err(quiche::Error::Done) => {
@@ -367,6 +419,11 @@ impl Engine {
         self.sending.is_ready()
     }
 
+    /// Whether some write was refused for want of credit.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.wanting.is_empty()
+    }
+
     /// Credit is free again: announces it to those who were refused.
     pub(super) fn announce_room(&mut self) {
         if !std::mem::replace(&mut self.freed, false) || self.wanting.is_empty() {
@@ -379,31 +436,155 @@ impl Engine {
         }
     }
 
-    /// Queues bytes for which credit was taken.
-    pub(super) fn push(&mut self, stream: StreamId, bytes: Bytes, done: Option<Done>) -> Result<(), StreamError> {
+    /// Writes bytes for which a handle has taken credit. What comes too late for a stream is known by its fate.
+    pub(super) fn push(&mut self, stream: StreamId, bytes: Bytes, done: Option<Done>) {
         let length = bytes.len();
-        self.sending.push(stream.0, bytes, done).map_err(|(error, done)| {
-            let error = self.write_error(stream, error);
-            if let Some(done) = done {
-                let _asked = done.send(Err(error));
+        let known = self.writable(stream).map(|send| send.finished);
+        let written = match known {
+            Ok(false) => {
+                let passed = self.pass(stream, bytes, false);
+                match passed {
+                    Ok(()) => {
+                        self.give_back(stream, length);
+                        Ok(())
+                    }
+                    Err(bytes) => return self.queue(stream, bytes, done),
+                }
             }
-            self.credit.give(length);
-            self.freed = true;
-            error
-        })
+            Ok(true) => {
+                self.give_back(stream, length);
+                Err(StreamError::Finished)
+            }
+            Err(error) => {
+                self.credit.give(length);
+                self.freed = true;
+                Err(error)
+            }
+        };
+        if let Some(done) = done {
+            let _asked = done.send(written);
+        }
     }
 
-    fn write_error(&self, stream: StreamId, error: PushError) -> StreamError {
-        match error {
-            PushError::Finished => StreamError::Finished,
-            PushError::Unknown if self.phase == Phase::Ended => StreamError::Closed,
-            PushError::Unknown => self
-                .streams
-                .get(&stream)
-                .and_then(|s| s.send.as_ref())
-                .and_then(|send| send.fate.get().copied())
-                .unwrap_or(StreamError::Unknown),
+    /// A stream that may be written, or why it may not.
+    pub(super) fn writable(&mut self, stream: StreamId) -> Result<&mut SendSide, StreamError> {
+        let ended = self.phase == Phase::Ended;
+        match self.streams.get_mut(&stream) {
+            Some(Stream { send: Some(send), .. }) => Ok(send),
+            Some(Stream { fate: Some(fate), .. }) => Err(*fate),
+            Some(_) => Err(StreamError::Unknown),
+            None => Err(if ended { StreamError::Closed } else { StreamError::Unknown }),
         }
+    }
+
+    /// Hands bytes, and the end behind them, to QUIC at once, if nothing waits that should go before them and it takes
+    /// all of them now: most answers are small, and need no queue. Else gives them back.
+    pub(super) fn pass(&mut self, stream: StreamId, bytes: Bytes, fin: bool) -> Result<(), Bytes> {
+        let open = matches!(self.phase, Phase::Open | Phase::Draining);
+        if bytes.is_empty() && fin && open && self.sending.is_idle(stream.0) {
+            self.end_alone(stream);
+            return Ok(());
+        }
+        if !open || bytes.len() > PASSED || !self.sending.is_empty() {
+            return Err(bytes);
+        }
+        if !self.quic.stream_capacity(stream.0).is_ok_and(|room| room >= bytes.len()) {
+            return Err(bytes);
+        }
+        self.note_given(stream, bytes.len());
+        // With room it can only fail on a stream that is no more: then it was dropped as all that is late is.
+        if self.quic.stream_send_zc(stream.0, bytes, fin).is_err() {
+            self.end_send(stream, StreamError::Unknown);
+        } else if fin {
+            self.sent_whole(stream);
+        }
+        Ok(())
+    }
+
+    /// Queues bytes for which credit was taken.
+    pub(super) fn queue(&mut self, stream: StreamId, bytes: Bytes, done: Option<Done>) {
+        let length = bytes.len();
+        let priority = self.streams.get(&stream).map(|s| s.priority).unwrap_or_default();
+        self.sending.open(stream.0, priority);
+        if let Err((_, done)) = self.sending.push(stream.0, bytes, done) {
+            // Its end is queued: whoever writes looks at that first.
+            self.give_back(stream, length);
+            if let Some(done) = done {
+                let _asked = done.send(Err(StreamError::Finished));
+            }
+        }
+    }
+
+    /// Queues the end of a stream.
+    pub(super) fn queue_end(&mut self, stream: StreamId) -> Result<(), StreamError> {
+        self.writable(stream)?.finished = true;
+        let priority = self.streams.get(&stream).map(|s| s.priority).unwrap_or_default();
+        self.sending.open(stream.0, priority);
+        self.sending.finish(stream.0).map_err(|_| StreamError::Finished)
+    }
+
+    fn note_given(&mut self, stream: StreamId, bytes: usize) {
+        if bytes > 0
+            && let Some(send) = self.streams.get_mut(&stream).and_then(|s| s.send.as_mut())
+        {
+            send.given = self.sends;
+        }
+    }
+
+    /// Gives QUIC the end of a stream whose data it has. It goes with the last of them if they have not left yet.
+    ///
+    /// If they have, care is needed: quiche takes a stream for complete when all its data are acknowledged, forgets it,
+    /// and its end with it, if that has not left by then. So such an end waits until a packet can take it at once.
+    fn end_alone(&mut self, stream: StreamId) {
+        let sends = self.sends;
+        let Ok(send) = self.writable(stream) else { return };
+        send.finished = true;
+        if send.given == sends {
+            self.give_end(stream);
+        } else {
+            self.ends.push_back((stream, later(self.now, END_PATIENCE)));
+        }
+    }
+
+    fn give_end(&mut self, stream: StreamId) {
+        match self.quic.stream_send_zc(stream.0, Bytes::new(), true) {
+            Ok(_) => self.sent_whole(stream),
+            Err(quiche::Error::StreamStopped(code)) => self.stopped(stream, code),
+            Err(_) => self.end_send(stream, StreamError::Unknown),
+        }
+    }
+
+    /// A turn of sending begins.
+    pub(super) const fn begin_send(&mut self) {
+        self.sends += 1;
+    }
+
+    /// A packet is about to be made: it takes an end that waits, before everything else.
+    pub(super) fn next_end(&mut self) {
+        let Some((stream, by)) = self.ends.front().copied() else { return };
+        // Without capacity it is most likely the congestion window that is full.
+        if self.now < by && self.quic.stream_capacity(stream.0) == Ok(0) {
+            return;
+        }
+        self.ends.pop_front();
+        if self.is_writable(stream) {
+            let _known = self.quic.stream_priority(stream.0, 0, false);
+            self.give_end(stream);
+        }
+    }
+
+    /// When an end has waited long enough.
+    pub(super) fn end_due(&self) -> Option<Instant> {
+        self.ends.front().map(|(_, by)| *by)
+    }
+
+    /// All of a stream, and its end, is QUIC's.
+    fn sent_whole(&mut self, stream: StreamId) {
+        self.leaving.push(stream);
+        if self.leaving.len() >= self.look_at {
+            self.look_for_leaving();
+        }
+        self.end_send(stream, StreamError::Finished);
     }
 
     fn give_back(&mut self, stream: StreamId, bytes: usize) {
@@ -411,24 +592,21 @@ impl Engine {
             return;
         }
         self.credit.give(bytes);
-        if let Some(send) = self.streams.get(&stream).and_then(|s| s.send.as_ref()) {
-            send.credit.give(bytes);
+        if let Some(send) = self.streams.get_mut(&stream).and_then(|s| s.send.as_mut()) {
+            send.give(bytes);
         }
         self.freed = true;
     }
 
-    fn add(&mut self, stream: StreamId, priority: Priority) {
-        let send = stream.is_ours_to_write(self.role).then(|| {
-            self.sending.open(stream.0, priority);
-            Arc::new(SendShared { credit: Credit::new(self.settings.stream_credit), fate: OnceLock::new() })
-        });
+    pub(super) fn add(&mut self, stream: StreamId, priority: Priority) {
+        let send = stream.is_ours_to_write(self.role).then(|| SendSide::new(self.settings.stream_credit.max(1)));
         let receive = if stream.is_ours_to_read(self.role) { Receive::Open } else { Receive::Over };
-        self.streams.insert(stream, Stream { send, receive, expiry_code: 0 });
+        self.streams.insert(stream, Stream { send, receive, priority, expiry_code: 0, fate: None });
     }
 
     /// The peer wants no more of a stream.
     fn stopped(&mut self, stream: StreamId, code: u64) {
-        if self.send_shared(stream).is_none() {
+        if !self.is_writable(stream) {
             return;
         }
         let cancelled = self.sending.cancel(stream.0);
@@ -436,7 +614,7 @@ impl Engine {
         self.events.push_back(Event::Stopped(stream, code));
     }
 
-    fn give_up_stream(&mut self, stream: StreamId, code: u64, fate: StreamError) {
+    pub(super) fn give_up_stream(&mut self, stream: StreamId, code: u64, fate: StreamError) {
         let cancelled = self.sending.cancel(stream.0);
         // `Done`: nothing was ever sent on it and QUIC does not know it, or it is over.
         let _known = self.quic.stream_shutdown(stream.0, quiche::Shutdown::Write, code);
@@ -454,23 +632,47 @@ impl Engine {
 
     fn end_send(&mut self, stream: StreamId, fate: StreamError) {
         self.wanting.remove(&stream);
-        if let Some(send) = self.streams.get_mut(&stream).and_then(|s| s.send.take()) {
-            let _first = send.fate.set(fate);
+        let Some(s) = self.streams.get_mut(&stream) else { return };
+        if let Some(send) = s.send.take() {
+            send.end(fate);
+            s.fate = Some(fate);
         }
-        self.forget(stream);
-    }
-
-    fn end_receive(&mut self, stream: StreamId) {
-        if let Some(s) = self.streams.get_mut(&stream) {
-            s.receive = Receive::Over;
-        }
-        self.forget(stream);
-    }
-
-    /// A stream whose two directions are over is nobody's any more.
-    fn forget(&mut self, stream: StreamId) {
-        if self.streams.get(&stream).is_some_and(|s| s.send.is_none() && s.receive == Receive::Over) {
+        if s.is_over() {
             self.streams.remove(&stream);
+        }
+    }
+
+    pub(super) fn end_receive(&mut self, stream: StreamId) {
+        let Some(s) = self.streams.get_mut(&stream) else { return };
+        s.receive = Receive::Over;
+        if s.is_over() {
+            self.streams.remove(&stream);
+        }
+    }
+
+    /// Of a stream of the peer that nobody reads yet: whether the peer has given it up. Then this end gives it up too,
+    /// since nobody will.
+    pub(super) fn is_given_up_unread(&mut self, stream: StreamId) -> bool {
+        // Readable without a byte: a reset, or an end alone.
+        if self.quic.stream_readable_len(stream.0, 1) > 0 || !self.quic.stream_readable(stream.0) {
+            return false;
+        }
+        match self.quic.stream_recv(stream.0, &mut [0]) {
+            Err(quiche::Error::StreamReset(code)) => {
+                self.events.push_back(Event::Reset(stream, code));
+                if self.is_writable(stream) {
+                    self.give_up_stream(stream, code, StreamError::Finished);
+                }
+                self.end_receive(stream);
+                true
+            }
+            Ok((_, fin)) => {
+                if fin && let Some(s) = self.streams.get_mut(&stream) {
+                    s.receive = Receive::AtEnd;
+                }
+                false
+            }
+            Err(_) => false,
         }
     }
 }
@@ -480,193 +682,6 @@ fn ended(who: Who, error: &quiche::ConnectionError, reason: &'static str) -> End
     End { who, code, text: String::from_utf8_lossy(&error.reason).into(), reason }
 }
 
-impl Session for Engine {
-    fn role(&self) -> Role {
-        self.role
-    }
-
-    fn now(&self) -> Instant {
-        self.now
-    }
-
-    fn alpn(&self) -> &[u8] {
-        self.quic.application_proto()
-    }
-
-    fn info(&self) -> Info {
-        let stats = self.quic.stats();
-        let path = self.quic.path_stats().find(|path| path.active).or_else(|| self.quic.path_stats().next());
-        let unknown = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
-        Info {
-            role: self.role,
-            state: self.phase.as_str(),
-            arbiter: self.arbiter,
-            alpn: Bytes::copy_from_slice(self.alpn()),
-            server_name: self.quic.server_name().map(Into::into),
-            local: path.as_ref().map_or(unknown, |path| path.local_addr),
-            peer: path.as_ref().map_or(unknown, |path| path.peer_addr),
-            rtt: path.as_ref().map(|path| path.rtt).unwrap_or_default(),
-            window: path.as_ref().map_or(0, |path| path.cwnd),
-            mtu: self.quic.max_send_udp_payload_size(),
-            packets: [stats.sent as u64, stats.recv as u64, stats.lost as u64],
-            bytes: [stats.sent_bytes, stats.recv_bytes, stats.lost_bytes],
-            streams: self.streams.len(),
-            queued: self.held(),
-            resumed: self.quic.is_resumed(),
-            age: self.now.saturating_duration_since(self.born),
-        }
-    }
-
-    fn open(&mut self, kind: StreamKind, priority: Priority) -> Result<StreamId, OpenError> {
-        if self.phase != Phase::Open {
-            return Err(OpenError::Closed);
-        }
-        let [bidirectional, unidirectional] = &mut self.next;
-        let next = match kind {
-            StreamKind::Bidirectional => bidirectional,
-            StreamKind::Unidirectional => unidirectional,
-        };
-        let stream = StreamId(*next);
-        // QUIC knows a stream from its first use on; to set its priority is one.
-        match self.quic.stream_priority(stream.0, priority.urgency, priority.incremental) {
-            Ok(()) => {}
-            Err(quiche::Error::StreamLimit) => {
-                if !self.unopened.contains(&kind) {
-                    self.unopened.push(kind);
-                }
-                return Err(OpenError::Limit);
-            }
-            Err(_) => return Err(OpenError::Closed),
-        }
-        *next += 4;
-        self.add(stream, priority);
-        Ok(stream)
-    }
-
-    fn room(&self, stream: StreamId) -> usize {
-        let send = self.streams.get(&stream).and_then(|s| s.send.as_ref());
-        send.map_or(0, |send| send.credit.free().min(self.credit.free()))
-    }
-
-    fn want_room(&mut self, stream: StreamId) {
-        if self.send_shared(stream).is_some() {
-            self.wanting.insert(stream);
-            self.freed |= self.room(stream) > 0;
-        }
-    }
-
-    fn write(&mut self, stream: StreamId, bytes: Bytes) -> Result<(), StreamError> {
-        if self.phase == Phase::Ended {
-            return Err(StreamError::Closed);
-        }
-        let send = self.send_shared(stream).ok_or(StreamError::Unknown)?;
-        if !take_both(&send.credit, &self.credit, bytes.len()) {
-            self.wanting.insert(stream);
-            return Err(StreamError::Full(self.room(stream)));
-        }
-        let length = bytes.len();
-        self.push(stream, bytes, None).inspect_err(|_| send.credit.give(length))
-    }
-
-    fn finish(&mut self, stream: StreamId) -> Result<(), StreamError> {
-        self.sending.finish(stream.0).map_err(|error| self.write_error(stream, error))
-    }
-
-    fn reset(&mut self, stream: StreamId, code: u64) -> Result<(), StreamError> {
-        self.send_shared(stream).ok_or(StreamError::Unknown)?;
-        self.give_up_stream(stream, code, StreamError::Finished);
-        Ok(())
-    }
-
-    fn read(&mut self, stream: StreamId, max: usize) -> Result<Read, StreamError> {
-        if self.phase == Phase::Ended {
-            return Err(StreamError::Closed);
-        }
-        let receive = self.streams.get(&stream).map_or(Receive::Over, |s| s.receive);
-        match receive {
-            Receive::Open => {}
-            Receive::AtEnd => {
-                self.end_receive(stream);
-                self.events.push_back(Event::Finished(stream));
-                return Ok(Read::End);
-            }
-            Receive::Over => return Err(StreamError::Unknown),
-        }
-        let length = self.quic.stream_readable_len(stream.0, max.max(1));
-        let mut bytes = BytesMut::with_capacity(length);
-        let got = if length == 0 {
-            // Its end alone, a reset, or nothing.
-            self.quic.stream_recv(stream.0, &mut [0])
-        } else {
-            self.quic.stream_recv_buf(stream.0, (&mut bytes).limit(length))
-        };
-        match got {
-            Ok((_, true)) if bytes.is_empty() => {
-                self.end_receive(stream);
-                self.events.push_back(Event::Finished(stream));
-                Ok(Read::End)
-            }
-            Ok((_, fin)) => {
-                if fin && let Some(s) = self.streams.get_mut(&stream) {
-                    s.receive = Receive::AtEnd;
-                }
-                if bytes.is_empty() { Ok(Read::Nothing) } else { Ok(Read::Data(bytes.freeze())) }
-            }
-            Err(quiche::Error::StreamReset(code)) => {
-                self.end_receive(stream);
-                self.events.push_back(Event::Reset(stream, code));
-                Err(StreamError::Reset(code))
-            }
-            Err(quiche::Error::Done | quiche::Error::InvalidStreamState(_)) => Ok(Read::Nothing),
-            Err(_) => Err(StreamError::Unknown),
-        }
-    }
-
-    fn stop(&mut self, stream: StreamId, code: u64) -> Result<(), StreamError> {
-        match self.streams.get(&stream).map(|s| s.receive) {
-            Some(Receive::Open) => {
-                let _known = self.quic.stream_shutdown(stream.0, quiche::Shutdown::Read, code);
-            }
-            Some(Receive::AtEnd) => {}
-            Some(Receive::Over) | None => return Err(StreamError::Unknown),
-        }
-        self.end_receive(stream);
-        Ok(())
-    }
-
-    fn prioritise(&mut self, stream: StreamId, priority: Priority) {
-        if self.send_shared(stream).is_some() {
-            self.sending.prioritise(stream.0, priority);
-            // An unknown stream is made by this, hence the check before; its only failure is a limit.
-            let _known = self.quic.stream_priority(stream.0, priority.urgency, priority.incremental);
-        }
-    }
-
-    fn expire(&mut self, stream: StreamId, at: Option<Instant>, code: u64) {
-        if let Some(s) = self.streams.get_mut(&stream) {
-            s.expiry_code = code;
-            self.sending.expire(stream.0, at);
-        }
-    }
-
-    fn send_datagram(&mut self, datagram: Datagram) -> Result<(), NotQueued> {
-        match self.max_datagram() {
-            Some(max) if self.phase != Phase::Ended => self.datagrams.push(datagram, max),
-            Some(_) | None => Err(NotQueued::TooLarge { max: 0 }),
-        }
-    }
-
-    fn max_datagram(&self) -> Option<usize> {
-        self.quic.dgram_max_writable_len()
-    }
-
-    fn read_datagram(&mut self) -> Option<Bytes> {
-        let datagram = self.quic.dgram_recv_buf().ok();
-        self.announced = datagram.is_some();
-        datagram
-    }
-
-    fn close(&mut self, code: u64, text: &str) {
-        self.close_with(code, text, "closed");
-    }
-}
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+pub(super) mod tests;

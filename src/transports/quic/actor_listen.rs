@@ -12,34 +12,53 @@ use super::codec_token::{RESET_RANDOM, TokenError, reset};
 use super::messages::{Packets, ToConnection, ToEndpoint};
 use super::server::Arrivals;
 use super::session::Role;
-use super::state_admission::{Admission, Asked, Limits, Verdict};
+use super::settings::Terms;
+use super::state_admission::{Admission, Asked, Verdict};
 use crate::actors::{Fault, Turn, clock};
-use crate::transports::tls::{Generations, Reload, ServerSettings};
+use crate::memory::Snapshot;
+use crate::transports::tls::{Generations, Reload, TlsError};
 use crate::transports::udp::Transmit;
 
 /// Answers to packets of nobody (stateless resets, version negotiations, Retries beyond admission) per second.
 const ANSWERS: u32 = 100;
 
 /// What makes an endpoint a server's.
+#[derive(Clone)]
 pub(super) struct Listen {
-    pub(super) tls: Arc<ServerSettings>,
-    pub(super) limits: Limits,
-    pub(super) retry_life: Duration,
+    /// What it begins with when it is made anew.
+    pub(super) terms: Snapshot<Arc<Terms>>,
     pub(super) arrivals: Arc<Arrivals>,
-    pub(super) open: Option<Door>,
 }
 
 /// What there is once the arbiter has built its TLS context.
 pub(super) struct Door {
-    configs: Generations<quiche::Config>,
+    contexts: Generations<Context>,
     admission: Admission,
     answers: Answers,
 }
 
-impl Listen {
-    /// The generation of certificates in use.
-    pub(super) fn generation(&self) -> u64 {
-        self.open.as_ref().map_or(0, |door| door.configs.number())
+/// One generation of what new connections begin with.
+struct Context {
+    config: quiche::Config,
+    terms: Arc<Terms>,
+}
+
+impl Context {
+    fn new(terms: &Arc<Terms>) -> Result<Self, TlsError> {
+        let config = terms.transport.config(terms.tls.builder()?);
+        let config = config.map_err(|error| TlsError::Library(format!("QUIC: {error}")))?;
+        Ok(Self { config, terms: terms.clone() })
+    }
+}
+
+impl Door {
+    /// The generation of certificates and settings in use.
+    pub(super) const fn generation(&self) -> u64 {
+        self.contexts.number()
+    }
+
+    pub(super) const fn terms(&self) -> &Arc<Terms> {
+        &self.contexts.in_use().terms
     }
 }
 
@@ -63,24 +82,24 @@ impl Answers {
 impl Endpoint {
     /// Builds what is needed to let clients in.
     pub(super) fn open_listener(&mut self, turn: &Turn<'_, ToEndpoint>) -> Result<(), Fault> {
-        let Some(listen) = &mut self.plan.listen else { return Ok(()) };
-        let config =
-            config(&self.plan.transport, &listen.tls).map_err(|error| Fault::local("tls", error.to_string()))?;
-        listen.open = Some(Door {
-            configs: Generations::new(1, config),
-            admission: Admission::new(listen.limits, turn.now()),
+        let Some(listen) = &self.plan.listen else { return Ok(()) };
+        let terms = listen.terms.read().clone();
+        let context = Context::new(&terms).map_err(|error| Fault::local("tls", error.to_string()))?;
+        self.door = Some(Door {
+            contexts: Generations::new(terms.generation, context),
+            admission: Admission::new(terms.limits, turn.now()),
             answers: Answers { left: ANSWERS, since: turn.now() },
         });
         Ok(())
     }
 
-    pub(super) fn reload(&mut self, told: Reload) -> Result<(), Fault> {
-        let transport = self.plan.transport.clone();
-        let Some(door) = self.plan.listen.as_mut().and_then(|listen| listen.open.as_mut()) else { return Ok(()) };
-        door.configs
-            .handle(told, |settings| config(&transport, settings))
-            .map(drop)
-            .map_err(|error| Fault::local("tls", error.to_string()))
+    pub(super) fn reload(&mut self, told: Reload<Terms>) -> Result<(), Fault> {
+        let Some(door) = &mut self.door else { return Ok(()) };
+        let changed = door.contexts.handle(told, Context::new);
+        if changed.map_err(|error| Fault::local("tls", error.to_string()))? {
+            door.admission.set_limits(door.contexts.in_use().terms.limits);
+        }
+        Ok(())
     }
 
     /// A run of packets whose connection nobody here knows.
@@ -122,10 +141,11 @@ impl Endpoint {
         turn: &Turn<'_, ToEndpoint>,
     ) -> Result<crate::actors::Mail<ToConnection>, &'static str> {
         let scope = self.plan.scope.clone();
+        let secrets = self.secrets();
         let original = if token.is_empty() {
             None
         } else {
-            match self.plan.secrets.verify(token, packets.from, dcid, clock::since_1970()) {
+            match secrets.verify(token, packets.from, dcid, clock::since_1970()) {
                 Ok(original) => {
                     turn.counter("quic_retries", &scope, "valid").add(1);
                     Some(original)
@@ -146,23 +166,21 @@ impl Endpoint {
             delay: turn.mesh().delay(self.arbiter),
         };
         let id = self.new_id().ok_or("no_random")?;
-        let token_of_reset = self.plan.secrets.reset_token(&id).map_err(|_| "no_hash")?;
-        let Some(listen) = self.plan.listen.as_mut() else { return Err("unknown_connection") };
-        let (arrivals, life) = (listen.arrivals.clone(), listen.retry_life);
-        let Some(door) = listen.open.as_mut() else { return Err("unknown_connection") };
+        let token_of_reset = secrets.reset_token(&id).map_err(|_| "no_hash")?;
+        let arrivals = self.plan.listen.as_ref().map(|listen| listen.arrivals.clone());
+        let (Some(arrivals), Some(door)) = (arrivals, self.door.as_mut()) else { return Err("unknown_connection") };
         match door.admission.decide(&asked, turn.now()) {
             Verdict::Accept => {}
             Verdict::Drop(reason) => return Err(reason),
             Verdict::Retry => {
-                let expires = clock::since_1970() + life;
-                let token =
-                    self.plan.secrets.token(packets.from, dcid, id.for_retry(), expires).map_err(|_| "no_hash")?;
+                let expires = clock::since_1970() + door.terms().retry_life;
+                let token = secrets.token(packets.from, dcid, id.for_retry(), expires).map_err(|_| "no_hash")?;
                 self.retry(dcid, scid, &id, &token, packets);
                 turn.counter("quic_retries", &scope, "sent").add(1);
                 return Err("retry");
             }
         }
-        let config = door.configs.used();
+        let config = &mut door.contexts.used().config;
         config.set_stateless_reset_token(Some(token_of_reset));
         let ours = quiche::ConnectionId::from_ref(id.bytes());
         let (local, peer) = (packets.to, packets.from);
@@ -219,7 +237,7 @@ impl Endpoint {
         turn: &Turn<'_, ToEndpoint>,
     ) -> &'static str {
         let mut random = [0; RESET_RANDOM];
-        let token = id.and_then(|id| self.plan.secrets.reset_token(&id).ok());
+        let token = id.and_then(|id| self.secrets().reset_token(&id).ok());
         let made = boring::rand::rand_bytes(&mut random).ok().and(token).and_then(|token| reset(size, token, random));
         if let Some(answer) = made
             && self.may_answer(turn)
@@ -252,8 +270,7 @@ impl Endpoint {
     }
 
     fn may_answer(&mut self, turn: &Turn<'_, ToEndpoint>) -> bool {
-        let door = self.plan.listen.as_mut().and_then(|listen| listen.open.as_mut());
-        door.is_some_and(|door| door.answers.take(turn.now()))
+        self.door.as_mut().is_some_and(|door| door.answers.take(turn.now()))
     }
 
     /// Sends one datagram back whence packets came. If the socket takes none, it is as if it had been lost.
@@ -274,13 +291,4 @@ impl Endpoint {
             Err(_) => shared.counters.send_errors.add(1),
         }
     }
-}
-
-fn config(
-    transport: &super::settings::Transport,
-    tls: &ServerSettings,
-) -> Result<quiche::Config, crate::transports::tls::TlsError> {
-    transport
-        .config(tls.builder()?)
-        .map_err(|error| crate::transports::tls::TlsError::Library(format!("QUIC: {error}")))
 }

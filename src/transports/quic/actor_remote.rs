@@ -40,8 +40,11 @@ pub(super) struct Remote {
     crediting: VecDeque<Crediting>,
     opening: VecDeque<Opening>,
     accepting: VecDeque<(StreamKind, Reply<Result<NewStream, OpenError>>)>,
-    /// Opened by the peer and not yet given to a handle.
-    opened: VecDeque<StreamId>,
+    /// Handles use the connection, and no application: streams that the peer opens are for them to accept.
+    attended: bool,
+    /// Opened by the peer and not yet given to a handle, by kind. Never more than QUIC lets the peer have open: one that
+    /// the peer gives up before leaves.
+    opened: [BTreeSet<StreamId>; 2],
     datagrams: VecDeque<Reply<Vec<Bytes>>>,
     sending: VecDeque<(Datagram, Reply<Result<(), NotQueued>>)>,
     events: Option<Reply<Vec<Event>>>,
@@ -52,6 +55,25 @@ pub(super) struct Remote {
 }
 
 impl Remote {
+    /// Handles use the connection from now on.
+    pub(super) const fn attend(&mut self) {
+        self.attended = true;
+    }
+
+    const fn opened_of(&mut self, kind: StreamKind) -> &mut BTreeSet<StreamId> {
+        let [bidirectional, unidirectional] = &mut self.opened;
+        match kind {
+            StreamKind::Bidirectional => bidirectional,
+            StreamKind::Unidirectional => unidirectional,
+        }
+    }
+
+    /// Streams that wait to be accepted.
+    #[cfg(test)]
+    pub(super) fn unaccepted(&self) -> usize {
+        self.opened.iter().map(BTreeSet::len).sum()
+    }
+
     /// Whether one more may wait.
     fn has_room(&self) -> bool {
         self.waiting < WAITING
@@ -61,13 +83,7 @@ impl Remote {
     pub(super) fn request(&mut self, request: Asked, engine: &mut Engine) {
         match request {
             Asked::Write { stream, bytes, done } => {
-                let length = bytes.len();
-                let shared = engine.send_shared(stream);
-                if engine.push(stream, bytes, done).is_err()
-                    && let Some(shared) = shared
-                {
-                    shared.credit.give(length);
-                }
+                engine.push(stream, bytes, done);
             }
             Asked::Credit { stream, bytes, reply } => self.want_credit(stream, bytes, reply, engine),
             // What comes too late for a stream is known to its handle by its fate.
@@ -121,7 +137,7 @@ impl Remote {
                 self.events = Some(reply);
                 if !std::mem::replace(&mut self.watched, true) {
                     self.news.add(&Event::Connected);
-                    for stream in &self.opened {
+                    for stream in self.opened.iter().flatten() {
                         self.news.add(&Event::Opened(*stream));
                         self.news.add(&Event::Readable(*stream));
                     }
@@ -142,8 +158,8 @@ impl Remote {
     /// Something has happened that handles wait for.
     pub(super) fn on(&mut self, event: &Event, engine: &mut Engine) {
         match event {
-            Event::Opened(stream) => {
-                self.opened.push_back(*stream);
+            Event::Opened(stream) if self.attended => {
+                self.opened_of(stream.kind()).insert(*stream);
                 self.accept(engine);
             }
             Event::Readable(stream) => self.serve_reads(*stream, engine),
@@ -151,6 +167,7 @@ impl Remote {
             Event::Openable(_) => self.open_more(engine),
             Event::Closed(_) => self.end(),
             Event::Connected
+            | Event::Opened(_)
             | Event::Writable(_)
             | Event::Finished(_)
             | Event::Reset(..)
@@ -162,6 +179,15 @@ impl Remote {
         if self.watched {
             self.news.add(event);
             self.give_events();
+        }
+    }
+
+    /// The peer has given streams up. QUIC says nothing of that for one that nobody reads.
+    pub(super) fn look_for_given_up(&mut self, engine: &mut Engine) {
+        if std::mem::take(&mut engine.reset) {
+            for opened in &mut self.opened {
+                opened.retain(|stream| !engine.is_given_up_unread(*stream));
+            }
         }
     }
 
@@ -292,18 +318,17 @@ impl Remote {
         }
     }
 
-    fn accept(&mut self, engine: &Engine) {
+    fn accept(&mut self, engine: &mut Engine) {
         let mut kept = VecDeque::new();
         while let Some((kind, reply)) = self.accepting.pop_front() {
-            let Some(at) = self.opened.iter().position(|stream| stream.kind() == kind) else {
+            let Some(stream) = self.opened_of(kind).first().copied() else {
                 kept.push_back((kind, reply));
                 continue;
             };
             self.waiting -= 1;
-            let Some(stream) = self.opened.get(at).copied() else { continue };
             // Who asked may be gone: then the stream is for the next.
             if reply.send(Ok(new_stream(stream, engine))).is_ok() {
-                self.opened.remove(at);
+                self.opened_of(kind).remove(&stream);
             }
         }
         self.accepting = kept;
@@ -367,7 +392,7 @@ impl Remote {
             drop(reply.send(Err(NotQueued::TooLarge { max: 0 })));
         }
         self.datagrams.clear();
-        self.opened.clear();
+        self.opened = Default::default();
         self.waiting = 0;
     }
 }
@@ -378,6 +403,6 @@ fn fits(waiting: &Crediting, engine: &Engine) -> bool {
     })
 }
 
-fn new_stream(stream: StreamId, engine: &Engine) -> NewStream {
-    NewStream { stream, send: engine.send_shared(stream) }
+fn new_stream(stream: StreamId, engine: &mut Engine) -> NewStream {
+    NewStream { stream, send: engine.share(stream) }
 }

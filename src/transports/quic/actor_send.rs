@@ -1,15 +1,18 @@
 //! From QUIC to the socket: packets of one connection in trains, paced, and kept when the socket takes no more.
 //!
 //! Packets are written straight into a buffer all actors of the arbiter share and leave in one system call per train.
-//! What the socket refuses is copied aside and sent first when there is room again: a packet that QUIC has made is
-//! never lost here. An error that concerns one packet alone (no route, too long) is a packet lost on the way, counted.
+//! QUIC writes each with all the room a datagram has, so that it cuts no frame: packets as long as the first join its
+//! train, a shorter one is its last, and a longer one begins the next. What the socket refuses is copied aside and sent
+//! first when there is room again: a packet that QUIC has made is never lost here. An error that concerns one train
+//! alone (no route, too long) is one lost on the way, counted.
 
-use std::io::ErrorKind;
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::actor_engine::{Engine, Phase};
-use super::actor_shared::Shared;
+use super::actor_shared::{Counters, Shared};
 use super::settings::Congestion;
 use super::state_pacer::{Pacer, Path};
 use crate::transports::udp::Transmit;
@@ -18,8 +21,34 @@ use crate::transports::udp::Transmit;
 const TRAINS: usize = 4;
 /// Bytes of a train, at most: less than the kernel's 65,535 with headers.
 const TRAIN_BYTES: usize = 65_000;
-/// A first packet shorter than this leaves alone: those behind it would have to be as short.
-const TRAIN_PACKET: usize = 1_200;
+
+/// Where trains go.
+pub(super) trait Way {
+    /// Datagrams of a train, at most.
+    fn most(&self) -> usize;
+
+    /// Takes datagrams of a train from its front; answers how many bytes.
+    fn take(&self, bytes: &[u8], segment: Option<usize>, from: SocketAddr, to: SocketAddr) -> io::Result<usize>;
+
+    /// Where it is counted.
+    fn counters(&self) -> &Counters;
+}
+
+impl Way for Shared {
+    fn most(&self) -> usize {
+        self.socket.max_gso_segments()
+    }
+
+    fn take(&self, bytes: &[u8], segment: Option<usize>, from: SocketAddr, to: SocketAddr) -> io::Result<usize> {
+        let src_ip = self.answers_from_asked.then_some(from.ip());
+        let transmit = Transmit { destination: to, ecn: None, contents: bytes, segment_size: segment, src_ip };
+        self.try_send(from, &transmit)
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
 
 /// What the socket did not take.
 struct Pending {
@@ -45,37 +74,47 @@ pub(super) enum Sent {
 /// The way out of one connection.
 pub(super) struct Outlet {
     pacer: Pacer,
-    pending: Option<Pending>,
+    /// At most the rest of a train and the packet behind it.
+    pending: VecDeque<Pending>,
     /// The packet that closes the connection has left.
     pub(super) close_left: bool,
 }
 
-/// A train as QUIC has written it into the buffer.
-struct Train {
+/// A packet as QUIC has written it.
+#[derive(Debug, Clone, Copy)]
+struct Packet {
     length: usize,
-    packet: usize,
-    count: usize,
     from: SocketAddr,
     to: SocketAddr,
 }
 
+/// A train in the front of the buffer.
+struct Train {
+    length: usize,
+    first: Packet,
+    count: usize,
+    /// The packet behind it, which is too long for it.
+    next: Option<Packet>,
+}
+
 impl Outlet {
     pub(super) const fn new(now: Instant) -> Self {
-        Self { pacer: Pacer::new(now), pending: None, close_left: false }
+        Self { pacer: Pacer::new(now), pending: VecDeque::new(), close_left: false }
     }
 
     /// Whether packets wait for the socket.
-    pub(super) const fn is_blocked(&self) -> bool {
-        self.pending.is_some()
+    pub(super) fn is_blocked(&self) -> bool {
+        !self.pending.is_empty()
     }
 
     /// Sends what may be sent in one turn, `buffer` being scratch space.
-    pub(super) fn send(&mut self, engine: &mut Engine, shared: &Shared, buffer: &mut [u8]) -> Sent {
-        if let Some(pending) = self.pending.take()
-            && !self.offer(shared, &pending.bytes, pending.segment, pending.from, pending.to)
-        {
-            return Sent::Blocked;
+    pub(super) fn send(&mut self, engine: &mut Engine, way: &impl Way, buffer: &mut [u8]) -> Sent {
+        while let Some(pending) = self.pending.pop_front() {
+            if !self.offer(way, &pending.bytes, pending.segment, pending.from, pending.to) {
+                return Sent::Blocked;
+            }
         }
+        engine.begin_send();
         let ending = engine.phase == Phase::Ended;
         let paced = engine.settings.pacing && engine.phase != Phase::Handshaking && !ending;
         if paced && engine.settings.congestion != Congestion::Bbr2 {
@@ -85,27 +124,50 @@ impl Outlet {
                 self.pacer.update(Path { window: path.cwnd, rtt: path.rtt, packet }, engine.now);
             }
         }
-        for _ in 0..TRAINS {
+        // A packet that was made leaves, whatever the pacer and the number of trains say.
+        let mut made: Option<Packet> = None;
+        let mut trains = 0;
+        while trains < TRAINS || made.is_some() {
             let mut allowance = usize::MAX;
             if paced {
-                if let Some(at) = engine.quic.get_next_release_time().and_then(|release| release.time(engine.now)) {
-                    return Sent::Paced(at);
-                }
                 allowance = self.pacer.allowance();
-                if allowance == 0 {
-                    match self.pacer.ready_at() {
-                        Some(at) if at > engine.now => return Sent::Paced(at),
-                        Some(_) | None => {}
+                if made.is_none() {
+                    if let Some(at) = engine.quic.get_next_release_time().and_then(|at| at.time(engine.now)) {
+                        return Sent::Paced(at);
+                    }
+                    if allowance == 0
+                        && let Some(at) = self.pacer.ready_at().filter(|at| *at > engine.now)
+                    {
+                        return Sent::Paced(at);
                     }
                 }
             }
-            let Some(train) = build(engine, shared, buffer, allowance) else { return Sent::All };
+            if made.is_none() {
+                engine.next_end();
+            }
+            let most = if trains < TRAINS { way.most() } else { 1 };
+            trains += 1;
+            let Some(train) = build(engine, made.take(), buffer, allowance, most) else { return Sent::All };
             self.pacer.spent(train.length);
-            shared.counters.packets_out.add(train.count as u64);
-            shared.counters.bytes_out.add(train.length as u64);
-            let segment = (train.count > 1).then_some(train.packet);
+            way.counters().packets_out.add(train.count as u64);
+            way.counters().bytes_out.add(train.length as u64);
+            let segment = (train.count > 1).then_some(train.first.length);
             let bytes = buffer.get(..train.length).unwrap_or_default();
-            if !self.offer(shared, bytes, segment, train.from, train.to) {
+            let gone = self.offer(way, bytes, segment, train.first.from, train.first.to);
+            if let Some(next) = train.next {
+                let place = train.length..train.length + next.length;
+                if gone {
+                    buffer.copy_within(place, 0);
+                    made = Some(next);
+                } else {
+                    let bytes = buffer.get(place).unwrap_or_default().to_vec();
+                    self.pacer.spent(next.length);
+                    way.counters().packets_out.add(1);
+                    way.counters().bytes_out.add(next.length as u64);
+                    self.pending.push_back(Pending { bytes, segment: None, from: next.from, to: next.to });
+                }
+            }
+            if !gone {
                 return Sent::Blocked;
             }
             self.close_left |= ending;
@@ -116,19 +178,17 @@ impl Outlet {
     /// True if the socket is done with the bytes.
     fn offer(
         &mut self,
-        shared: &Shared,
+        way: &impl Way,
         bytes: &[u8],
         segment: Option<usize>,
         from: SocketAddr,
         to: SocketAddr,
     ) -> bool {
-        let src_ip = shared.answers_from_asked.then_some(from.ip());
-        let transmit = Transmit { destination: to, ecn: None, contents: bytes, segment_size: segment, src_ip };
-        let gone = match shared.socket.try_send(&transmit) {
+        let gone = match way.take(bytes, segment, from, to) {
             Ok(gone) => gone,
             Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
             Err(error) => {
-                shared.counters.send_errors.add(1);
+                way.counters().send_errors.add(1);
                 tracing::debug!(%to, %error, "not sent");
                 return true;
             }
@@ -137,37 +197,49 @@ impl Outlet {
         if rest.is_empty() {
             return true;
         }
-        shared.counters.send_blocked.add(1);
-        self.pending = Some(Pending { bytes: rest.to_vec(), segment, from, to });
+        way.counters().send_blocked.add(1);
+        self.pending.push_front(Pending { bytes: rest.to_vec(), segment, from, to });
         false
     }
 }
 
-/// Lets QUIC write packets of one path behind each other until one is shorter than the first, there is no more, or the
-/// allowance is spent.
-fn build(engine: &mut Engine, shared: &Shared, buffer: &mut [u8], allowance: usize) -> Option<Train> {
-    let (packet, info) = match engine.quic.send(buffer) {
-        Ok(first) => first,
-        Err(quiche::Error::Done) => return None,
-        Err(error) => {
-            tracing::debug!(%error, "QUIC could not make a packet");
-            return None;
-        }
+/// Lets QUIC write packets of one path behind each other, the first of them being there already if it was `made`, until
+/// one is not as long as the first, there is no more, or the allowance is spent.
+fn build(engine: &mut Engine, made: Option<Packet>, buffer: &mut [u8], allowance: usize, most: usize) -> Option<Train> {
+    let first = match made {
+        Some(made) => made,
+        None => match engine.quic.send(buffer) {
+            Ok((length, info)) => Packet { length, from: info.from, to: info.to },
+            Err(quiche::Error::Done) => return None,
+            Err(error) => {
+                tracing::debug!(%error, "QUIC could not make a packet");
+                return None;
+            }
+        },
     };
-    let mut train = Train { length: packet, packet, count: 1, from: info.from, to: info.to };
-    let most = shared.socket.max_gso_segments();
-    while packet >= TRAIN_PACKET && train.count < most && train.length < allowance {
-        let end = train.length + packet;
+    let mut train = Train { length: first.length, first, count: 1, next: None };
+    // A longer one looks for the size of the path: a train whose datagrams are too long is lost as a whole.
+    let full = engine.quic.max_send_udp_payload_size().max(first.length);
+    while train.count < most && train.length < allowance {
+        let end = train.length + full;
         if end > TRAIN_BYTES {
             break;
         }
         let Some(room) = buffer.get_mut(train.length..end) else { break };
-        let Ok((length, _)) = engine.quic.send_on_path(room, Some(info.from), Some(info.to)) else { break };
+        let Ok((length, info)) = engine.quic.send_on_path(room, Some(first.from), Some(first.to)) else { break };
+        if length > first.length {
+            train.next = Some(Packet { length, from: info.from, to: info.to });
+            break;
+        }
         train.length += length;
         train.count += 1;
-        if length < packet {
+        if length < first.length {
             break;
         }
     }
     Some(train)
 }
+
+#[cfg(test)]
+#[path = "send_tests.rs"]
+mod tests;

@@ -2,10 +2,14 @@
 //! Never leaves the arbiter.
 
 use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use crate::actors::{Counter, Turn};
-use crate::transports::udp::{TRAIN, UdpSocket};
+use crate::transports::udp::{TRAIN, Transmit, UdpSocket};
 
 /// Datagrams of up to this many bytes are copied out of the receive buffer, so that a short one does not pin 64 KiB.
 pub(super) const SMALL: usize = 2_048;
@@ -18,13 +22,60 @@ pub(super) struct Shared {
     /// The socket is bound to a wildcard: answers must name the address they come from.
     pub(super) answers_from_asked: bool,
     pub(super) counters: Counters,
+    /// Sockets of connections that have moved; on a client alone.
+    others: RefCell<Vec<Rc<UdpSocket>>>,
     large: RefCell<Vec<Vec<u8>>>,
     small: RefCell<Vec<Vec<u8>>>,
 }
 
 impl Shared {
     pub(super) fn new(socket: UdpSocket, answers_from_asked: bool, counters: Counters) -> Self {
-        Self { socket, answers_from_asked, counters, large: RefCell::default(), small: RefCell::default() }
+        Self {
+            socket,
+            answers_from_asked,
+            counters,
+            others: RefCell::default(),
+            large: RefCell::default(),
+            small: RefCell::default(),
+        }
+    }
+
+    /// Adds a socket for one connection.
+    pub(super) fn add(&self, socket: UdpSocket) {
+        self.others.borrow_mut().push(Rc::new(socket));
+    }
+
+    /// Closes it.
+    pub(super) fn remove(&self, local: SocketAddr) {
+        self.others.borrow_mut().retain(|socket| socket.local_addr() != local);
+    }
+
+    /// One after the other of those that were added.
+    pub(super) fn other(&self, number: usize) -> Option<Rc<UdpSocket>> {
+        self.others.borrow().get(number).cloned()
+    }
+
+    /// Sends from the socket that has this address. If it was closed meanwhile, the bytes are lost on the way.
+    pub(super) fn try_send(&self, from: SocketAddr, transmit: &Transmit<'_>) -> io::Result<usize> {
+        let others = self.others.borrow();
+        if others.is_empty() || from == self.socket.local_addr() {
+            return self.socket.try_send(transmit);
+        }
+        match others.iter().find(|socket| socket.local_addr() == from) {
+            Some(socket) => socket.try_send(transmit),
+            None => Ok(transmit.contents.len()),
+        }
+    }
+
+    /// Ready when all sockets may take something again.
+    pub(super) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let others = self.others.borrow();
+        let all = std::iter::once(&self.socket).chain(others.iter().map(Rc::as_ref));
+        let mut ready = true;
+        for socket in all {
+            ready &= socket.poll_writable(cx).is_ready();
+        }
+        if ready { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// A buffer of the size of a train, its contents undefined.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::handle::{Closed, DatagramError};
-use super::messages::{ConnectError, Farewell};
+use super::messages::{ConnectError, Farewell, MigrateError};
 use super::session::{End, Event, Info, OpenError, StreamError};
 use super::state_datagrams::Datagram;
 use super::state_streams::Priority;
@@ -146,6 +146,14 @@ impl Connection {
     #[must_use]
     pub fn events(&self, each: Duration) -> Events {
         Events { events: self.handle.events(), each }
+    }
+
+    /// Moves a client's connection to another socket; answers its address.
+    ///
+    /// # Errors
+    /// See [`MigrateError`] and [`Failed`].
+    pub fn migrate(&self, within: Duration) -> Result<SocketAddr, Failed<MigrateError>> {
+        wait(within, self.handle.migrate())
     }
 
     /// A reading of the connection.

@@ -4,17 +4,19 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::actor_endpoint::{Peers, Plan};
+use super::actor_qlog::Log;
 use super::handle::Connection;
 use super::messages::{Connect, ConnectError, Status, ToEndpoint};
 use super::server::{StartError, connections, secrets, start_endpoint, status};
 use super::session::Info;
 use super::settings::ClientSettings;
-use crate::actors::{Control, Mail, Mesh, Reply};
+use crate::actors::clock::{later, now};
+use crate::actors::{Budget, Control, Mail, Mesh, Reply, Strategy};
 use crate::transports::tls;
 use crate::transports::udp::Group;
 
@@ -29,6 +31,7 @@ struct Inner {
     v4: Vec<Mail<ToEndpoint>>,
     v6: Vec<Mail<ToEndpoint>>,
     turn: AtomicUsize,
+    log: Option<Log>,
 }
 
 impl fmt::Debug for QuicClient {
@@ -43,14 +46,25 @@ impl QuicClient {
     /// # Errors
     /// See [`StartError`]; nothing is left running then.
     pub fn start(mesh: &Mesh, settings: ClientSettings) -> Result<Self, StartError> {
-        let mut client = Inner { mesh: mesh.clone(), v4: Vec::new(), v6: Vec::new(), turn: AtomicUsize::new(0) };
-        let started = settings.local_v4.map_or(Ok(Vec::new()), |local| endpoints(mesh, &settings, local));
-        client.v4 = started?;
-        match settings.local_v6.map_or(Ok(Vec::new()), |local| endpoints(mesh, &settings, local)) {
+        let log = Log::of(mesh, &settings.name, &settings.transport).map_err(StartError::Spawn)?;
+        let bound = |local| endpoints(mesh, &settings, local, log.as_ref());
+        let mut client =
+            Inner { mesh: mesh.clone(), v4: Vec::new(), v6: Vec::new(), turn: AtomicUsize::new(0), log: log.clone() };
+        let started = settings.local_v4.map_or(Ok(Vec::new()), bound).and_then(|v4| {
+            client.v4 = v4;
+            match settings.local_v6.map_or(Ok(Vec::new()), bound) {
+                Err(StartError::Bind(error)) if !client.v4.is_empty() => {
+                    tracing::debug!(%error, "no IPv6 here");
+                    Ok(Vec::new())
+                }
+                other => other,
+            }
+        });
+        match started {
             Ok(v6) => client.v6 = v6,
-            Err(StartError::Bind(error)) if !client.v4.is_empty() => tracing::debug!(%error, "no IPv6 here"),
             Err(error) => {
                 client.v4.iter().for_each(|mail| mail.control(Control::Stop));
+                log.iter().for_each(|log| log.end(now()));
                 return Err(error);
             }
         }
@@ -107,11 +121,13 @@ impl QuicClient {
     /// Makes no more connections, lets streams finish, and closes the sockets last; by `by` at the latest.
     pub fn drain(&self, by: Instant) {
         self.all().for_each(|mail| mail.control(Control::Drain(by)));
+        self.inner.log.iter().for_each(|log| log.end(by));
     }
 
     /// Ends all connections now; handles that live elsewhere answer that theirs has ended.
     pub fn stop(&self) {
         self.all().for_each(|mail| mail.control(Control::Stop));
+        self.inner.log.iter().for_each(|log| log.end(later(now(), Duration::from_secs(1))));
     }
 
     /// Waits until all its endpoints have ended.
@@ -127,25 +143,35 @@ impl QuicClient {
 }
 
 /// A socket of its own on each arbiter: its port steers.
-fn endpoints(mesh: &Mesh, settings: &ClientSettings, local: SocketAddr) -> Result<Vec<Mail<ToEndpoint>>, StartError> {
+fn endpoints(
+    mesh: &Mesh,
+    settings: &ClientSettings,
+    local: SocketAddr,
+    log: Option<&Log>,
+) -> Result<Vec<Mail<ToEndpoint>>, StartError> {
     let transport = Arc::new(settings.transport.clone());
     let secrets = Arc::new(secrets(None).ok_or(StartError::Settings)?);
+    let supervised = mesh.group(Strategy::OneForOne, Budget::default());
     let mut started = Vec::with_capacity(mesh.arbiters());
     for arbiter in 0..mesh.arbiters() {
         let endpoint = Group::bind(local, 1, false).map_err(StartError::Bind).and_then(|group| {
             let plan = Plan {
                 scope: settings.name.clone(),
                 transport: transport.clone(),
-                member: group.member(0),
+                group,
+                member: 0,
                 arbiters: 1,
                 connections: settings.connections,
                 secrets: secrets.clone(),
                 generation: 0,
                 peers: Peers::default(),
                 all: Arc::default(),
+                serials: Arc::default(),
+                budget: settings.budget.clone(),
                 listen: None,
+                log: log.cloned(),
             };
-            start_endpoint(mesh, arbiter, plan).map_err(StartError::Spawn)
+            start_endpoint(&supervised, arbiter, plan).map_err(StartError::Spawn)
         });
         match endpoint {
             Ok(mail) => started.push(mail),

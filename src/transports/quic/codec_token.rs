@@ -209,6 +209,14 @@ pub fn reset(trigger: usize, token: u128, random: [u8; RESET_RANDOM]) -> Option<
     Some(packet)
 }
 
+/// The token of a datagram if it is a stateless reset: any that looks like a short packet and is long enough may be.
+#[must_use]
+pub fn reset_token_of(datagram: &[u8]) -> Option<u128> {
+    let looks_short = datagram.first().is_some_and(|first| first & 0xc0 == 0x40);
+    let (_, token) = datagram.split_last_chunk::<MAC_LEN>()?;
+    (looks_short && datagram.len() >= RESET_MIN).then(|| u128::from_be_bytes(*token))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -289,7 +297,8 @@ mod tests {
             let packet = reset(trigger, token, [0xff; RESET_RANDOM]).unwrap();
             assert!(packet.len() < trigger && packet.len() >= RESET_MIN && packet.len() <= RESET_MAX);
             assert_eq!(packet[0] & 0xc0, 0x40);
-            assert!(packet.ends_with(&token.to_be_bytes()));
+            assert_eq!(reset_token_of(&packet), Some(token));
+            assert_eq!(reset_token_of(&packet[packet.len() - 20..]), None, "too short");
         }
     }
 

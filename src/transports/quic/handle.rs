@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use super::actor_engine::Engine;
 use super::handle_stream::{RecvStream, SendStream};
-use super::messages::{Asked, Farewell, NewStream, Request, ToConnection};
+use super::messages::{Asked, Farewell, MigrateError, NewStream, Request, ToConnection};
 use super::session::{Code, End, Event, Info, OpenError, Role, Session, StreamKind, Who};
 use super::state_credit::Credit;
 use super::state_datagrams::{Datagram, NotQueued};
@@ -212,7 +212,8 @@ impl Connection {
         self.send_stream(new).await
     }
 
-    /// Takes a bidirectional stream the peer has opened; waits for one.
+    /// Takes a bidirectional stream the peer has opened; waits for one. A stream that its peer gives up before it is
+    /// taken is given up here too, and not handed out.
     ///
     /// # Errors
     /// See [`OpenError`]; never `Limit`.
@@ -223,7 +224,8 @@ impl Connection {
         Ok((send, RecvStream::new(self.clone(), id, self.room().await?)))
     }
 
-    /// Takes a unidirectional stream the peer has opened; waits for one.
+    /// Takes a unidirectional stream the peer has opened; waits for one. One that its peer gives up before it is taken
+    /// is not handed out.
     ///
     /// # Errors
     /// See [`OpenError`]; never `Limit`.
@@ -320,6 +322,20 @@ impl Connection {
     /// [`Closed`].
     pub async fn message(&self, m: Box<dyn Any + Send>) -> Result<(), Closed> {
         self.tell(Request::Tell(m)).await
+    }
+
+    /// Moves a client's connection to another socket, and so to another port: its streams go on. The old path is used
+    /// until the peer has answered on the new one. Answers the new local address.
+    ///
+    /// Takes a round trip; a path on which nobody answers is given up after three probe timeouts. Right after the
+    /// handshake the peer may have given no spare id yet: [`MigrateError::NoIds`], try again.
+    ///
+    /// # Errors
+    /// See [`MigrateError`].
+    pub async fn migrate(&self) -> Result<SocketAddr, MigrateError> {
+        let (reply, answer) = Reply::new();
+        self.tell(Request::Migrate(reply)).await.map_err(|_| MigrateError::Closed)?;
+        answer.0.await.unwrap_or(Err(MigrateError::Closed))
     }
 
     /// Closes the connection: what was not sent is dropped, and the peer is told the code and the text. Does not wait;

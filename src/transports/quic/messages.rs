@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::codec::Cid;
 use super::handle::Connection;
 use super::session::{End, Event, Info, OpenError, Read, StreamError, StreamId, StreamKind};
+use super::settings::Terms;
 use super::state_credit::Credit;
 use super::state_datagrams::{Datagram, NotQueued};
 use super::state_streams::Priority;
@@ -44,6 +45,8 @@ pub(super) enum ToConnection {
     Writable,
     /// Ids that the endpoint knows as this connection's, with their reset tokens.
     Ids(Vec<(Cid, u128)>),
+    /// The socket it has asked for, or none.
+    Opened(Option<SocketAddr>),
     Request(Request),
 }
 
@@ -59,6 +62,8 @@ pub(super) enum Request {
     Abandoned,
     /// Answered when the connection has ended and its close has left.
     Join(Reply<Farewell>),
+    /// To another socket; answers its address.
+    Migrate(Reply<Result<SocketAddr, MigrateError>>),
     /// For the application inside.
     Tell(Box<dyn Any + Send>),
 }
@@ -174,15 +179,19 @@ impl Drop for Granted {
 pub(super) enum ToEndpoint {
     /// From another arbiter, to whose socket the kernel gave them.
     Forwarded(Packets),
-    /// The handshake is done.
-    Established(SlotId),
+    /// The handshake is done; with the token by which the peer would tell that it has lost the connection.
+    Established(SlotId, Option<u128>),
     Gone(SlotId),
     WantIds(SlotId, usize),
     Retired(SlotId, Vec<Cid>),
     /// The socket took no more from this connection.
     Blocked(SlotId),
     Connect(Box<Connect>),
-    Reload(tls::Reload),
+    /// A connection wants a socket of its own.
+    Open(SlotId),
+    /// It does not use that one any more.
+    Leave(SlotId, SocketAddr),
+    Reload(tls::Reload<Terms>),
     /// The mailboxes of all connections, at most this many.
     List(usize, Reply<Vec<Mail<ToConnection>>>),
     Status(Reply<Status>),
@@ -215,6 +224,45 @@ pub struct Status {
     /// The generation of certificates in use; zero on a client.
     pub generation: u64,
 }
+
+/// Why a connection has not moved. It is where it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MigrateError {
+    /// Only clients move (RFC 9000, section 9).
+    Server,
+    /// The peer does not allow it.
+    Forbidden,
+    /// The connection is not established, draining, or on a move already.
+    NotNow,
+    /// The peer has given no spare connection id yet: later there may be one.
+    NoIds,
+    /// The connection has moved seven times: quiche keeps its paths.
+    TooOften,
+    /// No socket could be bound, or the client has as many as it may.
+    NoSocket,
+    /// The peer did not answer on the new path.
+    Unreachable,
+    /// The connection has ended.
+    Closed,
+}
+
+impl std::fmt::Display for MigrateError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Server => "only a client can move its connection",
+            Self::Forbidden => "the peer does not allow it",
+            Self::NotNow => "the connection is not open, or on a move already",
+            Self::TooOften => "the connection has moved as often as it can",
+            Self::NoIds => "the peer has given no spare connection id yet",
+            Self::NoSocket => "no other socket could be had",
+            Self::Unreachable => "the peer did not answer on the new path",
+            Self::Closed => "the connection has ended",
+        })
+    }
+}
+
+impl std::error::Error for MigrateError {}
 
 /// Why there is no connection.
 #[derive(Debug, Clone, PartialEq, Eq)]

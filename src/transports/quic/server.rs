@@ -2,7 +2,8 @@
 //!
 //! What a connection is used for is decided when its handshake is done: by an [`Application`] that runs inside its
 //! actor, or by whoever calls [`QuicServer::accept`]. Connections that nobody accepts wait in a bounded line; beyond it
-//! they are closed with CONNECTION_REFUSED and counted.
+//! they are closed with CONNECTION_REFUSED and counted. Its endpoints and that line are supervised together: each is made
+//! anew when it fails, and all end when that happens too often, which `accept` answers with [`Closed`].
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,12 +15,19 @@ use std::time::{Duration, Instant};
 use super::actor_endpoint::{Endpoint, Peers, Plan};
 use super::actor_engine::Engine;
 use super::actor_listen::Listen;
+use super::actor_qlog::Log;
 use super::codec_token::Secrets;
 use super::handle::{Closed, Connection};
 use super::messages::{Asked, Request, Status, ToConnection, ToEndpoint};
 use super::session::{Application, Info, Session};
-use super::settings::ServerSettings;
-use crate::actors::{AskError, Control, Exit, Fault, Mail, Mesh, Place, Protocol, Reply, SpawnError, Spec, Turn};
+use super::settings::{ServerSettings, Terms};
+use super::state_admission::Limits;
+use crate::actors::clock::{later, now};
+use crate::actors::{
+    AskError, Budget, Control, Exit, Fault, Group as Supervised, Mail, Mesh, Place, Protocol, Reply, SpawnError, Spec,
+    Strategy, Turn,
+};
+use crate::memory::{Secret, Snapshot};
 use crate::transports::tls;
 use crate::transports::udp::{Group, GroupError};
 
@@ -30,6 +38,10 @@ const INBOX: usize = 4_096;
 const INBOX_BYTES: usize = 8 << 20;
 /// Messages each connection may have on the way to its endpoint at once.
 const EACH: usize = 4;
+/// Longer than connections go on, mostly.
+const A_DAY: Duration = Duration::from_secs(86_400);
+/// Connections on each arbiter for whose messages there is room, at least: so many a reload may allow.
+const MOST: usize = 100_000;
 /// Those who may wait for a connection at once.
 const ACCEPTING: usize = 1_024;
 
@@ -91,7 +103,12 @@ struct Inner {
     backlog: Mail<ToBacklog>,
     local: SocketAddr,
     steered: bool,
+    /// Generations that were begun.
     generation: AtomicU64,
+    terms: Snapshot<Arc<Terms>>,
+    /// Connections on each arbiter for whose messages there is room.
+    most: usize,
+    mesh: Mesh,
 }
 
 impl fmt::Debug for QuicServer {
@@ -113,61 +130,68 @@ impl QuicServer {
         // Once here, so that what cannot work fails before anything is bound.
         let builder = settings.tls.builder().map_err(StartError::Tls)?;
         settings.transport.check(builder).map_err(|_| StartError::Settings)?;
-        let secret = settings.secret.as_ref().map(|secret| secret.expose().as_slice());
-        let secrets = Arc::new(secrets(secret).ok_or(StartError::Settings)?);
+        let secrets = Arc::new(secrets(settings.secret.as_ref()).ok_or(StartError::Settings)?);
         let arbiters = mesh.arbiters();
         let group = Group::bind(settings.listen, arbiters, settings.steer).map_err(StartError::Bind)?;
+        // One that gives up takes the others along: a port that is read in part would lose a part of all clients.
+        let supervised = mesh.group(Strategy::OneForOne, Budget::default());
         let backlog = settings.backlog;
         let spec = Spec::named(settings.name.clone()).inbox(backlog.max(1) + ACCEPTING, usize::MAX);
         let scope = settings.name.clone();
-        let backlog = mesh
-            .spawn(Place::LeastLoaded, spec, move || Backlog {
-                scope,
-                most: backlog,
-                arrived: VecDeque::new(),
-                waiting: VecDeque::new(),
-            })
-            .map_err(StartError::Spawn)?;
+        let make =
+            move || Backlog { scope: scope.clone(), most: backlog, arrived: VecDeque::new(), waiting: VecDeque::new() };
+        let backlog = supervised.spawn(Place::LeastLoaded, spec, make).map_err(StartError::Spawn)?;
         let arrivals = Arc::new(Arrivals { applications, backlog: backlog.clone() });
-        let peers = Peers::default();
-        let all = Arc::<std::sync::atomic::AtomicUsize>::default();
-        let transport = Arc::new(settings.transport);
+        let most = settings.limits.connections.max(MOST);
+        let log = Log::of(mesh, &settings.name, &settings.transport).map_err(StartError::Spawn)?;
+        let terms = Snapshot::new(Arc::new(Terms {
+            generation: 1,
+            tls: settings.tls,
+            transport: Arc::new(settings.transport),
+            limits: settings.limits,
+            retry_life: settings.retry_life,
+            secret: settings.secret,
+            secrets: secrets.clone(),
+            log,
+        }));
+        let plan = Plan {
+            scope: settings.name,
+            transport: terms.read().transport.clone(),
+            group: group.clone(),
+            member: 0,
+            arbiters,
+            connections: most,
+            secrets,
+            generation: 0,
+            peers: Peers::default(),
+            all: Arc::default(),
+            serials: Arc::default(),
+            budget: settings.budget,
+            listen: Some(Listen { terms: terms.clone(), arrivals }),
+            log: None,
+        };
         let mut endpoints = Vec::with_capacity(arbiters);
-        for arbiter in 0..arbiters {
-            let plan = Plan {
-                scope: settings.name.clone(),
-                transport: transport.clone(),
-                member: group.member(arbiter),
-                arbiters,
-                connections: settings.limits.connections,
-                secrets: secrets.clone(),
-                generation: 0,
-                peers: peers.clone(),
-                all: all.clone(),
-                listen: Some(Listen {
-                    tls: settings.tls.clone(),
-                    limits: settings.limits,
-                    retry_life: settings.retry_life,
-                    arrivals: arrivals.clone(),
-                    open: None,
-                }),
-            };
-            match start_endpoint(mesh, arbiter, plan) {
+        for member in 0..arbiters {
+            match start_endpoint(&supervised, member, Plan { member, ..plan.clone() }) {
                 Ok(mail) => endpoints.push(mail),
                 Err(error) => {
                     endpoints.iter().for_each(|mail| mail.control(Control::Stop));
                     backlog.control(Control::Stop);
+                    terms.read().log.iter().for_each(|log| log.end(now()));
                     return Err(StartError::Spawn(error));
                 }
             }
         }
-        let _first = peers.set(endpoints.clone());
+        let _first = plan.peers.set(endpoints.clone());
         let inner = Inner {
             endpoints,
             backlog,
             local: group.local_addr(),
             steered: group.steered(),
             generation: AtomicU64::new(1),
+            terms,
+            most,
+            mesh: mesh.clone(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -200,9 +224,59 @@ impl QuicServer {
     /// # Errors
     /// See [`tls::ReloadError`]: the old ones are in use everywhere then.
     pub async fn reload(&self, settings: Arc<tls::ServerSettings>) -> Result<u64, tls::ReloadError> {
-        let generation = self.inner.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        tls::reload(&self.inner.endpoints, generation, &settings, PATIENCE * 5, ToEndpoint::Reload, || ()).await?;
-        Ok(generation)
+        let now = self.inner.terms.read().clone();
+        self.put_to_use(Terms { tls: settings, ..Terms::clone(&now) }).await
+    }
+
+    /// As [`reload`](Self::reload), and new connections take their transport, limits and Retry from these settings as
+    /// well. What belongs to the sockets stays: name, address, `steer`, `backlog`, and of `transport` the offload and
+    /// the kernel's buffers; and there is room for as many connections as it was started with, or 100,000 on each
+    /// arbiter if those are more. Another secret makes new keys for Retry tokens, and tokens of before stay valid;
+    /// stateless resets keep theirs until a restart, since peers were told their tokens.
+    ///
+    /// # Errors
+    /// See [`tls::ReloadError`]: the old ones are in use everywhere then.
+    pub async fn renew(&self, settings: &ServerSettings) -> Result<u64, tls::ReloadError> {
+        let refused = |what: &str| tls::ReloadError::Refused(tls::TlsError::Library(what.into()));
+        let builder = settings.tls.builder().map_err(tls::ReloadError::Refused)?;
+        settings.transport.check(builder).map_err(|_| refused("QUIC refuses the settings"))?;
+        let now = self.inner.terms.read().clone();
+        let secrets = if settings.secret == now.secret {
+            now.secrets.clone()
+        } else {
+            Arc::new(rotated(&now.secrets, settings.secret.as_ref()).ok_or_else(|| refused("no random numbers"))?)
+        };
+        let log = if Log::same(&settings.transport, &now.transport) {
+            now.log.clone()
+        } else {
+            Log::of(&self.inner.mesh, &settings.name, &settings.transport)
+                .map_err(|error| refused(&error.to_string()))?
+        };
+        let connections = settings.limits.connections.min(self.inner.most);
+        self.put_to_use(Terms {
+            generation: 0,
+            tls: settings.tls.clone(),
+            transport: Arc::new(settings.transport.clone()),
+            limits: Limits { connections, ..settings.limits },
+            retry_life: settings.retry_life,
+            secret: settings.secret.clone(),
+            secrets,
+            log,
+        })
+        .await
+    }
+
+    async fn put_to_use(&self, terms: Terms) -> Result<u64, tls::ReloadError> {
+        let inner = &*self.inner;
+        let generation = inner.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        let terms = Arc::new(Terms { generation, ..terms });
+        let publish = || {
+            inner.terms.update(|now| if now.generation < generation { terms.clone() } else { now.clone() });
+        };
+        let before = inner.terms.read().log.clone();
+        let done = tls::reload(&inner.endpoints, generation, &terms, PATIENCE * 5, ToEndpoint::Reload, publish).await;
+        end_unused(before, inner.terms.read().log.as_ref(), terms.log.as_ref());
+        done.map(|()| generation)
     }
 
     /// How each endpoint is; those that do not answer within a second are left out.
@@ -218,6 +292,7 @@ impl QuicServer {
     /// Lets nobody in any more, lets streams finish, and closes the sockets last; by `by` at the latest.
     pub fn drain(&self, by: Instant) {
         self.inner.endpoints.iter().for_each(|mail| mail.control(Control::Drain(by)));
+        self.end_log(by);
         self.inner.backlog.control(Control::Stop);
     }
 
@@ -226,6 +301,13 @@ impl QuicServer {
     pub fn stop(&self) {
         self.inner.backlog.control(Control::Stop);
         self.inner.endpoints.iter().for_each(|mail| mail.control(Control::Stop));
+        self.end_log(later(now(), PATIENCE));
+    }
+
+    fn end_log(&self, by: Instant) {
+        if let Some(log) = &self.inner.terms.read().log {
+            log.end(by);
+        }
     }
 
     /// Waits until all its endpoints have ended.
@@ -236,22 +318,38 @@ impl QuicServer {
     }
 }
 
-pub(super) fn start_endpoint(mesh: &Mesh, arbiter: usize, plan: Plan) -> Result<Mail<ToEndpoint>, SpawnError> {
+pub(super) fn start_endpoint(
+    supervised: &Supervised,
+    arbiter: usize,
+    plan: Plan,
+) -> Result<Mail<ToEndpoint>, SpawnError> {
     let messages = plan.connections.saturating_mul(EACH).saturating_add(INBOX);
     let spec = Spec::named(plan.scope.clone()).inbox(messages, INBOX_BYTES);
-    mesh.spawn(Place::On(arbiter), spec, move || Endpoint::new(plan))
+    supervised.spawn(Place::On(arbiter), spec, move || Endpoint::new(plan.clone()))
 }
 
-pub(super) fn secrets(secret: Option<&[u8]>) -> Option<Secrets> {
-    let mut random = zeroize::Zeroizing::new([0; 32]);
-    let secret = match secret {
-        Some(secret) => secret,
-        None => {
-            boring::rand::rand_bytes(&mut *random).ok()?;
-            &*random
-        }
-    };
-    Secrets::new(secret).ok()
+/// A log that no new connection will use ends with the last of those that do.
+fn end_unused(before: Option<Log>, used: Option<&Log>, refused: Option<&Log>) {
+    for log in before.iter().chain(refused).filter(|log| !used.is_some_and(|used| used.is(log))) {
+        log.end(later(now(), A_DAY));
+    }
+}
+
+/// Keys made from a secret, or from random numbers without one.
+pub(super) fn secrets(secret: Option<&Secret>) -> Option<Secrets> {
+    let random = random()?;
+    Secrets::new(secret.map_or(&*random, |secret| secret.expose().as_slice())).ok()
+}
+
+fn rotated(before: &Secrets, secret: Option<&Secret>) -> Option<Secrets> {
+    let random = random()?;
+    before.rotated(secret.map_or(&*random, |secret| secret.expose().as_slice())).ok()
+}
+
+fn random() -> Option<zeroize::Zeroizing<Vec<u8>>> {
+    let mut random = zeroize::Zeroizing::new(vec![0; 32]);
+    boring::rand::rand_bytes(&mut random).ok()?;
+    Some(random)
 }
 
 pub(super) async fn status(endpoints: &[Mail<ToEndpoint>]) -> Vec<Status> {

@@ -9,6 +9,7 @@ use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -305,6 +306,16 @@ pub trait Session {
     /// See [`StreamError`].
     fn finish(&mut self, stream: StreamId) -> Result<(), StreamError>;
 
+    /// Writes the last bytes of a stream, all or none, and its end: [`write`](Self::write) and
+    /// [`finish`](Self::finish) in one.
+    ///
+    /// # Errors
+    /// As of `write`; without credit nothing was written, and the stream is not finished.
+    fn write_last(&mut self, stream: StreamId, bytes: Bytes) -> Result<(), StreamError> {
+        self.write(stream, bytes)?;
+        self.finish(stream)
+    }
+
     /// Gives a stream up: what was not sent is dropped, and the peer is told `code`.
     ///
     /// # Errors
@@ -341,6 +352,9 @@ pub trait Session {
     /// The oldest datagram that has come.
     fn read_datagram(&mut self) -> Option<Bytes>;
 
+    /// Whether the peer has not acknowledged the end of a stream yet that was finished here.
+    fn is_delivering(&mut self) -> bool;
+
     /// Closes the session. What was not sent is dropped. The second call does nothing.
     fn close(&mut self, code: u64, text: &str);
 }
@@ -352,6 +366,12 @@ pub trait Application: 'static {
 
     /// A message from elsewhere, sent with `Connection::tell`. The default drops it.
     fn message(&mut self, _m: Box<dyn Any + Send>, _session: &mut dyn Session) {}
+
+    /// Polls what the application waits for itself, in each turn, behind the events. Answers whether there is more to do
+    /// at once. `cx` wakes the actor of the connection.
+    fn poll(&mut self, _cx: &mut Context<'_>, _session: &mut dyn Session) -> bool {
+        false
+    }
 
     /// The session is to end by `by`: let the peer know if the protocol has words for it. The connection is closed
     /// when no stream is left, and a little before `by` at the latest.

@@ -9,9 +9,10 @@ use boring::ssl::SslContextBuilder;
 
 use super::actor_engine::SharedBytes;
 use super::codec::{CID_LEN, MAX_CID_LEN, MIN_CLIENT_DCID};
+use super::codec_token::Secrets;
 use super::state_admission::Limits;
 use super::state_datagrams::DatagramLimits;
-use crate::memory::Secret;
+use crate::memory::{Budget, Secret};
 use crate::transports::tls;
 
 /// Which congestion control is used.
@@ -27,7 +28,7 @@ pub enum Congestion {
 }
 
 /// What both ends of a connection have in common.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transport {
     /// A connection without a packet from the peer for this long ends. Default 30 s; zero: never.
     pub idle_timeout: Duration,
@@ -76,6 +77,9 @@ pub struct Transport {
     pub socket_buffer: usize,
     /// Whether trains of datagrams are handed to the kernel in one call. Default yes.
     pub gso: bool,
+    /// Where each connection is logged. Default nowhere.
+    #[cfg(feature = "qlog")]
+    pub qlog: Option<super::Qlog>,
 }
 
 impl Default for Transport {
@@ -104,6 +108,8 @@ impl Default for Transport {
             inbox: 1 << 20,
             socket_buffer: 4 << 20,
             gso: true,
+            #[cfg(feature = "qlog")]
+            qlog: None,
         }
     }
 }
@@ -129,6 +135,8 @@ pub struct ServerSettings {
     pub retry_life: Duration,
     /// Connections that may wait to be accepted; more are closed, and counted. Default 1,024.
     pub backlog: usize,
+    /// What connections lease of, for bytes that wait to be sent. Default none: each has its credit.
+    pub budget: Option<Budget>,
 }
 
 impl ServerSettings {
@@ -145,8 +153,23 @@ impl ServerSettings {
             secret: None,
             retry_life: Duration::from_secs(30),
             backlog: 1_024,
+            budget: None,
         }
     }
+}
+
+/// What new connections of a server begin with: replaced as a whole, on all arbiters or on none.
+#[derive(Debug, Clone)]
+pub(super) struct Terms {
+    pub(super) generation: u64,
+    pub(super) tls: Arc<tls::ServerSettings>,
+    pub(super) transport: Arc<Transport>,
+    pub(super) limits: Limits,
+    pub(super) retry_life: Duration,
+    /// From what `secrets` were made, if it was configured.
+    pub(super) secret: Option<Secret>,
+    pub(super) secrets: Arc<Secrets>,
+    pub(super) log: Option<super::actor_qlog::Log>,
 }
 
 impl fmt::Debug for ServerSettings {
@@ -168,6 +191,8 @@ pub struct ClientSettings {
     pub transport: Transport,
     /// Connections at once, on each arbiter. Default 100,000.
     pub connections: usize,
+    /// What connections lease of, for bytes that wait to be sent. Default none: each has its credit.
+    pub budget: Option<Budget>,
 }
 
 impl ClientSettings {
@@ -180,6 +205,7 @@ impl ClientSettings {
             local_v6: Some(SocketAddr::from(([0_u16; 8], 0))),
             transport: Transport::default(),
             connections: 100_000,
+            budget: None,
         }
     }
 }
@@ -223,7 +249,7 @@ impl Transport {
         config.set_max_stream_window(self.stream_window_max.max(self.stream_window));
         config.set_initial_max_streams_bidi(number(self.bidirectional));
         config.set_initial_max_streams_uni(number(self.unidirectional));
-        config.set_active_connection_id_limit(4);
+        config.set_active_connection_id_limit(PATHS as u64);
         config.set_disable_active_migration(!self.migration);
         config.set_cc_algorithm(match self.congestion {
             Congestion::Cubic => quiche::CongestionControlAlgorithm::CUBIC,
@@ -239,6 +265,9 @@ impl Transport {
         Ok(config)
     }
 }
+
+/// Paths of one connection, in use and of before, and ids of the peer: quiche has one number for both.
+pub(super) const PATHS: usize = 8;
 
 /// The largest datagram that discovery finds.
 const DISCOVERED: usize = (1 << 14) - 1;

@@ -129,6 +129,11 @@ impl Admission {
         Self { limits, sources: HashMap::new(), others, swept: now }
     }
 
+    /// Other limits from now on. Sources keep what they have used up.
+    pub(super) const fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Decides.
     pub(super) fn decide(&mut self, asked: &Asked, now: Instant) -> Verdict {
         let limits = self.limits;

@@ -3,7 +3,8 @@
 //! Data stay here until QUIC can put them on the wire: until then they can be cancelled, expire, or be overtaken. The
 //! most urgent stream goes first; at equal urgency, streams that are of use only as a whole go one after the other in
 //! the order of their numbers, and before the incremental ones, which take turns. A stream that QUIC takes nothing from
-//! stands aside until it is `unblock`ed. Bytes are bounded by the credit their writers took before.
+//! stands aside until it is `unblock`ed. Bytes are bounded by the credit their writers took before. Only streams of
+//! which something waits, or is to expire, are here.
 //!
 //! `T` is what somebody waits with for a write to be taken: it comes back when the last byte of that write is, or when
 //! the stream is cancelled.
@@ -117,7 +118,7 @@ pub(super) struct Cancelled<T> {
 }
 
 impl<T> Sending<T> {
-    /// Adds a stream. Nothing changes if it is there.
+    /// Adds a stream, for what is pushed next. Nothing changes if it is there.
     pub(super) fn open(&mut self, stream: u64, priority: Priority) {
         self.streams.entry(stream).or_insert_with(|| Stream {
             writes: VecDeque::new(),
@@ -142,10 +143,16 @@ impl<T> Sending<T> {
         self.streams.get(&stream).map_or(0, |s| s.bytes)
     }
 
-    /// Whether the stream is there: its end is not taken and it was not cancelled.
+    /// Whether nothing waits on a stream.
     #[must_use]
-    pub(super) fn is_there(&self, stream: u64) -> bool {
-        self.streams.contains_key(&stream)
+    pub(super) fn is_idle(&self, stream: u64) -> bool {
+        self.streams.is_empty() || !self.streams.get(&stream).is_some_and(Stream::has_work)
+    }
+
+    /// Whether nothing waits on any, and nothing is to expire.
+    #[must_use]
+    pub(super) fn is_empty(&self) -> bool {
+        self.streams.is_empty()
     }
 
     /// Whether anything waits.
@@ -213,6 +220,7 @@ impl<T> Sending<T> {
             s.expires = Some(at);
             self.expiries.insert((at, stream));
         }
+        self.forget_idle(stream);
     }
 
     /// The next stream whose data have expired unsent. One that has nothing left to send does not expire.
@@ -224,6 +232,7 @@ impl<T> Sending<T> {
                 if s.has_work() {
                     return Some(stream);
                 }
+                self.forget_idle(stream);
             }
         }
         None
@@ -271,6 +280,7 @@ impl<T> Sending<T> {
             self.remove(stream);
         } else {
             self.enlist(stream);
+            self.forget_idle(stream);
         }
         done
     }
@@ -303,6 +313,12 @@ impl<T> Sending<T> {
     pub(super) fn cancel_all(&mut self) -> Vec<T> {
         let streams: Vec<u64> = self.streams.keys().copied().collect();
         streams.into_iter().flat_map(|stream| self.cancel(stream).waiting).collect()
+    }
+
+    fn forget_idle(&mut self, stream: u64) {
+        if self.streams.get(&stream).is_some_and(|s| !s.has_work() && s.expires.is_none()) {
+            self.streams.remove(&stream);
+        }
     }
 
     fn remove(&mut self, stream: u64) -> Option<Stream<T>> {

@@ -80,7 +80,24 @@ fn an_end_follows_the_data_and_needs_none() {
     sending.unblock(4);
     assert_eq!(sending.next(), Some(Piece { stream: 4, bytes: Bytes::new(), fin: true }));
     sending.taken(0, None);
-    assert!(!sending.has_work());
+    assert!(!sending.has_work() && sending.is_empty());
+}
+
+#[test]
+fn only_streams_with_something_to_send_or_to_expire_are_kept() {
+    let later = crate::actors::clock::now() + Duration::from_secs(1);
+    let mut sending = Sending::<u32>::default();
+    for stream in [0, 4] {
+        sending.open(stream, Priority::default());
+        sending.expire(stream, Some(later));
+        sending.push(stream, bytes("x"), None).unwrap();
+    }
+    assert!(!sending.is_idle(0) && sending.is_idle(8));
+    assert_eq!(drain(&mut sending), [(0, 1), (4, 1)]);
+    assert!(sending.is_idle(0) && !sending.is_empty(), "what is written next is to expire as well");
+    sending.expire(0, None);
+    assert_eq!(sending.expired(later), None);
+    assert!(sending.is_empty());
 }
 
 #[test]
@@ -161,9 +178,7 @@ proptest! {
         let mut sent = [const { Vec::<u8>::new() }; 4];
         let mut cancelled = [false; 4];
         let (mut asked, mut answered) = (0, Vec::new());
-        for stream in 0..4 {
-            sending.open(stream, Priority::default());
-        }
+        let mut finished = [false; 4];
         let offer = |sending: &mut Sending<usize>, sent: &mut [Vec<u8>; 4], room: usize| {
             let mut piece = sending.next()?;
             let took = room.min(piece.bytes.len());
@@ -173,7 +188,10 @@ proptest! {
         };
         for step in steps {
             match step {
+                // Whoever keeps the streams knows which may still be written.
+                Step::Push(s, _) | Step::Finish(s) if cancelled[s as usize] || finished[s as usize] => {}
                 Step::Push(s, n) => {
+                    sending.open(s, Priority::default());
                     let from = wrote[s as usize].len();
                     let data: Vec<u8> = (from..from + n).map(|n| n as u8).collect();
                     if sending.push(s, Bytes::from(data.clone()), Some(asked)).is_ok() {
@@ -181,7 +199,11 @@ proptest! {
                         asked += 1;
                     }
                 }
-                Step::Finish(s) => drop(sending.finish(s)),
+                Step::Finish(s) => {
+                    sending.open(s, Priority::default());
+                    finished[s as usize] = true;
+                    prop_assert_eq!(sending.finish(s), Ok(()));
+                }
                 Step::Offer(room) => answered.extend(offer(&mut sending, &mut sent, room).flatten()),
                 Step::Unblock(s) => sending.unblock(s),
                 Step::Prioritise(s, urgency, incremental) => sending.prioritise(s, priority(urgency, incremental)),

@@ -236,6 +236,23 @@ impl<C: Wire, D: Dial> Relay<C, D> {
         relay
     }
 
+    /// A relay for a client that a listener accepted and whose stream something was taken off first.
+    #[cfg(feature = "http")]
+    pub(super) fn guest(
+        client: C,
+        (peer, ticket): (SocketAddr, Ticket),
+        dial: D,
+        header: Header,
+        listener: Arc<str>,
+        settings: Arc<RelaySettings>,
+        random: u64,
+    ) -> Self {
+        let mut relay = Self::make(Ok(client), dial, header, listener, settings, random);
+        relay.peer = Some(peer);
+        relay.ticket = Some(ticket);
+        relay
+    }
+
     /// A relay for a stream that is ready to use on this arbiter. `listener` is the scope of its counters.
     pub fn new(client: C, dial: D, listener: Arc<str>, settings: Arc<RelaySettings>, random: u64) -> Self {
         Self::make(Ok(client), dial, Header::Local, listener, settings, random)

@@ -119,13 +119,16 @@ fn decode_v1(bytes: &[u8]) -> Result<Option<(Header, usize)>, Malformed> {
         return Err(Malformed);
     }
     let window = bytes.get(..bytes.len().min(MAX_V1)).unwrap_or_default();
+    // Only text, whether the line is there in one piece or not.
+    let is_text = |bytes: &[u8]| bytes.iter().all(|byte| matches!(byte, b' '..=b'~'));
     let Some(end) = window.iter().position(|byte| *byte == b'\n') else {
-        // Only text fits before the end of the line, and it must come in time.
+        // The end of the line must come in time.
         let text = window.strip_suffix(b"\r").unwrap_or(window);
-        let fits = window.len() < MAX_V1 && text.iter().all(|byte| matches!(byte, b' '..=b'~'));
+        let fits = window.len() < MAX_V1 && is_text(text);
         return if fits { Ok(None) } else { Err(Malformed) };
     };
-    let line = window.get(..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(Malformed)?;
+    let line =
+        window.get(..end).and_then(|line| line.strip_suffix(b"\r")).filter(|line| is_text(line)).ok_or(Malformed)?;
     let line = str::from_utf8(line).map_err(|_| Malformed)?;
     let mut words = line.split(' ');
     words.next();
@@ -272,6 +275,15 @@ mod tests {
         let endless = [b"PROXY UNKNOWN ", &[b'a'; 200][..]].concat();
         assert_eq!(Header::decode(&endless[..MAX_V1 - 1]), Ok(None));
         assert_eq!(Header::decode(&endless[..MAX_V1]), Err(Malformed));
+    }
+
+    /// What the fuzzer's seeds found: in one piece it was taken, in two it was refused.
+    #[test]
+    fn control_bytes_are_refused_in_whatever_pieces_they_come() {
+        let line = b"PROXY UNKNOWN ff\x1aff\r\n";
+        assert_eq!(Header::decode(line), Err(Malformed));
+        assert_eq!(Header::decode(&line[..18]), Err(Malformed));
+        assert_eq!(Header::decode(b"PROXY UNKNOWN ffff\r\n"), Ok(Some((Header::Local, 20))));
     }
 
     #[test]

@@ -152,7 +152,10 @@ impl Dial for Network {
             Address::Quic { address, name } if let Some(links) = &self.links => {
                 return Ok(Upstream::Quic(Box::new(links.open(*address, name.clone()))));
             }
-            Address::Quic { .. } | Address::Udp(_) => return Err(io::ErrorKind::Unsupported.into()),
+            // TLS is spoken by HTTP alone.
+            Address::Quic { .. } | Address::Udp(_) | Address::Tls { .. } => {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
         };
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
         if domain != Domain::UNIX {

@@ -10,15 +10,16 @@ use std::time::Duration;
 use super::{ServerSettings, TlsError};
 use crate::actors::{AskError, Mail, Reply};
 
-/// What an actor that holds a context is told. It keeps its contexts in [`Generations`].
+/// What an actor that holds a context is told. It keeps its contexts in [`Generations`]. `S` is what they are built from:
+/// certificates, and for QUIC what else new connections begin with.
 #[derive(Debug)]
-pub enum Reload {
+pub enum Reload<S = ServerSettings> {
     /// Build a context from these settings and keep it beside the one in use.
     Prepare {
         /// Which generation this is.
         generation: u64,
         /// What to build it from.
-        settings: Arc<ServerSettings>,
+        settings: Arc<S>,
         /// Whether that worked.
         reply: Reply<Result<(), TlsError>>,
     },
@@ -27,7 +28,7 @@ pub enum Reload {
         /// Which generation this is.
         generation: u64,
         /// What it is built from.
-        settings: Arc<ServerSettings>,
+        settings: Arc<S>,
     },
     /// Drop it.
     Abort(u64),
@@ -52,6 +53,11 @@ impl<C> Generations<C> {
         &mut self.used
     }
 
+    /// The same, to look at.
+    pub const fn in_use(&self) -> &C {
+        &self.used
+    }
+
     /// The generation in use.
     pub const fn number(&self) -> u64 {
         self.number
@@ -62,10 +68,10 @@ impl<C> Generations<C> {
     /// # Errors
     /// Only when a generation is put to use that was prepared by this actor's predecessor and cannot be built again;
     /// best the actor ends and is made anew.
-    pub fn handle(
+    pub fn handle<S>(
         &mut self,
-        told: Reload,
-        build: impl FnOnce(&ServerSettings) -> Result<C, TlsError>,
+        told: Reload<S>,
+        build: impl FnOnce(&Arc<S>) -> Result<C, TlsError>,
     ) -> Result<bool, TlsError> {
         match told {
             Reload::Prepare { generation, settings, reply } => {
@@ -118,12 +124,12 @@ impl std::error::Error for ReloadError {}
 ///
 /// # Errors
 /// See [`ReloadError`].
-pub async fn reload<M: Send + 'static>(
+pub async fn reload<S, M: Send + 'static>(
     holders: &[Mail<M>],
     generation: u64,
-    settings: &Arc<ServerSettings>,
+    settings: &Arc<S>,
     within: Duration,
-    wrap: impl Fn(Reload) -> M,
+    wrap: impl Fn(Reload<S>) -> M,
     publish: impl FnOnce(),
 ) -> Result<(), ReloadError> {
     let mut answers = Vec::with_capacity(holders.len());

@@ -374,14 +374,14 @@ fn a_generation_is_used_by_all_or_by_none() {
 #[test]
 fn a_holder_made_anew_builds_what_it_is_told_to_use() {
     let settings = Arc::new(ServerSettings::new("second", vec![own(&["localhost"])]));
-    let build = |settings: &ServerSettings| Ok(settings.listener.to_string());
+    let build = |settings: &Arc<ServerSettings>| Ok(settings.listener.to_string());
     let mut contexts = Generations::new(1, "first".to_owned());
     let commit = |generation| Reload::Commit { generation, settings: settings.clone() };
     assert_eq!(contexts.handle(commit(2), build), Ok(true));
     assert_eq!((contexts.number(), contexts.used().as_str()), (2, "second"));
     // Told again, or told late: nothing changes.
     assert_eq!(contexts.handle(commit(2), |_| panic!("not built again")), Ok(false));
-    assert_eq!(contexts.handle(Reload::Abort(2), |_| panic!("not built again")), Ok(false));
+    assert_eq!(contexts.handle(Reload::<ServerSettings>::Abort(2), |_| panic!("not built again")), Ok(false));
     assert_eq!(contexts.number(), 2);
 }
 

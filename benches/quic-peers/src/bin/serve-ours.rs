@@ -131,7 +131,10 @@ impl Bench {
         while answer.sent < answer.wanted {
             let part = body(answer.sent, answer.wanted - answer.sent);
             let len = part.len() as u64;
-            match session.write(stream, part) {
+            let last = answer.sent + len == answer.wanted;
+            let written = if last { session.write_last(stream, part) } else { session.write(stream, part) };
+            match written {
+                Ok(()) if last => return,
                 Ok(()) => answer.sent += len,
                 Err(StreamError::Full(_)) => {
                     self.answers.insert(stream, answer);

@@ -79,12 +79,19 @@ pub(crate) fn run(args: &Args) {
         });
         print("Snapshot, read and publish", threads, result, "– | –");
         away(threads, time);
+        away_with_malloc(threads, time);
     }
 }
 
-/// Buffers taken on one thread and dropped on others.
-fn away(threads: u64, time: Duration) {
-    let pool = Pool::new(1_500, 1_024, None);
+/// As `away`, without a pool.
+fn away_with_malloc(threads: u64, time: Duration) {
+    let taken = hand_over(threads, time, || Some(Vec::<u8>::with_capacity(1_500))).0;
+    let rate = taken as f64 / time.as_secs_f64() / 1e6;
+    println!("| malloc, freed on {} other threads | {threads} | {rate:.2} | 0.000 | – | – |", threads - 1);
+}
+
+/// Buffers taken on one thread and dropped on others: how many there were, and how often there was none.
+fn hand_over<B: Send + 'static>(threads: u64, time: Duration, mut take: impl FnMut() -> Option<B>) -> (u64, u64) {
     let over = Arc::new(AtomicBool::new(false));
     let senders: Vec<_> = (1..threads)
         .map(|_| {
@@ -101,12 +108,12 @@ fn away(threads: u64, time: Duration) {
     let (mut taken, mut none) = (0_u64, 0_u64);
     while !over.load(Ordering::Relaxed) {
         for (send, _) in &senders {
-            match pool.lease() {
-                Ok(buffer) => {
+            match take() {
+                Some(buffer) => {
                     taken += 1;
                     send.send(buffer).expect("it receives");
                 }
-                Err(_) => none += 1,
+                None => none += 1,
             }
         }
     }
@@ -115,6 +122,13 @@ fn away(threads: u64, time: Duration) {
         thread.join().expect("no panic");
     }
     timer.join().expect("no panic");
+    (taken, none)
+}
+
+/// Buffers of a pool taken on one thread and dropped on others.
+fn away(threads: u64, time: Duration) {
+    let pool = Pool::new(1_500, 1_024, None);
+    let (taken, none) = hand_over(threads, time, || pool.lease().ok());
     let stats = pool.stats();
     assert_eq!((stats.out, stats.came_home), (0, taken), "all came home");
     println!(

@@ -1,4 +1,5 @@
-//! Framed echo on one arbiter, with the arbiter's pools and without them: every run is a process of its own.
+//! Framed echo on one arbiter, with the arbiter's pools and without them: every run is a process of its own, on one
+//! CPU.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -58,6 +59,10 @@ pub(crate) fn once(args: &Args) {
         buffers: args.number("buffers", 1_024) as usize,
         ..MeshConfig::default()
     };
+    // Client and server on one CPU: between two it decides who is awake when, which is not the question here.
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(1);
+    rustix::thread::sched_setaffinity(None, &one).expect("a second CPU");
     let mesh = Mesh::start(config).expect("a mesh");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let (name, settings): (Arc<str>, _) = (Arc::from("bench"), Arc::new(Settings::default()));

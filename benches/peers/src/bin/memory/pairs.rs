@@ -30,6 +30,23 @@ fn row(name: &'static str, beside: &'static str, mut one: impl FnMut(u64) + 'sta
     Row { name, beside, run: Box::new(move |times| (0..times).for_each(&mut one)) }
 }
 
+/// One of 64 buffers goes and another comes, in no order; around them lie other things of many sizes.
+fn held<B: 'static>(name: &'static str, beside: &'static str, mut make: impl FnMut() -> B + 'static) -> Row {
+    let run = move |times| {
+        let mut others: Vec<_> = (0..4_000_usize).map(|n| Some(vec![0_u8; 32 + n * 7_919 % 4_000])).collect();
+        others.iter_mut().step_by(2).for_each(|other| *other = None);
+        let mut held: Vec<Option<B>> = (0..64).map(|_| Some(make())).collect();
+        let mut at = 1_usize;
+        for _ in 0..times {
+            at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let place = &mut held[at >> 58];
+            *place = None;
+            *place = Some(black_box(make()));
+        }
+    };
+    Row { name, beside, run: Box::new(run) }
+}
+
 fn seen<T>(value: T) {
     black_box(value);
 }
@@ -124,6 +141,14 @@ fn rows() -> Vec<Row> {
     rows.push(row("buffer: Pool, 16 KiB", "buffer: malloc and free, 16 KiB", move |_| {
         seen(pool.lease().expect("one"));
     }));
+
+    // Several at a time, as the connections of an arbiter hold them, in a heap that is in use.
+    rows.push(held("64 buffers held: malloc", "", || Vec::<u8>::with_capacity(1_500)));
+    let pool = Pool::new(1_500, 65, None);
+    rows.push(held("64 buffers held: Pool", "64 buffers held: malloc", move || pool.lease().expect("one")));
+    rows.push(held("64 large buffers held: malloc", "", || Vec::<u8>::with_capacity(64 << 10)));
+    let pool = Pool::new(64 << 10, 65, None);
+    rows.push(held("64 large buffers held: Pool", "64 large buffers held: malloc", move || pool.lease().expect("one")));
 
     // Values by key: 1,000 of them.
     let map: HashMap<u64, Value> = (0..1_000).map(|n| (n, value())).collect();

@@ -1,0 +1,177 @@
+//! The way to a server: a stream, TLS around it where the upstream says so, and the version of HTTP that is spoken then.
+//!
+//! TLS contexts belong to an arbiter, one for each name that a certificate must have: as many as the configuration names
+//! servers. The chain and the name are verified by the context itself; there is no way to leave that out.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use boring::ssl::{Ssl, SslContext};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_boring::SslStream;
+
+use super::site::{Upstream, Version};
+use super::state_exchange::Failure;
+use crate::actors::shelf;
+use crate::transports::kit::balance::Address;
+use crate::transports::relay::{Dial, Upstream as Stream};
+use crate::transports::tls::{ClientSettings, PeerName};
+
+/// How HTTP/2 is named in a TLS handshake (RFC 9113, section 3.1).
+const H2: &[u8] = b"h2";
+const HTTP_1: &[u8] = b"http/1.1";
+
+/// A stream to a server that is ready for requests.
+pub(super) struct Dialled {
+    pub(super) stream: ServerStream,
+    pub(super) http2: bool,
+}
+
+/// Why there is none.
+#[derive(Debug)]
+pub(super) struct NotDialled {
+    pub(super) failure: Failure,
+    pub(super) why: String,
+}
+
+impl fmt::Display for NotDialled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl NotDialled {
+    fn connection(error: &io::Error) -> Self {
+        Self { failure: Failure::NotConnected, why: error.to_string() }
+    }
+
+    fn handshake(why: impl Into<String>) -> Self {
+        Self { failure: Failure::Handshake, why: why.into() }
+    }
+}
+
+/// What is offered in the handshakes of an upstream.
+fn protocols(version: Version) -> Vec<Vec<u8>> {
+    match version {
+        Version::One => vec![HTTP_1.to_vec()],
+        Version::Two => vec![H2.to_vec()],
+        Version::Agreed => vec![H2.to_vec(), HTTP_1.to_vec()],
+    }
+}
+
+/// Opens a stream to a server, for this version of HTTP.
+pub(super) async fn dial(upstream: &Upstream, version: Version, address: &Address) -> Result<Dialled, NotDialled> {
+    let plain = match address {
+        Address::Tls { address, .. } => &Address::Tcp(*address),
+        Address::Tcp(_) | Address::Unix(_) | Address::Quic { .. } | Address::Udp(_) => address,
+    };
+    // Over TCP and Unix sockets; the configuration lets no others come here.
+    let mut network = upstream.network.clone();
+    let mut stream = network.dial(plain).map_err(|error| NotDialled::connection(&error))?;
+    let connected = poll_fn(|cx| network.poll_connected(&mut stream, cx)).await;
+    connected.map_err(|error| NotDialled::connection(&error))?;
+    let Some(tls) = &upstream.tls else {
+        return Ok(Dialled { stream: ServerStream::Plain(stream), http2: version == Version::Two });
+    };
+    let name = match address {
+        Address::Tls { name, .. } => PeerName::new(name),
+        Address::Tcp(_) | Address::Unix(_) | Address::Quic { .. } | Address::Udp(_) => tls.name.clone(),
+    };
+    let ssl = ssl(tls, version, &name).map_err(NotDialled::handshake)?;
+    let stream = tokio_boring::SslStreamBuilder::new(ssl, stream).connect().await;
+    let stream = stream.map_err(|error| NotDialled::handshake(error.to_string()))?;
+    let http2 = match (version, stream.ssl().selected_alpn_protocol()) {
+        (Version::Two | Version::Agreed, Some(H2)) => true,
+        (Version::Two, _) => return Err(NotDialled::handshake("the server does not agree to HTTP/2")),
+        // A server that names no protocol speaks what came before names.
+        (Version::One | Version::Agreed, _) => false,
+    };
+    Ok(Dialled { stream: ServerStream::Tls(Box::new(stream)), http2 })
+}
+
+/// The contexts of one arbiter for one upstream, by name and version.
+#[derive(Default)]
+struct Contexts(RefCell<BTreeMap<(String, u8), SslContext>>);
+
+fn ssl(tls: &Arc<ClientSettings>, version: Version, name: &PeerName) -> Result<Ssl, String> {
+    let contexts = shelf(tls, Contexts::default);
+    let host = match name {
+        PeerName::Host(host) => host.clone(),
+        PeerName::Address(address) => address.to_string(),
+    };
+    let key = (host, version as u8);
+    let known = contexts.0.borrow().get(&key).cloned();
+    let context = match known {
+        Some(context) => context,
+        None => {
+            let settings =
+                ClientSettings { name: name.clone(), protocols: protocols(version), ..ClientSettings::clone(tls) };
+            let context = settings.builder().map_err(|error| error.to_string())?.build();
+            contexts.0.borrow_mut().insert(key, context.clone());
+            context
+        }
+    };
+    let mut ssl = Ssl::new(&context).map_err(|error| error.to_string())?;
+    if let Some(host) = name.sni() {
+        ssl.set_hostname(host).map_err(|error| error.to_string())?;
+    }
+    Ok(ssl)
+}
+
+/// A stream to a server.
+pub(super) enum ServerStream {
+    Plain(Stream),
+    Tls(Box<SslStream<Stream>>),
+}
+
+impl AsyncRead for ServerStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for ServerStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, all),
+            Self::Tls(tls) => {
+                let first = all.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
+                Pin::new(&mut **tls).poll_write(cx, first)
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Two engines that hand each other their packets, without sockets and without actors.
+
+use std::net::SocketAddr;
+
+use super::super::actor_remote::Remote;
+use super::super::messages::Asked;
+use super::super::session::Read;
+use super::*;
+use crate::actors::Reply;
+use crate::actors::clock::now;
+use crate::transports::tls;
+
+/// Both ends of one connection.
+pub(in super::super) struct Ends {
+    pub(in super::super) server: Engine,
+    pub(in super::super) client: Engine,
+    addresses: [SocketAddr; 2],
+}
+
+impl Ends {
+    /// Connected.
+    pub(in super::super) fn new(change: impl FnOnce(&mut Transport, &mut Transport)) -> Self {
+        let addresses = [SocketAddr::from(([127, 0, 0, 1], 1)), SocketAddr::from(([127, 0, 0, 1], 2))];
+        let [server, client] = addresses;
+        let (mut served, mut used) = (Transport::default(), Transport::default());
+        change(&mut served, &mut used);
+        let certificate = Arc::new(tls::Certificate::generate(&["localhost".into()]).unwrap());
+        let mut tls_server = tls::ServerSettings::new("test", vec![certificate.clone()]);
+        let mut tls_client = tls::ClientSettings::new(tls::PeerName::new("localhost"));
+        tls_server.protocols = vec![b"test".to_vec()];
+        tls_client.protocols = vec![b"test".to_vec()];
+        tls_client.roots = tls::Roots::Only(certificate);
+        let mut accepting = served.config(tls_server.builder().unwrap()).unwrap();
+        let mut connecting = used.config(tls_client.builder().unwrap()).unwrap();
+        let id = quiche::ConnectionId::from_ref(&[1; 16]);
+        let accepted = quiche::accept_with_buf_factory(&id, None, server, client, &mut accepting).unwrap();
+        let id = quiche::ConnectionId::from_ref(&[2; 16]);
+        let connected =
+            quiche::connect_with_buffer_factory(Some("localhost"), &id, client, server, &mut connecting).unwrap();
+        let mut ends = Self {
+            server: Engine::new(Box::new(accepted), Arc::new(served), Role::Server, 0, now()),
+            client: Engine::new(Box::new(connected), Arc::new(used), Role::Client, 0, now()),
+            addresses,
+        };
+        while ends.server.phase != Phase::Open || ends.client.phase != Phase::Open {
+            ends.exchange();
+        }
+        ends.server.events.clear();
+        ends.client.events.clear();
+        ends
+    }
+
+    /// One turn of each end, as its actor would take it. True if packets went either way.
+    pub(in super::super) fn exchange(&mut self) -> bool {
+        let [server, client] = self.addresses;
+        let there = one_turn(&mut self.client, &mut self.server, [client, server]);
+        let back = one_turn(&mut self.server, &mut self.client, [server, client]);
+        there || back
+    }
+
+    /// Hands the client one packet of the server.
+    pub(in super::super) fn give_client(&mut self, packet: &mut [u8]) {
+        let [from, to] = self.addresses;
+        self.client.heard = true;
+        self.client.quic.recv(packet, quiche::RecvInfo { from, to }).unwrap();
+    }
+
+    /// What the client has to say, to the server.
+    pub(in super::super) fn answer(&mut self) {
+        let [to, from] = self.addresses;
+        one_turn(&mut self.client, &mut self.server, [from, to]);
+    }
+
+    /// Turns until nothing is left to be said.
+    pub(in super::super) fn settle(&mut self) {
+        while self.exchange() {}
+    }
+}
+
+fn one_turn(one: &mut Engine, other: &mut Engine, [from, to]: [SocketAddr; 2]) -> bool {
+    one.now = now();
+    one.learn();
+    one.feed();
+    one.begin_send();
+    one.next_end();
+    let mut packet = [0; 2_048];
+    let mut some = false;
+    while let Ok((length, _)) = one.quic.send(&mut packet) {
+        one.next_end();
+        some = true;
+        other.heard = true;
+        other.quic.recv(&mut packet[..length], quiche::RecvInfo { from, to }).unwrap();
+    }
+    some
+}
+
+fn happened(engine: &mut Engine) -> Vec<Event> {
+    engine.events.drain(..).collect()
+}
+
+/// Hands everything that happened to those with handles.
+fn tell(remote: &mut Remote, engine: &mut Engine) {
+    remote.look_for_given_up(engine);
+    while let Some(event) = engine.events.pop_front() {
+        remote.on(&event, engine);
+    }
+}
+
+#[test]
+fn streams_of_a_peer_are_not_kept_for_handles_that_nobody_has() {
+    let mut ends = Ends::new(|_, _| ());
+    let mut remote = Remote::default();
+    for _ in 0..10_000 {
+        let stream = ends.client.open(StreamKind::Bidirectional, Priority::default()).unwrap();
+        ends.client.write(stream, Bytes::from_static(b"question")).unwrap();
+        ends.client.finish(stream).unwrap();
+        while !ends.server.events.contains(&Event::Readable(stream)) {
+            ends.exchange();
+        }
+        tell(&mut remote, &mut ends.server);
+        assert_eq!(ends.server.read(stream, 100), Ok(Read::Data(Bytes::from_static(b"question"))));
+        assert_eq!(ends.server.read(stream, 100), Ok(Read::End));
+        ends.server.finish(stream).unwrap();
+        while !ends.client.events.contains(&Event::Readable(stream)) {
+            ends.exchange();
+        }
+        assert_eq!(ends.client.read(stream, 100), Ok(Read::End));
+        ends.client.events.clear();
+    }
+    assert_eq!((remote.unaccepted(), ends.server.info().streams, ends.client.info().streams), (0, 0, 0));
+}
+
+#[test]
+fn a_stream_that_its_peer_gave_up_waits_for_nobody() {
+    let mut ends = Ends::new(|_, _| ());
+    let mut remote = Remote::default();
+    remote.attend();
+    let kinds = [StreamKind::Bidirectional, StreamKind::Unidirectional];
+    // More than may be open at once: each that was given up must leave room for another.
+    for round in 0..400 {
+        for kind in kinds {
+            let stream = ends.client.open(kind, Priority::default()).unwrap();
+            ends.client.write(stream, Bytes::from_static(b"never mind")).unwrap();
+            ends.settle();
+            tell(&mut remote, &mut ends.server);
+            assert_eq!(remote.unaccepted(), 1, "round {round}");
+            ends.client.reset(stream, 7).unwrap();
+            ends.settle();
+            tell(&mut remote, &mut ends.server);
+            ends.settle();
+            assert_eq!((remote.unaccepted(), ends.server.info().streams), (0, 0), "round {round}");
+            let news = happened(&mut ends.client);
+            if kind == StreamKind::Bidirectional {
+                assert!(news.contains(&Event::Readable(stream)), "{news:?}");
+                assert_eq!(ends.client.read(stream, 1), Err(StreamError::Reset(7)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stream_that_ended_before_it_was_accepted_is_there_to_be_read() {
+    let mut ends = Ends::new(|_, _| ());
+    let mut remote = Remote::default();
+    remote.attend();
+    for text in ["", "something"] {
+        let stream = ends.client.open(StreamKind::Unidirectional, Priority::default()).unwrap();
+        ends.client.write(stream, Bytes::from_static(text.as_bytes())).unwrap();
+        ends.client.finish(stream).unwrap();
+        ends.settle();
+        tell(&mut remote, &mut ends.server);
+        assert_eq!(remote.unaccepted(), 1);
+        let (reply, answer) = Reply::new();
+        remote.request(Asked::Accept { kind: StreamKind::Unidirectional, reply }, &mut ends.server);
+        let accepted = futures_util::FutureExt::now_or_never(answer.0).unwrap().unwrap();
+        assert_eq!(accepted.map(|new| new.stream), Ok(stream));
+        if !text.is_empty() {
+            assert_eq!(ends.server.read(stream, 100), Ok(Read::Data(Bytes::from_static(text.as_bytes()))));
+        }
+        assert_eq!(ends.server.read(stream, 100), Ok(Read::End));
+        assert_eq!(remote.unaccepted(), 0);
+    }
+}
+
+fn write(engine: &mut Engine, stream: StreamId, length: usize) {
+    engine.write(stream, Bytes::from(vec![stream.0 as u8; length])).unwrap();
+}
+
+#[test]
+fn small_answers_need_no_queue_and_what_waits_is_not_overtaken() {
+    let mut ends = Ends::new(|_, _| ());
+    let [first, second, third] =
+        [0; 3].map(|_| ends.server.open(StreamKind::Unidirectional, Priority::default()).unwrap());
+    ends.server.write_last(first, Bytes::from_static(b"whole")).unwrap();
+    assert_eq!((ends.server.held(), ends.server.info().streams), (0, 2));
+    assert_eq!(ends.server.write(first, Bytes::from_static(b"more")), Err(StreamError::Unknown));
+    // More than the first window: some of it waits, and all that is written behind it.
+    write(&mut ends.server, second, 50_000);
+    write(&mut ends.server, second, 10);
+    write(&mut ends.server, third, 10);
+    ends.server.finish(third).unwrap();
+    assert_eq!(ends.server.finish(third), Err(StreamError::Finished));
+    assert_eq!(ends.server.held(), 50_020);
+    ends.server.finish(second).unwrap();
+    let mut got = std::collections::BTreeMap::<StreamId, Vec<u8>>::new();
+    while got.len() < 3 || ends.server.held() > 0 {
+        assert!(ends.exchange(), "it stands still");
+        for event in happened(&mut ends.client) {
+            if let Event::Readable(stream) = event {
+                while let Ok(Read::Data(bytes)) = ends.client.read(stream, 1 << 20) {
+                    got.entry(stream).or_default().extend(bytes);
+                }
+            }
+        }
+    }
+    ends.settle();
+    assert_eq!(got[&first], b"whole");
+    assert_eq!(got[&third], [third.0 as u8; 10]);
+    assert_eq!(ends.server.credit.used(), 0);
+    assert!(ends.server.is_delivered(), "all was acknowledged");
+}
+
+#[test]
+fn a_handle_that_comes_late_sees_the_credit_that_is_used() {
+    let mut ends = Ends::new(|server, _| server.stream_credit = 60_000);
+    let stream = ends.server.open(StreamKind::Unidirectional, Priority::default()).unwrap();
+    write(&mut ends.server, stream, 50_000);
+    let shared = ends.server.share(stream).unwrap();
+    assert_eq!((shared.credit.free(), ends.server.room(stream)), (10_000, 10_000));
+    assert_eq!(ends.server.write(stream, Bytes::from(vec![0; 10_001])), Err(StreamError::Full(10_000)));
+    ends.server.feed();
+    let taken = 50_000 - ends.server.held();
+    assert_eq!(shared.credit.free(), 10_000 + taken);
+    ends.server.reset(stream, 1).unwrap();
+    assert_eq!((shared.fate.get(), ends.server.credit.used()), (Some(&StreamError::Finished), 0));
+}
+
+#[test]
+fn an_end_alone_is_not_forgotten_when_all_before_it_is_acknowledged() {
+    let mut ends = Ends::new(|_, _| ());
+    for kind in [StreamKind::Bidirectional, StreamKind::Unidirectional] {
+        let stream = ends.client.open(kind, Priority::default()).unwrap();
+        write(&mut ends.client, stream, 100);
+        ends.exchange();
+        assert!(matches!(ends.server.read(stream, 100), Ok(Read::Data(_))));
+        // The end is written before the acknowledgement is read that came for the data, and leaves after it.
+        ends.client.finish(stream).unwrap();
+        assert!(ends.client.end_due().is_some());
+        one_turn(&mut ends.server, &mut ends.client, ends.addresses);
+        ends.settle();
+        assert_eq!((ends.server.read(stream, 100), ends.client.end_due()), (Ok(Read::End), None));
+    }
+}
