@@ -58,8 +58,7 @@ bench: ## our measurements beside our peers'; what they were elsewhere is in ben
 
 interop: setup ## the gateway against programs in other languages, also those that must be built first
 	@cargo test -q --locked --test it interop_ -- --list | grep -q ': test$$' || { echo 'no interop_ test in tests/it'; exit 1; }
-	cargo install --quiet --locked --root $(TARGET)/peers boringtun-cli@0.7.1
-	PORTWAY_BORINGTUN=$(abspath $(TARGET))/peers/bin/boringtun-cli cargo test --locked --test it interop_ -- --include-ignored
+	cargo test --locked --test it interop_
 
 setup: ## install what tests need and this machine lacks (Debian)
 	@scripts/setup test

@@ -4,9 +4,11 @@
 # Each program tunnels between two network namespaces joined by a veth pair. In each round they take turns with a TCP
 # stream of iperf3, UDP at a fixed rate, and pings; the figures are medians, and medians of the ratios within a round, of
 # the CPU seconds of both daemons per Gbit that arrived. `private` is ours on an interface of the host to ours in a
-# private network. Needs root, and wireguard-go, wireguard-tools, iperf3, iproute2, iputils-ping (Debian); boringtun-cli
-# is left out unless BORINGTUN names it (make interop builds target/peers/bin/boringtun-cli).
-#   SECONDS_EACH=3   length of a run      RATE=300M   of UDP      WHAT="tcp udp ping"      THREADING=single
+# private network, `pipe` ours in a pipeline; `flood` is a TCP stream beside 20,000 handshake initiations a second from one
+# source, `slow` one over a path with 10 ms each way and 0.1 % loss (ours and private alone). Needs root, and wireguard-go, wireguard-tools, iperf3, iproute2, iputils-ping (Debian); boringtun-cli
+# is left out unless BORINGTUN names it (the tests build target/peers/bin/boringtun-cli).
+#   SECONDS_EACH=3   length of a run      RATE=300M   of UDP      WHAT="tcp udp ping flood slow"      THREADING=single
+#   GOTATUN=path     beside it            PRIVATE=0   PIPE=1      WGO=0                    ARBITERS=1
 #   PORTWAY=target/release/portway
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -84,9 +86,10 @@ stock() {
     done
 }
 
-# ours NAME MODE-A MODE-B
+# ours NAME MODE-A MODE-B [PORT-OF-A]: the last is where a finds b, if not directly.
 ours() {
-    local name=$1
+    local name=$1 threading=${THREADING:-single} arbiters=${ARBITERS:-1}
+    if [ "$name" = pipe ]; then threading=pipeline; fi
     cable "$name"
     for side in a b; do
         other=$([ $side = a ] && echo b || echo a)
@@ -94,7 +97,7 @@ ours() {
         cat >"$dir/$name.$side.toml" <<X
 version = 1
 [runtime]
-arbiters = ${ARBITERS:-1}
+arbiters = $arbiters
 drain = "0s"
 [log]
 level = "warn"
@@ -106,20 +109,31 @@ protocol = "wireguard"
 private_key_file = "$dir/$side.key"
 addresses = ["10.98.0.$host/24"]
 mode = "$([ $side = a ] && echo "$2" || echo "$3")"
-threading = "${THREADING:-single}"
+threading = "$threading"
 [[listener.wireguard.peer]]
 public_key = "$(cat "$dir/$other.pub")"
 preshared_key_file = "$dir/psk"
 allowed_ips = ["10.98.0.$there/32"]
-endpoint = "10.99.0.$there:51820"
+$(if [ -z "${4:-}" ]; then echo "endpoint = \"10.99.0.$there:51820\""; elif [ $side = a ]; then echo "endpoint = \"10.99.0.1:$4\""; fi)
 X
         daemon "$name" $side "$PORTWAY" run -c "$dir/$name.$side.toml"
     done
 }
 
-programs=(ours wgo)
+programs=(ours)
 ours ours tun tun
-stock wgo wireguard-go -f
+if [ "${WGO:-1}" = 1 ]; then
+    programs+=(wgo)
+    stock wgo wireguard-go -f
+fi
+if [ "${PIPE:-0}" = 1 ]; then
+    programs+=(pipe)
+    ours pipe tun tun
+fi
+if [ -n "${GOTATUN:-}" ]; then
+    programs+=(gt)
+    stock gt "$GOTATUN" -f --disable-drop-privileges
+fi
 if [ -n "${BORINGTUN:-}" ]; then
     programs+=(bt)
     stock bt "$BORINGTUN" -f --disable-drop-privileges
@@ -128,13 +142,23 @@ if [ "${PRIVATE:-1}" = 1 ]; then
     programs+=(private)
     ours private tun private
 fi
+case ${WHAT:-} in *slow*)
+    for name in slow-tun slow-private; do
+        programs+=("$name")
+        ours "$name" tun "${name#slow-}" 6000
+        cp "$dir/$name.a" "$dir/$name.daemon"
+        daemon "$name" a python3 benches/wireguard_path.py slow 10 0.001
+        cp "$dir/$name.daemon" "$dir/$name.a"
+    done
+    ;;
+esac
 
 # inside NAME SIDE COMMAND...: where the tunnel's addresses are.
 inside() {
     local name=$1 side=$2
     shift 2
-    if [ "$name-$side" = private-b ]; then
-        helper=$(pgrep -P "$(cat "$dir/private.b")")
+    if [ "$name-$side" = private-b ] || [ "$name-$side" = slow-private-b ]; then
+        helper=$(pgrep -P "$(cat "$dir/$name.b")")
         nsenter -t "$helper" -U -n --preserve-credentials "$@"
     else
         ip netns exec "$name-$side" "$@"
@@ -172,7 +196,18 @@ one() {
 for round in $(seq "$rounds"); do
     for what in ${WHAT:-tcp udp ping}; do
         for name in "${programs[@]}"; do
+            # Each on its path: a slow one is for one figure alone.
+            case $name in slow-*) [ "$what" = slow ] ;; *) [ "$what" != slow ] ;; esac || continue
             case $what in
+                slow) one "$name" slow "$round" ;;
+                flood)
+                    [ "$name" = ours ] || continue
+                    ip netns exec ours-b python3 benches/wireguard_path.py flood 20000 "$(cat "$dir/a.pub")" >>"$dir/flood" &
+                    flood=$!
+                    sleep 0.2
+                    one ours flood "$round"
+                    kill "$flood" && wait "$flood" || true
+                    ;;
                 tcp) one "$name" tcp "$round" ;;
                 udp) one "$name" udp "$round" -u -b "${RATE:-300M}" -l 1350 ;;
                 ping)
@@ -194,7 +229,7 @@ for line in open(sys.argv[1]):
         runs.setdefault((what, name), {})[round_] = (float(used) * 1000, 0, "")
         continue
     end = json.load(open(path))["end"]
-    if what == "tcp":
+    if what != "udp":
         gbit, seconds = end["sum_received"]["bytes"] * 8 / 1e9, end["sum_received"]["seconds"]
         note = end["sum_sent"]["retransmits"]
     else:
@@ -202,7 +237,7 @@ for line in open(sys.argv[1]):
         share = 1 - got["lost_percent"] / 100
         gbit, seconds, note = got["bytes"] * share * 8 / 1e9, got["seconds"], got["lost_percent"]
     runs.setdefault((what, name), {})[round_] = (float(used) / tick / gbit, gbit / seconds, note)
-for what, unit in (("tcp", "CPU s/Gbit, both daemons"), ("udp", "CPU s/Gbit, both daemons"), ("ping", "median µs")):
+for what, unit in (("tcp", "CPU s/Gbit, both daemons"), ("flood", "CPU s/Gbit, both daemons"), ("slow", "CPU s/Gbit, both daemons"), ("udp", "CPU s/Gbit, both daemons"), ("ping", "median µs")):
     names = [name for (w, name) in runs if w == what]
     if not names:
         continue
@@ -217,6 +252,11 @@ for what, unit in (("tcp", "CPU s/Gbit, both daemons"), ("udp", "CPU s/Gbit, bot
         if what != "ping":
             line += f"   {st.median(v[1] for v in mine.values()):.2f} Gbit/s"
             notes = [v[2] for v in mine.values()]
-            line += f"   {'retransmits' if what == 'tcp' else 'lost %'}: median {st.median(notes):.4g}, most {max(notes):.4g}"
+            line += f"   {'lost %' if what == 'udp' else 'retransmits'}: median {st.median(notes):.4g}, most {max(notes):.4g}"
+            beside = runs.get(("slow", "slow-tun") if what == "slow" else ("tcp", "ours"), {})
+            rates = sorted(v[1] / beside[r][1] for r, v in mine.items() if r in beside)
+            if what != "udp" and rates:
+                line += f"   rate ÷ {'slow-tun' if what == 'slow' else 'ours'} {st.median(rates):.2f}"
         print(line)
 P
+[ ! -s "$dir/flood" ] || { echo; sort -n "$dir/flood" | sed -n '1s/^/least flood: /p'; }

@@ -35,6 +35,7 @@ mod config_wireguard;
 mod control;
 #[cfg(feature = "deadlock")]
 mod deadlocks;
+mod doctor;
 #[cfg(feature = "wireguard")]
 mod keygen;
 mod limits;

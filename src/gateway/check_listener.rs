@@ -197,6 +197,7 @@ fn wireguard(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) ->
         mistakes.add(raw.header, "a `[[listener]]` with protocol `wireguard` lacks `[listener.wireguard]`", hint);
         return None;
     };
+    super::check_wireguard::interface_name(table, &raw.name, mistakes);
     let interface = super::check_wireguard::wireguard(table, around, mistakes)?;
     Some(Protocol::Wireguard(Box::new(interface)))
 }

@@ -25,6 +25,10 @@ use crate::transports::wireguard::{
 };
 
 const KEY_HINT: &str = "write `private_key_file = \"wg0.key\"`, `conf = \"wg0.conf\"` or `generate_key = true`";
+/// RFC 8200, section 5.
+const LEAST_MTU_V6: u16 = 1_280;
+/// IFNAMSIZ of the kernel, with its final 0.
+const LONGEST_NAME: usize = 15;
 /// smoltcp keeps so many.
 const MOST_ADDRESSES: usize = 8;
 
@@ -68,6 +72,11 @@ pub(super) fn wireguard(raw: &At<RawWireguard>, around: &Around<'_>, mistakes: &
         (_, Some((conf, _))) => conf.mtu.unwrap_or(DEFAULT_MTU),
         (_, None) => DEFAULT_MTU,
     };
+    if mtu < LEAST_MTU_V6 && addresses.iter().any(|(address, _)| address.is_ipv6()) {
+        let at = span_of(&raw.mtu).unwrap_or(*span);
+        let hint = format!("write {LEAST_MTU_V6} or more, or take the IPv6 addresses out");
+        mistakes.add(at, format!("IPv6 needs an MTU of at least {LEAST_MTU_V6}"), hint);
+    }
     let interface = Wireguard {
         key: key?,
         addresses,
@@ -92,6 +101,7 @@ pub(super) fn wireguard(raw: &At<RawWireguard>, around: &Around<'_>, mistakes: &
             RawOffload::Tcp => Offload::Tcp,
             RawOffload::Off => Offload::Off,
         },
+        congestion: congestion(&raw.congestion, mode, mistakes),
         tun_node: match &raw.tun_node {
             Field::Is(node) => around.folder.join(&node.value.text),
             Field::Absent | Field::Bad => default.tun_node,
@@ -107,6 +117,17 @@ pub(super) fn wireguard(raw: &At<RawWireguard>, around: &Around<'_>, mistakes: &
         warnings,
     };
     (mistakes.len() == before).then_some(interface)
+}
+
+/// Notes a listener's name that cannot be the name of its interface.
+pub(super) fn interface_name(raw: &At<RawWireguard>, name: &Field<String>, mistakes: &mut Mistakes) {
+    let Field::Is(At { value: name, span }) = name else { return };
+    if matches!(copied(&raw.value.mode, RawMode::Auto), RawMode::Tun)
+        && (name.len() > LONGEST_NAME || matches!(name.as_str(), "." | ".."))
+    {
+        let hint = format!("write 1 to {LONGEST_NAME} characters, not all of them dots");
+        mistakes.add(*span, "in mode `tun` the interface has the listener's name, and this one cannot be", hint);
+    }
 }
 
 /// Keys and networks that are taken, and where.
@@ -236,7 +257,9 @@ fn addresses(
             conf.addresses.iter().filter_map(|(ip, bits)| Network::new(*ip, *bits).map(|network| (*ip, network)));
         all.extend(more);
     }
-    if all.is_empty() && !matches!(raw.addresses, Field::Bad) {
+    // A file that cannot be used may have one.
+    let unknown = matches!(raw.addresses, Field::Absent) && conf.is_none() && !matches!(raw.conf, Field::Absent);
+    if all.is_empty() && !unknown && !matches!(raw.addresses, Field::Bad) {
         mistakes.add(span, "a `[listener.wireguard]` has no address inside", "add `addresses = [\"10.98.0.1/24\"]`");
     }
     if all.len() > MOST_ADDRESSES {
@@ -275,6 +298,23 @@ fn of_conf(peer: &ConfPeer) -> Peer {
         ..PeerSettings::new(peer.public_key, peer.allowed_ips.clone())
     };
     Peer { settings, endpoint_name: named }
+}
+
+fn congestion(raw: &Field<Text>, mode: RawMode, mistakes: &mut Mistakes) -> Option<String> {
+    let Field::Is(At { value: text, span }) = raw else { return None };
+    if matches!(mode, RawMode::Tun | RawMode::Netstack) {
+        let hint = "take it out, or choose `mode = \"private\"` or \"auto\"";
+        mistakes.add(*span, "`congestion` is for the TCP of a private network", hint);
+    }
+    // TCP_CA_NAME_MAX of the kernel, with its final 0.
+    if text.text.is_empty()
+        || text.text.len() > 15
+        || !text.text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    {
+        let hint = "write a word such as \"bbr\" or \"cubic\", as in net.ipv4.tcp_available_congestion_control";
+        mistakes.add(*span, format!("{} is not a congestion control", text.shown()), hint);
+    }
+    Some(text.text.clone())
 }
 
 fn peer(

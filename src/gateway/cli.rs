@@ -41,6 +41,8 @@ enum Command {
     },
     /// Print a configuration file to start from, with every key and its default
     Example,
+    /// Say what this machine gives a gateway, and what this configuration would miss of it, if there is one
+    Doctor,
     /// Make new keys
     Keygen {
         #[command(subcommand)]
@@ -97,7 +99,8 @@ pub fn main(builder: &Builder) -> ExitCode {
         Command::Keygen { kind: KeyKind::Wireguard { out } } => return keygen(out.as_deref()),
         #[cfg(feature = "wireguard")]
         Command::Wireguard { .. } => {}
-        Command::Run | Command::Check | Command::Reload | Command::Status { .. } => {}
+        Command::Doctor if !path.exists() => return doctor(None),
+        Command::Run | Command::Check | Command::Reload | Command::Status { .. } | Command::Doctor => {}
     }
     let config = match check::load(&path, &builder.known()) {
         Ok(config) => config,
@@ -113,6 +116,7 @@ pub fn main(builder: &Builder) -> ExitCode {
         Command::Run => run(builder, config, &path),
         Command::Status { json } => status(&config, json),
         Command::Reload => ask_reload(&config),
+        Command::Doctor => doctor(Some(&config)),
         #[cfg(feature = "wireguard")]
         Command::Wireguard { what } => client(&config, &what),
         Command::Check | Command::Example | Command::PrivateNetwork | Command::Keygen { .. } => {
@@ -127,6 +131,13 @@ pub fn main(builder: &Builder) -> ExitCode {
             say(&format!("{}: fine, {} {plural}\n", path.display(), config.listeners.len()))
         }
     }
+}
+
+fn doctor(config: Option<&Config>) -> ExitCode {
+    let program = std::env::current_exe().unwrap_or_default();
+    let (text, fine) = super::doctor::look(config, &program);
+    let said = say(&text);
+    if fine { said } else { ExitCode::from(FAILED) }
 }
 
 #[cfg(feature = "wireguard")]

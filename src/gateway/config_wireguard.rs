@@ -31,6 +31,8 @@ pub struct Wireguard {
     pub masquerade: bool,
     /// Super-packets on the interface, in modes `private` and `tun`. Default `auto`.
     pub offload: Offload,
+    /// The congestion control of TCP in a private network, by the kernel's word for it. Default: the system's.
+    pub congestion: Option<String>,
     /// The node by which TUN interfaces are made. Default `/dev/net/tun`.
     pub tun_node: PathBuf,
     /// The folder of the socket by which `wg` sees and changes the interface; none: there is no socket. Default
@@ -146,6 +148,7 @@ impl Default for Wireguard {
             gso: true,
             masquerade: false,
             offload: Offload::default(),
+            congestion: None,
             tun_node: super::tunnels_kernel::default_node(),
             uapi: Some(PathBuf::from(FOLDER)),
             forward: Vec::new(),

@@ -300,9 +300,14 @@ pub(super) enum Step {
 pub(super) fn plan(old: &[Arc<Tunnel>], new: &Config, upstreams_changed: bool) -> Result<Vec<Step>, StartError> {
     let mut steps = Vec::new();
     for listener in new.listeners.iter().filter(|listener| of(listener).is_some()) {
-        let running = old.iter().find(|tunnel| *tunnel.name == *listener.name && tunnel.accepting());
+        let running = old.iter().find(|tunnel| *tunnel.name == *listener.name);
         steps.push(match running {
             None => Step::Start(bind_one(listener)?),
+            // Something of it has ended, its interface perhaps: it keeps its socket, and so its port.
+            Some(tunnel) if !tunnel.accepting() && tunnel.configured.listen == listener.listen => {
+                Step::Renew(tunnel.clone(), listener.clone())
+            }
+            Some(tunnel) if !tunnel.accepting() => Step::Start(bind_one(listener)?),
             Some(tunnel) => match compare(&tunnel.configured, listener, upstreams_changed, &tunnel.inside) {
                 Difference::None => Step::Keep(tunnel.clone()),
                 Difference::PeersOrServices => Step::Adjust(tunnel.clone(), listener.clone()),

@@ -42,6 +42,9 @@ impl Inside {
     }
 
     pub(super) fn is_alive(&self) -> bool {
+        if !self.beside.as_ref().is_none_or(Beside::is_alive) {
+            return false;
+        }
         match &self.running {
             Running::Netstack(stack) => !stack.is_closed(),
             Running::Private(kernel) => kernel.is_alive(),

@@ -28,7 +28,7 @@ use crate::transports::wireguard::{Interface, Network};
 /// Messages and bytes that wait for an interface, at most.
 const TUN_INBOX: (usize, usize) = (4_096, 16 << 20);
 /// The argument that makes our program a helper.
-const HELPER: &str = "private-network";
+pub(super) const HELPER: &str = "private-network";
 /// How often, and how long apart, a name is tried that the interface before this one still holds.
 const TRIES: (u32, Duration) = (100, Duration::from_millis(10));
 
@@ -150,7 +150,7 @@ pub(super) fn private(join: Join<'_>) -> Result<Result<Kernel<Kept>, StartError>
         mtu: wireguard.mtu,
         offload: wireguard.offload != Offload::Off,
         addresses: prefixes(wireguard),
-        congestion: None,
+        congestion: wireguard.congestion.clone(),
     };
     let (network, tun) = PrivateNetwork::start(&settings).map_err(|error| error.to_string())?;
     let onward = if wireguard.forward.is_empty() {

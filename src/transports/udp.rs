@@ -9,4 +9,4 @@ mod socket;
 
 pub use group::{Group, GroupError, MEMBERS, Member};
 pub use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit};
-pub use socket::{Options, TRAIN, UdpSocket};
+pub use socket::{Options, TRAIN, UdpSocket, trains};

@@ -281,6 +281,27 @@ fn interop_wireguard_gateway_reloads_peers_and_their_routes_and_keeps_sessions()
 }
 
 #[test]
+fn interop_wireguard_gateway_outlives_its_interface_and_makes_another() {
+    let mut gateway = Gateway::start("tun", true, "uapi = \"off\"");
+    gateway.client("10.98.0.0/24");
+    gateway.pair.b.reaches("10.98.0.1");
+    let ready = || gateway.pair.a.output("curl", &["-s", "http://127.0.0.1:9180/readyz"]).stdout;
+    assert_eq!(ready(), b"ready\n");
+    gateway.pair.a.ip(&["link", "del", &gateway.name]);
+    eventually("it says that a listener has ended", || {
+        // The next packet tells.
+        gateway.pair.b.pings("10.98.0.1", 1);
+        String::from_utf8(ready()).unwrap().contains(&format!("listener {} has ended", gateway.name))
+    });
+    assert!(gateway.metrics().contains("portway_"), "the admin listener goes on");
+    run("kill", &["-HUP", &gateway.process.to_string()]);
+    eventually("it is ready again", || ready() == b"ready\n");
+    // The peer notices after 15 s without an answer that we know its session no more.
+    assert!((0..40).any(|_| gateway.pair.b.pings("10.98.0.1", 1) == 1), "a new session");
+    gateway.echoes("10.98.0.1:7001");
+}
+
+#[test]
 fn interop_wireguard_gateway_prints_a_file_that_wg_quick_takes() {
     let gateway = Gateway::start("tun", true, "");
     gateway.pair.a.reaches("10.98.0.1");

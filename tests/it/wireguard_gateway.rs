@@ -14,6 +14,7 @@ use portway::transports::relay::{Dial, Wire};
 use portway::transports::wireguard::{PeerSettings, public_key};
 
 use crate::gateway::{Binary, Client, Running, free, get, temp_dir};
+use crate::private_network::Unprivileged;
 use crate::probe::{SOON, eventually, mesh, now, stop, view, wait};
 use crate::wireguard::{Plan, Site, echoes, peer, secret};
 
@@ -331,6 +332,41 @@ fn a_pipeline_has_threads_of_its_own_and_all_of_them_work() {
         }
     }
     stop(&clients_mesh);
+}
+
+#[test]
+fn the_doctor_says_what_a_machine_gives_and_a_configuration_would_miss() {
+    let user = Unprivileged::new();
+    let doctor = |text: &str| {
+        let path = user.dir.join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        let words = ["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--"];
+        let mut command = std::process::Command::new("setpriv");
+        let out = command.args(words).arg(user.program()).args(["doctor", "-c"]).arg(path).output().unwrap();
+        (out.status.code(), String::from_utf8(out.stdout).unwrap() + &String::from_utf8(out.stderr).unwrap())
+    };
+    let text = |mode: &str, node: &str| {
+        format!(
+            "version = 1\n[[listener]]\nname = \"wg0\"\nlisten = \"127.0.0.1:51820\"\nprotocol = \"wireguard\"\n\
+             [listener.wireguard]\ngenerate_key = true\naddresses = [\"10.98.0.1/24\"]\nmode = \"{mode}\"\n\
+             tun_node = \"{node}\"\n"
+        )
+    };
+    let (code, said) = doctor(&text("auto", "tun"));
+    assert_eq!(code, Some(0), "{said}");
+    for part in
+        ["private network      works", "becomes private", "CAP_NET_ADMIN        not held", "open files", "rmem_max"]
+    {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    let (code, said) = doctor(&text("auto", "nothing"));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("becomes netstack") && said.contains("nothing"), "{said}");
+    for mode in ["tun", "private"] {
+        let (code, said) = doctor(&text(mode, "nothing"));
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("MISSING  listener wg0"), "{said}");
+    }
 }
 
 #[test]

@@ -118,6 +118,12 @@ impl Beside {
         Box::new(Before { beside: self.clone(), inside })
     }
 
+    /// Whether its actor lives.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.flows.is_closed()
+    }
+
     /// Ends the flows.
     pub fn stop(&self) {
         self.flows.control(Control::Stop);

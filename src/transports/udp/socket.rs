@@ -204,6 +204,16 @@ impl UdpSocket {
     }
 }
 
+/// How many datagrams the system sends, and receives, in one call; 1 where it has no offload.
+///
+/// # Errors
+/// When there is no socket on loopback to be had.
+pub fn trains() -> io::Result<(usize, usize)> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let state = UdpSocketState::new((&socket).into())?;
+    Ok((state.max_gso_segments(), state.gro_segments()))
+}
+
 /// Sends `contents` in pieces of `segment` bytes until one is refused, and answers how many bytes are gone.
 fn singly(contents: &[u8], segment: usize, mut send: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<usize> {
     let mut sent = 0;

@@ -1,11 +1,12 @@
 //! What a change by `wg` makes of the peers of an interface. Whole or not at all; nothing is kept here.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::codec_keys::PublicKey;
 use super::codec_uapi::{Edit, Errno, PeerEdit};
 use super::peers::MOST_PEERS;
 use super::settings::PeerSettings;
+use crate::transports::kit::routes::Network;
 
 /// The peers after a change, in their order, new ones last. A network that a peer gets is taken from whoever had it,
 /// as the kernel's implementation does it.
@@ -22,6 +23,9 @@ pub(super) fn applied(mut peers: Vec<PeerSettings>, edit: Edit) -> Result<Vec<Pe
         }
     }
     let mut places: HashMap<PublicKey, usize> = (0..).zip(&peers).map(|(n, peer)| (peer.public_key, n)).collect();
+    // A network belongs to one peer.
+    let mut holders: Holders =
+        (0..).zip(&peers).flat_map(|(at, peer)| peer.allowed.iter().map(move |network| (*network, at))).collect();
     // By place and not by key: who is removed and given again in one request has two.
     let mut removed = HashSet::new();
     for change in edit.peers {
@@ -39,11 +43,13 @@ pub(super) fn applied(mut peers: Vec<PeerSettings>, edit: Edit) -> Result<Vec<Pe
             removed.insert(at);
             places.remove(&change.public_key);
             if let Some(peer) = peers.get_mut(at) {
-                peer.allowed.clear();
+                for network in peer.allowed.drain(..) {
+                    holders.remove(&network);
+                }
             }
             continue;
         }
-        one(&mut peers, at, change);
+        one(&mut peers, &mut holders, at, change);
     }
     Ok((0..).zip(peers).filter(|(at, _)| !removed.contains(at)).map(|(_, peer)| peer).collect())
 }
@@ -58,10 +64,14 @@ fn bare(peer: &PeerSettings) -> PeerSettings {
     }
 }
 
-fn one(peers: &mut [PeerSettings], at: usize, change: PeerEdit) {
-    for (number, other) in peers.iter_mut().enumerate() {
-        if number != at && !change.add.is_empty() {
-            other.allowed.retain(|network| !change.add.contains(network));
+/// Which peer, by place, has a network.
+type Holders = BTreeMap<Network, usize>;
+
+fn one(peers: &mut [PeerSettings], holders: &mut Holders, at: usize, change: PeerEdit) {
+    for network in &change.add {
+        let before = holders.insert(*network, at).filter(|before| *before != at);
+        if let Some(other) = before.and_then(|before| peers.get_mut(before)) {
+            other.allowed.retain(|one| one != network);
         }
     }
     let Some(peer) = peers.get_mut(at) else { return };
@@ -75,10 +85,19 @@ fn one(peers: &mut [PeerSettings], at: usize, change: PeerEdit) {
         peer.keepalive = Some(seconds).filter(|seconds| *seconds > 0);
     }
     if change.replace_allowed_ips {
-        peer.allowed.clear();
+        for network in peer.allowed.drain(..) {
+            holders.remove(&network);
+        }
     }
-    peer.allowed.retain(|network| !change.remove_allowed_ips.contains(network));
+    peer.allowed.retain(|network| {
+        let stays = !change.remove_allowed_ips.contains(network);
+        if !stays {
+            holders.remove(network);
+        }
+        stays
+    });
     for network in change.add {
+        holders.insert(network, at);
         if !peer.allowed.contains(&network) {
             peer.allowed.push(network);
         }
