@@ -379,7 +379,11 @@ fn a_peer_that_acknowledges_nothing_is_let_go() {
         1,
         "127.0.0.1:0",
         echo(),
-        |server| server.transport.acknowledge_within = Duration::from_millis(400),
+        |server| {
+            server.transport.acknowledge_within = Duration::from_millis(400);
+            // It goes on asking, also when all that was written is acknowledged before the path is cut.
+            server.transport.keep_alive = Some(Duration::from_millis(100));
+        },
         |_| (),
     );
     let neighbour = wait(pair.connect());

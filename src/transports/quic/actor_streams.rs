@@ -52,7 +52,10 @@ impl SendSide {
 
     /// The bytes that may still be taken.
     pub(super) fn free(&self) -> usize {
-        self.shared.as_ref().map_or_else(|| self.limit.saturating_sub(self.used), |shared| shared.credit.free())
+        match &self.shared {
+            Some(shared) => shared.credit.free(),
+            None => self.limit.saturating_sub(self.used),
+        }
     }
 
     /// Takes bytes, all or none.

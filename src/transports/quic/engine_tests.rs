@@ -59,7 +59,7 @@ impl Ends {
     }
 
     /// Hands the client one packet of the server.
-    pub(in super::super) fn give_client(&mut self, packet: &mut [u8]) {
+    pub(in super::super) fn deliver(&mut self, packet: &mut [u8]) {
         let [from, to] = self.addresses;
         self.client.heard = true;
         self.client.quic.recv(packet, quiche::RecvInfo { from, to }).unwrap();

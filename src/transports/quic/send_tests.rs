@@ -112,7 +112,7 @@ fn serve(ends: &mut Ends, way: &Fickle, streams: usize, length: impl Fn(u64) -> 
         pause();
         for mut packet in way.gone.borrow_mut().drain(..) {
             sums.packets += 1;
-            ends.give_client(&mut packet);
+            ends.deliver(&mut packet);
         }
         ends.client.learn();
         while let Some(event) = ends.client.events.pop_front() {
