@@ -199,9 +199,9 @@ impl Settings {
             streams: 100,
             trusted: Vec::new(),
             access_log: false,
-            tls: None,
             alternative: None,
             sessions: false,
+            tls: None,
         }
     }
 }

@@ -255,7 +255,7 @@ impl<U: Uplink> Datagrams<U> {
         let picked = balancer.pick(turn.now(), self.random.hash_one(self.drawn), &[]).map_err(|_| "no_server")?;
         match *picked.address() {
             Address::Udp(to) => Ok((to, Some(picked))),
-            Address::Tcp(_) | Address::Tls { .. } | Address::Unix(_) | Address::Quic { .. } => Err("no_server"),
+            Address::Tcp(_) | Address::Unix(_) | Address::Quic { .. } | Address::Tls { .. } => Err("no_server"),
         }
     }
 
