@@ -200,8 +200,6 @@ impl Settings {
             trusted: Vec::new(),
             access_log: false,
             tls: None,
-            alternative: None,
-            sessions: false,
         }
     }
 }
