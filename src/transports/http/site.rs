@@ -200,6 +200,8 @@ impl Settings {
             trusted: Vec::new(),
             access_log: false,
             tls: None,
+            alternative: None,
+            sessions: false,
         }
     }
 }
