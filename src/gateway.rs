@@ -88,6 +88,7 @@ mod tunnels_names;
 mod tunnels_way;
 pub mod units;
 pub mod upstreams;
+mod upstreams_secure;
 #[cfg(feature = "wireguard")]
 mod wg_client;
 #[cfg(feature = "wireguard")]
@@ -289,9 +290,9 @@ impl Builder {
         #[cfg(not(feature = "http"))]
         let certificates = sites::Certificates;
         #[cfg(feature = "http")]
-        let secure = upstreams::Secure::load(&config.upstreams, &certificates)?;
+        let secure = upstreams_secure::Secure::load(&config.upstreams, &certificates)?;
         #[cfg(not(feature = "http"))]
-        let secure = upstreams::Secure::default();
+        let secure = upstreams_secure::Secure::default();
         let upstreams = Upstreams::default().renewed(
             mesh,
             &config.upstreams,

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use super::config::{Config, Listener, Protocol, Runtime};
 use super::sites::{Certificates, Web};
-use super::upstreams::{Secure, Upstreams};
+use super::upstreams::Upstreams;
+use super::upstreams_secure::Secure;
 use super::{Gateway, ListenerStatus, StartError, in_order, listeners, tunnels};
 use crate::actors::{Control, clock};
 use crate::transports::tcp;

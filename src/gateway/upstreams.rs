@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 use super::config::{self, Balance, Check, Health, Host, Server};
 #[cfg(feature = "quic")]
 use super::links::AllLinks;
+use super::upstreams_secure::Secure;
 use crate::actors::clock::{later, now, sleep, sleep_until, within};
 use crate::actors::{Budget, Control, Fault, Mail, Mesh, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn};
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer, Policy, ServerId, ServerView};
@@ -65,52 +66,6 @@ struct Running {
     links: Option<Links>,
     /// The way through a tunnel, if the servers are behind one.
     through: Option<Through>,
-}
-
-/// What is said to servers over TCP in TLS handshakes, by upstream.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Secure {
-    #[cfg(feature = "http")]
-    by_name: BTreeMap<String, Arc<crate::transports::tls::ClientSettings>>,
-}
-
-impl Secure {
-    /// Reads what the upstreams name.
-    ///
-    /// # Errors
-    /// The first that cannot be used.
-    #[cfg(feature = "http")]
-    pub(super) fn load(
-        upstreams: &[config::Upstream],
-        certificates: &super::certificates::Certificates,
-    ) -> Result<Self, super::StartError> {
-        let mut by_name = BTreeMap::new();
-        for upstream in upstreams.iter().filter(|upstream| !upstream.is_over_quic()) {
-            let Some(tls) = &upstream.tls else { continue };
-            let settings = certificates.client(tls);
-            let settings = settings
-                .map_err(|error| super::StartError::Tls { of: format!("upstream `{}`", upstream.name), error })?;
-            by_name.insert(upstream.name.clone(), Arc::new(settings));
-        }
-        Ok(Self { by_name })
-    }
-
-    #[cfg(feature = "http")]
-    fn get(&self, upstream: &str) -> Option<&Arc<crate::transports::tls::ClientSettings>> {
-        self.by_name.get(upstream)
-    }
-
-    #[cfg(feature = "http")]
-    fn only(&self, upstream: &str) -> Self {
-        Self {
-            by_name: self.by_name.get_key_value(upstream).map(|(k, v)| (k.clone(), v.clone())).into_iter().collect(),
-        }
-    }
-
-    #[cfg(not(feature = "http"))]
-    fn only(&self, _: &str) -> Self {
-        Self::default()
-    }
 }
 
 impl Upstreams {
