@@ -49,6 +49,8 @@ pub(super) const H3: &[u8] = b"h3";
 /// A client of HTTP from which no packet came for this long is gone, even if its listener has less patience.
 #[cfg(feature = "http")]
 const GONE: Duration = Duration::from_secs(120);
+/// Clients on one arbiter that may be told at the same time that there are too many.
+const ROOM_AT_THE_DOOR: usize = 1_024;
 /// Fewer bytes of secret could be guessed.
 const LEAST_SECRET: usize = 32;
 
@@ -123,7 +125,7 @@ pub(super) fn settings_of(
     let mut settings = transport::ServerSettings::new(listener.name.as_str(), listener.listen, Arc::new(tls));
     settings.transport = transport_of(listener, quic);
     settings.limits = transport::Limits {
-        connections: listener.limits.connections,
+        connections: let_in(listener),
         half_open: listener.limits.half_open,
         retry: match quic.settings.retry {
             config::Retry::Auto => RetryMode::Auto,
@@ -143,6 +145,12 @@ pub(super) fn settings_of(
         None => None,
     };
     Ok(settings)
+}
+
+/// Connections that QUIC lets in on each arbiter. It drops what is too many before the handshake, so that its client hears
+/// nothing; the door, where the listener's own limit is kept, tells them why. So there is room for some at the door.
+fn let_in(listener: &Listener) -> usize {
+    listener.limits.connections.saturating_add(listener.limits.half_open.min(ROOM_AT_THE_DOOR))
 }
 
 const fn caps_of(listener: &Listener) -> Caps {
@@ -232,7 +240,7 @@ pub(super) fn for_http(
     // HTTP knows when a client was silent for too long; this is for those that are gone.
     settings.transport.idle_timeout = listener.limits.idle.max(GONE);
     settings.limits = transport::Limits {
-        connections: listener.limits.connections,
+        connections: let_in(listener),
         half_open: listener.limits.half_open,
         ..transport::Limits::default()
     };

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -355,13 +356,25 @@ fn what_quic_forbids_costs_its_connection() {
     let address = running.address("web");
     let neighbour = wait(Client::to(address));
     wait(neighbour.works());
-    let output = Command::new(python())
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/aioquic_conformance.py"))
-        .arg(pem("good.pem"))
-        .args([&address.ip().to_string(), &address.port().to_string(), "localhost", "h3"])
-        .stdin(Stdio::null())
-        .output()
-        .expect("the peer runs");
+    let over = AtomicBool::new(false);
+    let output = std::thread::scope(|scope| {
+        // The neighbour goes on meanwhile.
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) {
+                wait(neighbour.works());
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        });
+        let output = Command::new(python())
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/aioquic_conformance.py"))
+            .arg(pem("good.pem"))
+            .args([&address.ip().to_string(), &address.port().to_string(), "localhost", "h3"])
+            .stdin(Stdio::null())
+            .output()
+            .expect("the peer runs");
+        over.store(true, Ordering::SeqCst);
+        output
+    });
     let said = String::from_utf8_lossy(&output.stdout);
     let complaint = String::from_utf8_lossy(&output.stderr);
     let got: Vec<(&str, &str)> = said.lines().filter_map(|line| line.split_once(' ')).collect();
