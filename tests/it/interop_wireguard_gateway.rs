@@ -14,7 +14,7 @@ use crate::gateway::Client;
 use crate::interop_wireguard::{Keys, secret, shown, theirs};
 use crate::netns::{Netns, Pair, run, unique};
 use crate::private_network::{NOBODY, Unprivileged};
-use crate::probe::{SOON, eventually};
+use crate::probe::{SOON, eventually, now};
 
 /// A gateway in namespace `a`, and its configuration.
 struct Gateway {
@@ -294,8 +294,13 @@ fn interop_wireguard_gateway_outlives_its_interface_and_makes_another() {
         String::from_utf8(ready()).unwrap().contains(&format!("listener {} has ended", gateway.name))
     });
     assert!(gateway.metrics().contains("portway_"), "the admin listener goes on");
-    run("kill", &["-HUP", &gateway.process.to_string()]);
-    eventually("it is ready again", || ready() == b"ready\n");
+    // What has ended may still be closing, and keeps its port until then: the reload is refused and asked for again.
+    let again = (0..3).any(|_| {
+        run("kill", &["-HUP", &gateway.process.to_string()]);
+        let until = now() + SOON / 3;
+        std::iter::from_fn(|| (now() < until).then(&ready)).any(|said| said == b"ready\n")
+    });
+    assert!(again, "it is ready again");
     // The peer notices after 15 s without an answer that we know its session no more.
     assert!((0..40).any(|_| gateway.pair.b.pings("10.98.0.1", 1) == 1), "a new session");
     gateway.echoes("10.98.0.1:7001");
