@@ -23,7 +23,7 @@ run: ## build the gateway and start it with config.toml (CONFIG=file for another
 
 test: lint ## everything that must hold before a commit; what CI runs
 	cargo test --locked --features qlog,deadlock --all-targets
-	cargo test --locked --doc
+	cargo test --locked --features qlog,deadlock --doc
 	cargo test --locked --no-default-features --lib --test sim
 	@scripts/loom
 	@scripts/licences
