@@ -191,11 +191,11 @@ impl Binary {
         self.seen.clear();
     }
 
-    /// Bytes of memory that the process has in use, as the kernel counts them.
     pub(crate) fn process(&self) -> u32 {
         self.child.id()
     }
 
+    /// Bytes of memory that the process has in use, as the kernel counts them.
     pub(crate) fn resident(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line of it");
