@@ -22,9 +22,9 @@ run: ## build the gateway and start it with config.toml (CONFIG=file for another
 	exec $(TARGET)/release/portway run -c $(CONFIG)
 
 test: lint ## everything that must hold before a commit; what CI runs
-	cargo test --locked --features qlog --all-targets
-	cargo test --locked --features qlog --doc
-	cargo test --locked --no-default-features --features deadlock --lib --test sim
+	cargo test --locked --features qlog,deadlock --all-targets
+	cargo test --locked --features qlog,deadlock --doc
+	cargo test --locked --no-default-features --lib --test sim
 	@scripts/loom
 	@scripts/licences
 	@echo 'make test: all passed'
