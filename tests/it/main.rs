@@ -34,6 +34,7 @@ mod joined;
 mod limits;
 #[cfg(feature = "quic")]
 mod lossy;
+mod memory;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]
