@@ -85,5 +85,7 @@ mod wireguard_bad;
 mod wireguard_datagrams;
 #[cfg(feature = "wireguard")]
 mod wireguard_gateway;
+#[cfg(all(feature = "http", feature = "wireguard"))]
+mod wireguard_services;
 #[cfg(feature = "wireguard")]
 mod wireguard_uapi;
