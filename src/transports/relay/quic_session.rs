@@ -188,7 +188,7 @@ impl QuicSession {
     /// Picks the server that takes the datagrams.
     fn choose(&mut self, turn: &mut Turn<'_, ToSession>) -> Result<(), Fault> {
         let Some(balancer) = &self.target.datagrams else { return Ok(()) };
-        let random = self.random.build_hasher().finish();
+        let random = balancer.seed(self.random.build_hasher().finish(), self.connection.peer().ip());
         let Ok(picked) = balancer.pick(turn.now(), random, &[]) else { return Ok(()) };
         match (picked.address().clone(), &self.target.links) {
             (Address::Udp(address), _) => match socket(address) {
