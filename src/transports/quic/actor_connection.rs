@@ -172,7 +172,17 @@ impl ConnectionActor {
         }
     }
 
+    /// Takes up what the packets of this turn have brought before anything is done about streams. quiche forgets a stream
+    /// that was stopped as soon as it is asked for it.
+    fn catch_up(&mut self) {
+        if self.engine.heard {
+            // What is left is learnt at the turn's end.
+            let _more = self.engine.learn();
+        }
+    }
+
     fn request(&mut self, request: Request) {
+        self.catch_up();
         match request {
             Request::Close { code, text } => self.engine.close_with(code, &text, "closed"),
             Request::Abandoned => {
@@ -315,6 +325,7 @@ impl ConnectionActor {
 
     /// What time alone brings.
     fn tick(&mut self) {
+        self.catch_up();
         let now = self.engine.now;
         if self.engine.quic.timeout_instant().is_some_and(|at| at <= now) {
             self.engine.quic.on_timeout();
