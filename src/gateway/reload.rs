@@ -128,6 +128,8 @@ impl Gateway {
                 before: (&before, &certificates_before),
                 now: (&upstreams, &certificates),
             };
+            // Before listeners: whoever they let in may be led into a tunnel that is there already.
+            tunnels::lead(&upstreams, &tunnels_before);
             let started = self.start_new(&step, &mut done);
             #[cfg(feature = "quic")]
             let started = started
