@@ -26,6 +26,8 @@ mod check_tests;
 mod check_upstream;
 #[cfg(feature = "wireguard")]
 mod check_wireguard;
+#[cfg(feature = "wireguard")]
+mod check_wireguard_service;
 pub mod cli;
 pub mod config;
 mod config_http;
@@ -330,8 +332,14 @@ impl Builder {
             }
             in_order(&mut listeners, config);
         }
-        let around =
-            tunnels::Around { mesh, upstreams: &upstreams, budget: &parts.budget, helper: self.helper.as_ref() };
+        let around = tunnels::Around {
+            mesh,
+            upstreams: &upstreams,
+            certificates: &certificates,
+            before: None,
+            budget: &parts.budget,
+            helper: self.helper.as_ref(),
+        };
         let tunnels = tunnels::start_all(around, parts.tunnels)?;
         tunnels::lead(&upstreams, &tunnels);
         let status = Arc::new(Status {

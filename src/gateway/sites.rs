@@ -44,6 +44,12 @@ impl Web {
         #[cfg(feature = "quic")]
         self.over_quic.set(self.settings.clone());
     }
+
+    /// What starts the connections of clients that do not come from an acceptor.
+    #[cfg(feature = "wireguard")]
+    pub(super) fn connections(&self) -> Connections {
+        Connections::new(self.settings.clone(), self.live.clone())
+    }
 }
 
 /// The names of the upstreams that routes lead to.

@@ -34,6 +34,7 @@ mod joined;
 mod limits;
 #[cfg(feature = "quic")]
 mod lossy;
+mod memory;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]
@@ -86,5 +87,7 @@ mod wireguard_bad;
 mod wireguard_datagrams;
 #[cfg(feature = "wireguard")]
 mod wireguard_gateway;
+#[cfg(all(feature = "http", feature = "wireguard"))]
+mod wireguard_services;
 #[cfg(feature = "wireguard")]
 mod wireguard_uapi;

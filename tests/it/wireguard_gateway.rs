@@ -71,7 +71,7 @@ fn key_file_of(n: u8) -> String {
 }
 
 /// A client of the gateway, on a mesh of its own.
-fn client(mesh: &Mesh, n: u8, to: std::net::SocketAddr) -> Site {
+pub(crate) fn client(mesh: &Mesh, n: u8, to: std::net::SocketAddr) -> Site {
     let server = PeerSettings { endpoint: Some(to), ..peer(1, "10.98.0.0/16") };
     Plan::new("client", n, &format!("{}/16", inside(n))).start(mesh, vec![server])
 }

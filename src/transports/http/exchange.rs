@@ -301,14 +301,15 @@ pub(super) async fn pick(
     tried: &[ServerId],
 ) -> Result<Picked, Failure> {
     let until = later(client.notes.driver.now(), upstream.connect_timeout);
+    let seed = || upstream.balancer.seed(client.random(), client.peer.ip());
     let mut waits = None;
     loop {
         let now = client.notes.driver.now();
-        match upstream.balancer.pick(now, client.random(), tried) {
+        match upstream.balancer.pick(now, seed(), tried) {
             Ok(picked) => return Ok(picked),
             // All were tried: once more at any of them.
             Err(NoServer::AllTried) if !tried.is_empty() => {
-                return upstream.balancer.pick(now, client.random(), &[]).map_err(|_| Failure::NoServer);
+                return upstream.balancer.pick(now, seed(), &[]).map_err(|_| Failure::NoServer);
             }
             Err(NoServer::Full) if now < until && (waits.is_some() || pool.waiting.get() < upstream.pending) => {
                 waits.get_or_insert_with(|| Waits::new(pool));

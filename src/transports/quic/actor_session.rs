@@ -188,9 +188,7 @@ impl Session for Engine {
 
     fn stop(&mut self, stream: StreamId, code: u64) -> Result<(), StreamError> {
         match self.streams.get(&stream).map(|s| s.receive) {
-            Some(Receive::Open) => {
-                let _known = self.quic.stream_shutdown(stream.0, quiche::Shutdown::Read, code);
-            }
+            Some(Receive::Open) => self.stop_reading(stream, code),
             Some(Receive::AtEnd) => {}
             Some(Receive::Over) | None => return Err(StreamError::Unknown),
         }

@@ -315,6 +315,8 @@ impl Connection {
     /// What happens from now on. One reader at a time: a second one takes over from the first.
     #[must_use]
     pub fn events(&self) -> Events {
+        // Told at once: what happens before the first is asked for is to be among them.
+        self.insist(Asked::Watch);
         Events { connection: self.clone(), queue: VecDeque::new(), over: false }
     }
 

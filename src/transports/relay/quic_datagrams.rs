@@ -6,7 +6,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -104,11 +104,20 @@ impl Datagrams {
         Self { to: To::Nobody, counts }
     }
 
-    /// Passes datagrams of the client on. It must be polled afterwards.
-    pub(super) fn up(&mut self, datagrams: impl Iterator<Item = Bytes>, target: &Target, random: u64, now: Instant) {
+    /// Passes datagrams of the client on; `from` is a random number and the client's address. True if a way was opened
+    /// for them, which must be polled once to wake anybody.
+    pub(super) fn up(
+        &mut self,
+        datagrams: impl Iterator<Item = Bytes>,
+        target: &Target,
+        from: (u64, IpAddr),
+        now: Instant,
+    ) -> bool {
+        let mut opened = false;
         for datagram in datagrams {
             if matches!(self.to, To::Nobody) {
-                self.choose(target, random, now);
+                self.choose(target, from, now);
+                opened |= !matches!(self.to, To::Nobody);
             }
             match &self.to {
                 To::Nobody | To::Connecting { .. } => self.counts.no_server.add(1),
@@ -125,12 +134,13 @@ impl Datagrams {
                 }
             }
         }
+        opened
     }
 
     /// Picks the server that takes the datagrams.
-    fn choose(&mut self, target: &Target, random: u64, now: Instant) {
+    fn choose(&mut self, target: &Target, (random, source): (u64, IpAddr), now: Instant) {
         let Some(balancer) = &target.datagrams else { return };
-        let Ok(picked) = balancer.pick(now, random, &[]) else { return };
+        let Ok(picked) = balancer.pick(now, balancer.seed(random, source), &[]) else { return };
         match (picked.address().clone(), &target.links) {
             (Address::Udp(address), _) => match socket(address) {
                 Ok(socket) => self.to = To::Udp { socket, _place: picked },

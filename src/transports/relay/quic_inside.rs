@@ -97,9 +97,11 @@ impl Application for Inside {
         match event {
             Event::Opened(stream) => self.relay(stream, session),
             Event::Datagrams => {
-                let (random, now) = (self.random.build_hasher().finish(), session.now());
+                let peer = *self.peer.get_or_insert_with(|| session.info().peer);
+                let (from, now) = ((self.random.build_hasher().finish(), peer.ip()), session.now());
                 let datagrams = std::iter::from_fn(|| session.read_datagram());
-                self.datagrams.up(datagrams, &self.target, random, now);
+                // It is polled in the same turn.
+                let _opened = self.datagrams.up(datagrams, &self.target, from, now);
             }
             Event::Closed(_) => self.tell(Control::Stop),
             // What becomes of a stream is its relay's affair.

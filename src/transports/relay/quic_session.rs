@@ -143,8 +143,11 @@ impl Protocol for QuicSession {
                 self.wait_for_one_way(turn)
             }
             ToSession::Up(Ok(datagrams)) => {
-                let random = self.random.build_hasher().finish();
-                self.to.up(datagrams.into_iter(), &self.target, random, turn.now());
+                let from = (self.random.build_hasher().finish(), self.connection.peer().ip());
+                if self.to.up(datagrams.into_iter(), &self.target, from, turn.now()) {
+                    // What it has opened wakes nobody before it was polled once.
+                    turn.again();
+                }
                 self.wait_for_datagrams(turn)
             }
             ToSession::Stream(Err(_)) | ToSession::OneWay(Err(_)) | ToSession::Up(Err(_)) => {
