@@ -77,6 +77,8 @@ mod upstreams;
 mod views;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod webtransport;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod webtransport_relay;
 #[cfg(feature = "wireguard")]
 mod wireguard;
 #[cfg(feature = "wireguard")]
