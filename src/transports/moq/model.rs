@@ -91,8 +91,23 @@ pub struct Profile {
     pub state_notify: bool,
     /// A FIN from the one who asked gives the request up; where not, it only says that no more will be sent.
     pub fin_cancels: bool,
-    /// Range filters, fills and INCLUDE_PROPERTIES exist, and a fetch can tell that objects came too late.
+    /// Range filters, fills and INCLUDE_PROPERTIES exist, a fetch can tell that objects came too late, and a subscription
+    /// begins with what PUBLISH says.
     pub range_filters: bool,
+    /// How a filter by location is written.
+    pub filter: FilterForm,
+    /// The new prefix in an update is written with its length before it.
+    pub prefix_has_length: bool,
+}
+
+/// How a [`Filter`](super::model_params::Filter) is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FilterForm {
+    /// After its length, a type from 1 to 4 and what it needs (draft 18).
+    Typed,
+    /// After its length, up to four numbers, whose count says what they mean (drafts 19 to 21).
+    Counted,
 }
 
 const D18: Profile = Profile {
@@ -106,6 +121,8 @@ const D18: Profile = Profile {
     state_notify: false,
     fin_cancels: true,
     range_filters: false,
+    filter: FilterForm::Typed,
+    prefix_has_length: true,
 };
 
 const D20: Profile = Profile {
@@ -119,6 +136,8 @@ const D20: Profile = Profile {
     state_notify: true,
     fin_cancels: false,
     range_filters: true,
+    filter: FilterForm::Counted,
+    prefix_has_length: true,
 };
 
 /// Where an object lies in its track. Ordered: by group, then by object (section 1.4.2).
