@@ -274,6 +274,7 @@ pub(super) fn started(
         occupancy,
         acceptor,
         quic: Some(running),
+        udp: None,
     })
 }
 
