@@ -53,6 +53,7 @@ mod state_events;
 mod state_pacer;
 mod state_reaper;
 mod state_streams;
+mod state_unread;
 
 #[cfg(feature = "qlog")]
 pub use actor_qlog::Qlog;

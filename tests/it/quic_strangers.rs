@@ -345,10 +345,11 @@ fn a_flood_of_initials_from_one_source_keeps_nobody_else_out() {
     std::thread::scope(|scope| {
         let flooding = scope.spawn(|| {
             let mut count = 0_u64;
-            while now() < began + Duration::from_secs(2) {
+            // Two seconds' worth; a machine that is busy elsewhere takes longer over it.
+            while count < 100_000 {
                 // Paced to 50,000 a second.
                 let due = now().duration_since(began).as_micros() as u64 / 20;
-                while count < due {
+                while count < due.min(100_000) {
                     let mut id = [0; 8];
                     id.copy_from_slice(&count.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
                     let _full = flood.send(&initial(&id, &[], 1_200));
@@ -364,12 +365,12 @@ fn a_flood_of_initials_from_one_source_keeps_nobody_else_out() {
         }
         sent = flooding.join().expect("no panic");
     });
-    assert!(sent >= 90_000, "{sent} only");
+    let took = now().duration_since(began).as_secs() + 1;
     assert!(connected >= 20, "{connected} only while {sent} came");
     let limited = pair.counter("quic_packets_dropped", "q", "rate_limited");
     assert!(limited > sent / 4, "{limited} of {sent}");
     // 200 at once and 200 a second on each of two arbiters, and those who connected.
-    assert!(pair.counter("quic_connections_opened", "q", "") <= connected + 2 * (200 + 200 * 4));
+    assert!(pair.counter("quic_connections_opened", "q", "") <= connected + 2 * (200 + 200 * took));
     pair.end();
 }
 

@@ -19,6 +19,7 @@ use super::settings::{QUICHE_DATAGRAMS, Transport};
 use super::state_credit::Credit;
 use super::state_datagrams::Datagrams;
 use super::state_streams::{Cancelled, Priority, Sending};
+use super::state_unread::Unread;
 use crate::actors::Reply;
 use crate::actors::clock::later;
 
@@ -109,6 +110,7 @@ pub(super) struct Engine {
     leaving: Vec<StreamId>,
     look_at: usize,
     pub(super) stops: Stops,
+    pub(super) unread: Unread,
     /// The peer has given up streams, and nobody has looked which.
     pub(super) reset: bool,
     /// Ends without data to go with, until a packet can take them, and until when they wait for that.
@@ -145,6 +147,7 @@ impl Engine {
             leaving: Vec::new(),
             look_at: LEAVING,
             stops: Stops::default(),
+            unread: Unread::default(),
             reset: false,
             ends: VecDeque::new(),
             sends: 1,
@@ -219,6 +222,7 @@ impl Engine {
                 self.add(stream, Priority::default());
                 self.events.push_back(Event::Opened(stream));
             }
+            self.note_unread(stream, true);
             self.events.push_back(Event::Readable(stream));
         }
         // Without anything held back the marks may stay, and should: by them quiche keeps a stream that was stopped.
@@ -324,6 +328,7 @@ impl Engine {
         for done in self.sending.cancel_all() {
             let _asked = done.send(Err(StreamError::Closed));
         }
+        self.unread = Unread::default();
         self.wanting.clear();
         self.ends.clear();
         self.events.clear();
@@ -573,7 +578,7 @@ impl Engine {
     pub(super) fn add(&mut self, stream: StreamId, priority: Priority) {
         let send = stream.is_ours_to_write(self.role).then(|| SendSide::new(self.settings.stream_credit.max(1)));
         let receive = if stream.is_ours_to_read(self.role) { Receive::Open } else { Receive::Over };
-        self.streams.insert(stream, Stream { send, receive, priority, expiry_code: 0, fate: None });
+        self.streams.insert(stream, Stream { send, receive, unread: false, priority, expiry_code: 0, fate: None });
     }
 
     pub(super) fn give_up_stream(&mut self, stream: StreamId, code: u64, fate: StreamError) {
@@ -605,6 +610,7 @@ impl Engine {
     }
 
     pub(super) fn end_receive(&mut self, stream: StreamId) {
+        self.note_unread(stream, false);
         let Some(s) = self.streams.get_mut(&stream) else { return };
         s.receive = Receive::Over;
         if s.is_over() {
