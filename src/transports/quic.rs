@@ -26,6 +26,7 @@ mod actor_engine;
 mod actor_lease;
 mod actor_listen;
 mod actor_moving;
+mod actor_paths;
 #[cfg_attr(not(feature = "qlog"), path = "quic/actor_qlog_none.rs")]
 mod actor_qlog;
 mod actor_remote;

@@ -47,7 +47,8 @@ fn explode(pair: &Pair) -> Option<usize> {
         let waker = Waker::from(Arc::new(Explodes));
         while failures_of(&pair.mesh.view().await.totals) == before {
             // Whoever answers it wakes who asked. It may have answered before that one waits.
-            let mut asked = pin!(pair.server.status());
+            // Unconstrained, or tokio would wake it, here, to have it yield.
+            let mut asked = pin!(tokio::task::unconstrained(pair.server.status()));
             if asked.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
                 while failures_of(&pair.mesh.view().await.totals) == before {}
             }

@@ -2,8 +2,8 @@
 //! do not read. Each is counted, bounded, and costs a neighbour nothing.
 
 use std::net::UdpSocket;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::actor_paths::Paths;
 use super::actor_stops::Stops;
 use super::actor_streams::{Receive, SendSide, Stream, Streams};
 use super::messages::SendShared;
@@ -110,6 +111,7 @@ pub(super) struct Engine {
     leaving: Vec<StreamId>,
     look_at: usize,
     pub(super) stops: Stops,
+    pub(super) paths: Paths,
     pub(super) unread: Unread,
     /// The peer has given up streams, and nobody has looked which.
     pub(super) reset: bool,
@@ -147,6 +149,7 @@ impl Engine {
             leaving: Vec::new(),
             look_at: LEAVING,
             stops: Stops::default(),
+            paths: Paths::default(),
             unread: Unread::default(),
             reset: false,
             ends: VecDeque::new(),
@@ -204,6 +207,7 @@ impl Engine {
     pub(super) fn learn(&mut self) -> bool {
         if self.phase == Phase::Handshaking && self.quic.is_established() {
             self.phase = Phase::Open;
+            self.note_path();
             self.events.push_back(Event::Connected);
         }
         if self.phase == Phase::Ended || self.phase == Phase::Handshaking {
@@ -235,6 +239,7 @@ impl Engine {
         while let Some(event) = self.quic.path_event_next() {
             match event {
                 quiche::PathEvent::PeerMigrated(local, peer) => {
+                    self.peer_moved(local, peer);
                     self.events.push_back(Event::PathChanged { local, peer });
                 }
                 quiche::PathEvent::Validated(local, peer) => self.note_proved(local, peer, true),
@@ -247,6 +252,7 @@ impl Engine {
                 | _ => {}
             }
         }
+        self.ask_left_paths();
         if self.quic.dgram_recv_queue_len() > 0 && !std::mem::replace(&mut self.announced, true) {
             self.events.push_back(Event::Datagrams);
         }
