@@ -51,6 +51,8 @@ mod quic_gateway;
 #[cfg(feature = "quic")]
 mod quic_interop;
 #[cfg(feature = "quic")]
+mod quic_load;
+#[cfg(feature = "quic")]
 mod quic_moving;
 #[cfg(feature = "qlog")]
 mod quic_qlog;
