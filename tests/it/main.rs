@@ -74,6 +74,8 @@ mod supervise;
 mod tun;
 #[cfg(feature = "wireguard")]
 mod tun_host;
+#[cfg(feature = "udp")]
+mod udp;
 mod upstreams;
 #[cfg(feature = "http")]
 mod views;
