@@ -65,6 +65,10 @@ pub mod message {
     pub const REQUEST_OK: u64 = 0x7;
     /// REQUEST_ERROR.
     pub const REQUEST_ERROR: u64 = 0x5;
+    /// PUBLISH_OK; draft 18 lists it still, and says elsewhere that it is REQUEST_OK.
+    pub const PUBLISH_OK: u64 = 0x1e;
+    /// UNSUBSCRIBE, of drafts before 18; see [`Message::Unsubscribe`](super::Message::Unsubscribe).
+    pub const UNSUBSCRIBE: u64 = 0xa;
 }
 
 /// Forms of FETCH in draft 18 (section 10.12).
@@ -141,12 +145,18 @@ impl MessageDecoder {
         }
     }
 
+    /// Whether no message has begun that is not whole.
+    #[must_use]
+    pub fn is_between(&self) -> bool {
+        self.gather.is_empty()
+    }
+
     /// The stream has ended properly. In draft 18 what has begun and is not whole is then forgotten.
     ///
     /// # Errors
     /// [`Mistake::CutOff`] from draft 20 on, if it ended in the middle of a message.
     pub fn finish(&self) -> Result<(), Mistake> {
-        let may = self.gather.is_empty() || self.draft.profile().fin_cancels;
+        let may = self.is_between() || self.draft.profile().fin_cancels;
         if may { Ok(()) } else { Err(Mistake::CutOff) }
     }
 }
@@ -156,6 +166,7 @@ impl MessageDecoder {
 pub const fn is_known(kind: u64, draft: Draft) -> bool {
     match kind {
         message::PUBLISH_STATE_NOTIFY => draft.profile().state_notify,
+        message::PUBLISH_OK | message::UNSUBSCRIBE => draft.profile().reads_older,
         message::SETUP
         | message::GOAWAY
         | message::SUBSCRIBE
@@ -305,6 +316,11 @@ fn read_fields(kind: u64, request_id: u64, reader: &mut Reader<'_>, draft: Draft
         message::REQUEST_UPDATE => {
             Message::RequestUpdate(Box::new(RequestUpdate { request_id, params: params(reader, Place::UPDATE)? }))
         }
+        message::PUBLISH_OK => Message::RequestOk(Box::new(RequestOk {
+            params: params(reader, Place::PUBLISH_OK)?,
+            properties: Properties::default(),
+        })),
+        message::UNSUBSCRIBE => Message::Unsubscribe,
         message::REQUEST_OK => Message::RequestOk(Box::new(RequestOk {
             params: params(reader, Place::REQUEST_OK)?,
             properties: read_properties(reader)?,
@@ -499,6 +515,7 @@ fn put_fields(message: &Message, draft: Draft, out: &mut BytesMut) -> Result<u64
             put_error(error, draft, out)?;
             message::REQUEST_ERROR
         }
+        Message::Unsubscribe => return Err(Unsayable::NotInDraft { what: "UNSUBSCRIBE", draft }),
     })
 }
 

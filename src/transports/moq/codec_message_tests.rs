@@ -121,7 +121,7 @@ fn update(params: Params) -> Message {
 
 #[test]
 fn types_that_nobody_knows_end_the_session_before_their_length_comes() {
-    for kind in [0x0u64, 0x1, 0x20, 0x21, 0x40, 0x1e, 0x11, 0x9d, 0x11c] {
+    for kind in [0x0u64, 0x1, 0x9, 0xa, 0x20, 0x21, 0x40, 0x1e, 0x11, 0x9d, 0x11c] {
         let mut head = BytesMut::new();
         put_varint(kind, &mut head);
         let refused = decoded(head, Draft::D20).unwrap_err();
@@ -405,6 +405,17 @@ fn times_are_rounded_up_and_bounded() {
     assert_eq!(millis(Duration::from_nanos(1)), 1);
     assert_eq!(millis(Duration::from_micros(1500)), 2);
     assert_eq!(millis(Duration::MAX), u64::MAX);
+}
+
+#[test]
+fn older_messages_are_read_in_draft_18_alone() {
+    let ok = RequestOk { params: Params { forward: Some(true), ..Params::default() }, ..RequestOk::default() };
+    let accepted = framed(message::PUBLISH_OK, &[1, 0x10, 1]);
+    assert_eq!(decoded(accepted, Draft::D18), Ok(Some(Message::RequestOk(Box::new(ok)))));
+    assert_eq!(mistake(message::PUBLISH_OK, &[1, 9, 0, 0], Draft::D18), Mistake::MisplacedParameter(9));
+    assert_eq!(decoded(framed(message::UNSUBSCRIBE, &[]), Draft::D18), Ok(Some(Message::Unsubscribe)));
+    assert_eq!(mistake(message::UNSUBSCRIBE, &[0], Draft::D18), Mistake::TrailingBytes);
+    assert!(put_message(&Message::Unsubscribe, Draft::D18, &mut BytesMut::new()).is_err());
 }
 
 #[test]

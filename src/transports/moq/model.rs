@@ -89,8 +89,12 @@ pub struct Profile {
     pub many_subscriptions: bool,
     /// The publisher tells what changed on its own side: PUBLISH_STATE_NOTIFY.
     pub state_notify: bool,
-    /// A FIN from the one who asked gives the request up; where not, it only says that no more will be sent.
+    /// A FIN from the one who asked for namespaces or tracks gives that up. All other requests, and those too where not,
+    /// it only tells that no more will be said: moq-transport sends it right behind its SUBSCRIBE.
     pub fin_cancels: bool,
+    /// Two messages of older drafts are read that peers still send, or the text still lists: PUBLISH_OK as what answers a
+    /// PUBLISH, and UNSUBSCRIBE.
+    pub reads_older: bool,
     /// Range filters, fills and INCLUDE_PROPERTIES exist, a fetch can tell that objects came too late, and a subscription
     /// begins with what PUBLISH says.
     pub range_filters: bool,
@@ -120,6 +124,7 @@ const D18: Profile = Profile {
     many_subscriptions: false,
     state_notify: false,
     fin_cancels: true,
+    reads_older: true,
     range_filters: false,
     filter: FilterForm::Typed,
     prefix_has_length: true,
@@ -135,6 +140,7 @@ const D20: Profile = Profile {
     many_subscriptions: true,
     state_notify: true,
     fin_cancels: false,
+    reads_older: false,
     range_filters: true,
     filter: FilterForm::Counted,
     prefix_has_length: true,
