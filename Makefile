@@ -33,9 +33,9 @@ lint: setup ## formatting, clippy and rustdoc; a warning is an error
 	cargo fmt --check
 	cargo fmt --check --manifest-path tests/loom/Cargo.toml
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
-	cargo clippy --locked --all-targets --features deadlock -- -D warnings
+	cargo clippy --locked --all-targets --features qlog,deadlock -- -D warnings
 	cargo clippy --locked --no-default-features --lib -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --features qlog,deadlock
 
 loom: ## the models of the mailbox lane and of buffers, in all interleavings (LOOM_MAX_PREEMPTIONS, default 3)
 	@scripts/loom

@@ -48,6 +48,11 @@ const PURE_BESIDES: &[&str] = &[
     "transports/framed/outbox.rs",
     "transports/framed/rooms_table.rs",
     "transports/framed/rooms_words.rs",
+    "transports/moq/model.rs",
+    "transports/moq/model_codes.rs",
+    "transports/moq/model_message.rs",
+    "transports/moq/model_names.rs",
+    "transports/moq/model_params.rs",
 ];
 
 /// The same as paths; whatever begins with one of these is meant.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::check_listener::{copied, count, small};
 use super::check_quic::{self, Around, is};
-use super::config::{Check, Health, HttpVersion, Server, Upstream, UpstreamHttp, UpstreamLimits};
+use super::config::{Check, Health, Host, HttpVersion, Server, Upstream, UpstreamHttp, UpstreamLimits};
 use super::raw::{RawListener, RawProtocol};
 use super::raw_http::RawUpstreamHttp;
 use super::raw_section::{At, Field};
@@ -66,6 +66,7 @@ impl Names {
             (Field::Is(name), Field::Is(servers)) => {
                 let addresses = servers.value.iter().filter_map(|server| match &server.value {
                     Server::Tcp(address) => Some((*address, server.span)),
+                    Server::Udp { host: Host::Address(ip), port } => Some((SocketAddr::new(*ip, *port), server.span)),
                     Server::Name { .. } | Server::Unix(_) | Server::Quic { .. } | Server::Udp { .. } => None,
                 });
                 Some((name.value.text.clone(), addresses.collect()))

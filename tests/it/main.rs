@@ -51,6 +51,8 @@ mod quic_gateway;
 #[cfg(feature = "quic")]
 mod quic_interop;
 #[cfg(feature = "quic")]
+mod quic_load;
+#[cfg(feature = "quic")]
 mod quic_moving;
 #[cfg(feature = "qlog")]
 mod quic_qlog;
@@ -72,11 +74,15 @@ mod supervise;
 mod tun;
 #[cfg(feature = "wireguard")]
 mod tun_host;
+#[cfg(feature = "udp")]
+mod udp;
 mod upstreams;
 #[cfg(feature = "http")]
 mod views;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod webtransport;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod webtransport_relay;
 #[cfg(feature = "wireguard")]
 mod wireguard;
 #[cfg(feature = "wireguard")]
@@ -85,5 +91,7 @@ mod wireguard_bad;
 mod wireguard_datagrams;
 #[cfg(feature = "wireguard")]
 mod wireguard_gateway;
+#[cfg(all(feature = "http", feature = "wireguard"))]
+mod wireguard_services;
 #[cfg(feature = "wireguard")]
 mod wireguard_uapi;

@@ -2,6 +2,9 @@
 //! allocator belongs to all of it.
 #![allow(unsafe_code, reason = "an allocator is unsafe by nature; this one passes everything on to the system's")]
 
+#[cfg(feature = "wireguard")]
+mod tunnels;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;

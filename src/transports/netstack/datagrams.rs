@@ -18,7 +18,7 @@ use super::datagram_flow::{DatagramFlow, FlowParts, ToFlow};
 use super::state_flows::{Ends, FlowLimits, Flows};
 use crate::actors::{Control, Fault, Mail, Mesh, Place, Protocol, Refused, SpawnError, Spec, Turn};
 use crate::transports::kit::balance::{Address, Balancer, Picked};
-use crate::transports::kit::packets::{BATCH_PACKETS, Deliver, Packets};
+use crate::transports::kit::packets::{Deliver, Packets};
 use crate::transports::kit::routes::{Network, is_elsewhere};
 use crate::transports::wireguard::codec_inner::Inner;
 
@@ -149,8 +149,7 @@ impl<D: Deliver> Deliver for Before<D> {
             return self.inside.deliver(packets);
         }
         if wanted == packets.len() {
-            let bytes = packets.held();
-            return self.beside.tell(packets).map(|()| Packets::with_capacity(bytes, BATCH_PACKETS));
+            return self.beside.tell(packets).map(|()| Packets::none());
         }
         let room = || Packets::with_capacity(packets.held(), packets.len());
         let (mut taken, mut left) = (room(), room());
@@ -252,7 +251,8 @@ impl<U: Uplink> Datagrams<U> {
             return if self.wanted.forwards(ends.local.ip()) { Ok((ends.local, None)) } else { Err("not_ours") };
         };
         self.drawn = self.drawn.wrapping_add(1);
-        let picked = balancer.pick(turn.now(), self.random.hash_one(self.drawn), &[]).map_err(|_| "no_server")?;
+        let seed = balancer.seed(self.random.hash_one(self.drawn), ends.remote.ip());
+        let picked = balancer.pick(turn.now(), seed, &[]).map_err(|_| "no_server")?;
         match *picked.address() {
             Address::Udp(to) => Ok((to, Some(picked))),
             Address::Tcp(_) | Address::Unix(_) | Address::Quic { .. } | Address::Tls { .. } => Err("no_server"),
