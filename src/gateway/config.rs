@@ -18,6 +18,7 @@ pub use super::config_quic::{
     Certificate, CertificateSource, Congestion, ListenerTls, Quic, QuicService, QuicSettings, Retry, Route, UpstreamTls,
 };
 
+pub use super::config_udp::Udp;
 #[cfg(feature = "wireguard")]
 pub use super::config_wireguard::{InsideService, Key, Mode, Offload, Peer, Speaks, ThreadingMode, Wireguard};
 
@@ -352,6 +353,8 @@ pub enum Protocol {
     Http(Box<Http>),
     /// Streams and datagrams over QUIC.
     Quic(Quic),
+    /// Datagrams, handed to a server of an upstream.
+    Udp(Udp),
     /// Tunnels, and what is inside.
     #[cfg(feature = "wireguard")]
     Wireguard(Box<Wireguard>),
@@ -361,7 +364,7 @@ pub enum Protocol {
         /// Its registered name.
         protocol: String,
         /// `[listener.options]`, with references expanded; empty if the file has none.
-        options: toml::Table,
+        options: super::Options,
     },
 }
 
@@ -373,11 +376,11 @@ impl fmt::Debug for Protocol {
             #[cfg(feature = "http")]
             Self::Http(http) => f.debug_tuple("Http").field(http).finish(),
             Self::Quic(quic) => f.debug_tuple("Quic").field(quic).finish(),
+            Self::Udp(udp) => f.debug_tuple("Udp").field(udp).finish(),
             #[cfg(feature = "wireguard")]
             Self::Wireguard(wireguard) => f.debug_tuple("Wireguard").field(wireguard).finish(),
             Self::Custom { protocol, options } => {
-                let keys: Vec<_> = options.keys().collect();
-                f.debug_struct("Custom").field("protocol", protocol).field("options", &keys).finish()
+                f.debug_struct("Custom").field("protocol", protocol).field("options", options).finish()
             }
         }
     }

@@ -74,11 +74,15 @@ mod supervise;
 mod tun;
 #[cfg(feature = "wireguard")]
 mod tun_host;
+#[cfg(feature = "udp")]
+mod udp;
 mod upstreams;
 #[cfg(feature = "http")]
 mod views;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod webtransport;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod webtransport_relay;
 #[cfg(feature = "wireguard")]
 mod wireguard;
 #[cfg(feature = "wireguard")]

@@ -57,7 +57,7 @@ impl Rooms {
 }
 
 impl Rooms {
-    /// Starts the actor of a client that comes over something else than a socket of TCP, on this arbiter.
+    /// Starts the actor of a client that comes over something else than a socket of TCP.
     ///
     /// # Errors
     /// When no actor can be started.
@@ -69,7 +69,8 @@ impl Rooms {
         let hubs = self.hubs(turn.mesh())?;
         let (listener, settings) = (self.listener.clone(), self.settings.clone());
         let spec = Member::<()>::spec(&self.settings);
-        turn.spawn(Place::Here, spec, move || Member::new(stream, listener, settings, hubs)).map(drop)
+        // Not here: an arbiter that somebody has for itself has no hub.
+        turn.spawn(Place::LeastLoaded, spec, move || Member::new(stream, listener, settings, hubs)).map(drop)
     }
 
     fn hubs(&mut self, mesh: &Mesh) -> Result<Arc<Hubs>, SpawnError> {

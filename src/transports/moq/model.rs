@@ -89,10 +89,29 @@ pub struct Profile {
     pub many_subscriptions: bool,
     /// The publisher tells what changed on its own side: PUBLISH_STATE_NOTIFY.
     pub state_notify: bool,
-    /// A FIN from the one who asked gives the request up; where not, it only says that no more will be sent.
+    /// A FIN from the one who asked for namespaces or tracks gives that up. All other requests, and those too where not,
+    /// it only tells that no more will be said: moq-transport sends it right behind its SUBSCRIBE.
     pub fin_cancels: bool,
-    /// Range filters, fills and INCLUDE_PROPERTIES exist, and a fetch can tell that objects came too late.
+    /// Two messages of older drafts are read that peers still send, or the text still lists: PUBLISH_OK as what answers a
+    /// PUBLISH, and UNSUBSCRIBE.
+    pub reads_older: bool,
+    /// Range filters, fills and INCLUDE_PROPERTIES exist, a fetch can tell that objects came too late, and a subscription
+    /// begins with what PUBLISH says.
     pub range_filters: bool,
+    /// How a filter by location is written.
+    pub filter: FilterForm,
+    /// The new prefix in an update is written with its length before it.
+    pub prefix_has_length: bool,
+}
+
+/// How a [`Filter`](super::model_params::Filter) is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FilterForm {
+    /// After its length, a type from 1 to 4 and what it needs (draft 18).
+    Typed,
+    /// After its length, up to four numbers, whose count says what they mean (drafts 19 to 21).
+    Counted,
 }
 
 const D18: Profile = Profile {
@@ -105,7 +124,10 @@ const D18: Profile = Profile {
     many_subscriptions: false,
     state_notify: false,
     fin_cancels: true,
+    reads_older: true,
     range_filters: false,
+    filter: FilterForm::Typed,
+    prefix_has_length: true,
 };
 
 const D20: Profile = Profile {
@@ -118,7 +140,10 @@ const D20: Profile = Profile {
     many_subscriptions: true,
     state_notify: true,
     fin_cancels: false,
+    reads_older: false,
     range_filters: true,
+    filter: FilterForm::Counted,
+    prefix_has_length: true,
 };
 
 /// Where an object lies in its track. Ordered: by group, then by object (section 1.4.2).

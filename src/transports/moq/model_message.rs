@@ -59,6 +59,9 @@ pub enum Message {
     RequestOk(Box<RequestOk>),
     /// See [`RequestError`].
     RequestError(Box<RequestError>),
+    /// The subscriber gives a SUBSCRIBE up, on its request stream; then PUBLISH_DONE is awaited. No draft spoken here has
+    /// it, but moq-transport 0.17 sends it in draft 18 where it should reset the stream. Read there, never written.
+    Unsubscribe,
 }
 
 impl Message {
@@ -85,6 +88,7 @@ impl Message {
             Self::RequestUpdate(_) => "REQUEST_UPDATE",
             Self::RequestOk(_) => "REQUEST_OK",
             Self::RequestError(_) => "REQUEST_ERROR",
+            Self::Unsubscribe => "UNSUBSCRIBE",
         }
     }
 
@@ -110,7 +114,8 @@ impl Message {
             | Self::PublishBlocked(_)
             | Self::RequestUpdate(_)
             | Self::RequestOk(_)
-            | Self::RequestError(_) => None,
+            | Self::RequestError(_)
+            | Self::Unsubscribe => None,
         }
     }
 
@@ -136,7 +141,8 @@ impl Message {
             | Self::NamespaceDone(_)
             | Self::PublishBlocked(_)
             | Self::RequestOk(_)
-            | Self::RequestError(_) => None,
+            | Self::RequestError(_)
+            | Self::Unsubscribe => None,
         }
     }
 }

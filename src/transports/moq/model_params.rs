@@ -117,7 +117,7 @@ pub enum Filter {
     Range {
         /// The first.
         start: Location,
-        /// The last; its group is not older than the first.
+        /// The last. Before the first, it leaves nothing; only draft 18 can say that, and only in a fetch.
         end: Location,
     },
 }

@@ -17,7 +17,7 @@ use super::actor_remote::Remote;
 use super::actor_send::{Outlet, Sent};
 use super::actor_shared::Shared;
 use super::codec::{Cid, handshake_packets};
-use super::handle::Connection as Handle;
+use super::handle::{Connection as Handle, Origin};
 use super::messages::{ConnectError, Farewell, Packets, Request, SlotId, ToConnection, ToEndpoint};
 use super::server::Arrivals;
 use super::session::{Application, End, Event, Info, Role, Session, Who};
@@ -236,6 +236,7 @@ impl ConnectionActor {
         let theirs = self.engine.quic.peer_transport_params().and_then(|theirs| theirs.stateless_reset_token);
         drop(self.endpoint.tell(ToEndpoint::Established(self.slot, theirs)));
         self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
+        self.engine.origin = Some(Origin { mail: turn.mail(), ended: self.ended.clone() });
         match self.purpose.take() {
             Some(Purpose::Wanted(reply)) => {
                 self.serve_handles();

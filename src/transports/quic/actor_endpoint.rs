@@ -469,7 +469,7 @@ impl Endpoint {
 
     pub(super) fn options(&self) -> Options {
         let size = self.plan.transport.socket_buffer;
-        Options { receive_buffer: size, send_buffer: size, gso: self.plan.transport.gso }
+        Options { receive_buffer: size, send_buffer: size, gso: self.plan.transport.gso, ..Options::default() }
     }
 
     fn wake_blocked(&mut self, turn: &Turn<'_, ToEndpoint>) {

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use super::actor_paths::Paths;
 use super::actor_stops::Stops;
 use super::actor_streams::{Receive, SendSide, Stream, Streams};
+use super::handle::Origin;
 use super::messages::SendShared;
 use super::session::{Code, End, Event, Role, Session, StreamError, StreamId, StreamKind, Who};
 use super::settings::{QUICHE_DATAGRAMS, Transport};
@@ -123,6 +124,8 @@ pub(super) struct Engine {
     pub(super) heard: bool,
     /// Paths of a client that were tried, and whether the peer answered; taken in each turn.
     pub(super) proved: Vec<(SocketAddr, SocketAddr, bool)>,
+    /// What handles are made of, once it is established.
+    pub(super) origin: Option<Origin>,
 }
 
 impl Engine {
@@ -156,6 +159,7 @@ impl Engine {
             sends: 1,
             heard: false,
             proved: Vec::new(),
+            origin: None,
             settings,
         }
     }

@@ -187,6 +187,74 @@ fn a_datagram_too_long_is_refused_alone() {
     });
 }
 
+/// What is longer than the interface carries: refused, or cut and put together again.
+#[test]
+fn long_datagrams_are_cut_only_where_that_is_wanted() {
+    run(async || {
+        for (address, longest) in [("127.0.0.1:0", 65_507), ("[::1]:0", 65_527)] {
+            for fragment in [false, true] {
+                let options = Options { fragment, ..Options::default() };
+                let server = UdpSocket::new(bound(address), &Options::default()).expect("a socket");
+                let client = UdpSocket::new(bound(address), &options).expect("a socket");
+                // Loopback carries 65,536 bytes: over IPv6 the longest datagram needs two fragments.
+                let sent = client.try_send(&to(server.local_addr(), &vec![7; longest], None));
+                let expected = if longest > 65_507 && !fragment { Err(Some(libc::EMSGSIZE)) } else { Ok(longest) };
+                assert_eq!(sent.map_err(|error| error.raw_os_error()), expected, "{address}, {fragment}");
+                if expected.is_ok() {
+                    assert_eq!(receive(&server, 1).await[0].0.len(), longest);
+                }
+            }
+        }
+    });
+}
+
+/// A socket that says it was emptied is woken by what comes next, and only by that.
+#[test]
+fn an_emptied_socket_waits_for_what_comes_next() {
+    run(async || {
+        let server = UdpSocket::new(bound("127.0.0.1:0"), &Options::default()).expect("a socket");
+        let client = bound("127.0.0.1:0");
+        client.connect(server.local_addr()).expect("connected");
+        for round in 0..1_000_u32 {
+            client.send(&round.to_be_bytes()).expect("sent");
+            let got = receive(&server, 1).await;
+            assert_eq!(got[0].0, round.to_be_bytes());
+            if round % 3 == 0 {
+                // One that came before it was said, and has not been read.
+                client.send(b"early").expect("sent");
+            }
+            server.emptied();
+            if round % 3 == 0 {
+                assert_eq!(receive(&server, 1).await[0].0, b"early");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_connected_socket_sends_and_learns_that_nobody_is_there() {
+    run(async || {
+        let server = UdpSocket::new(bound("127.0.0.1:0"), &Options::default()).expect("a socket");
+        let std = bound("127.0.0.1:0");
+        std.connect(server.local_addr()).expect("connected");
+        let client = UdpSocket::new(std, &Options { receive_buffer: 0, send_buffer: 0, ..Options::default() })
+            .expect("a socket");
+        client.send_connected(b"ping").expect("sent");
+        client.send_connected(b"").expect("sent");
+        let got = receive(&server, 1).await;
+        assert_eq!((&got[0].0[..], got[0].1), (&b"ping"[..], client.local_addr()));
+        drop(server);
+        client.send_connected(b"to nobody").expect("sent");
+        let refused = loop {
+            match client.send_connected(b"and?") {
+                Ok(()) => tokio::task::yield_now().await,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    });
+}
+
 /// The kernel counts what it dropped at a full buffer, and each socket answers for itself.
 #[test]
 fn what_the_kernel_drops_is_counted() {
