@@ -23,6 +23,7 @@ mod check_listener;
 mod check_quic;
 #[cfg(test)]
 mod check_tests;
+mod check_udp;
 mod check_upstream;
 #[cfg(feature = "wireguard")]
 mod check_wireguard;
@@ -32,6 +33,7 @@ pub mod cli;
 pub mod config;
 mod config_http;
 mod config_quic;
+mod config_udp;
 #[cfg(feature = "wireguard")]
 mod config_wireguard;
 mod control;
@@ -45,6 +47,7 @@ mod limits;
 mod links;
 mod listeners;
 mod log;
+mod options;
 mod overview;
 #[cfg(feature = "quic")]
 mod quic;
@@ -56,6 +59,7 @@ mod raw_quic;
 mod raw_secrets;
 mod raw_section;
 mod raw_text;
+mod raw_udp;
 mod raw_upstream;
 mod raw_wireguard;
 mod raw_words;
@@ -88,6 +92,8 @@ mod tunnels_kernel;
 mod tunnels_names;
 #[cfg(feature = "wireguard")]
 mod tunnels_way;
+#[cfg(feature = "udp")]
+mod udp;
 pub mod units;
 pub mod upstreams;
 mod upstreams_secure;
@@ -112,6 +118,7 @@ use crate::memory::{Budget, Busy, Level, Shared, Snapshot, ThreadSafe, Version};
 use crate::transports::kit::admission::Occupancy;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
+pub use options::Options;
 pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview, ServerRow};
 pub use reload::Reloaded;
 use sites::Web;
@@ -127,7 +134,6 @@ const CERTIFICATE_TICK: Duration = Duration::from_secs(2);
 #[cfg(feature = "quic")]
 const TICKET_TURN: Duration = Duration::from_secs(12 * 60 * 60);
 
-type Options = toml::Table;
 type Made = Box<dyn FnMut() -> Box<dyn OnAccept> + Send>;
 type Factory = Arc<dyn Fn(&Options) -> Result<Made, String> + Send + Sync>;
 
@@ -204,7 +210,10 @@ impl Builder {
             }
             #[cfg(feature = "http")]
             config::Protocol::Http(_) => Ok(()),
-            config::Protocol::Framed(_) | config::Protocol::Relay(_) | config::Protocol::Quic(_) => Ok(()),
+            config::Protocol::Framed(_)
+            | config::Protocol::Relay(_)
+            | config::Protocol::Quic(_)
+            | config::Protocol::Udp(_) => Ok(()),
             #[cfg(feature = "wireguard")]
             config::Protocol::Wireguard(_) => Ok(()),
         }
@@ -324,7 +333,7 @@ impl Builder {
         };
         let tunnels = tunnels::start_all(around, parts.tunnels)?;
         tunnels::lead(&upstreams, &tunnels);
-        #[cfg_attr(not(feature = "quic"), expect(unused_mut, reason = "QUIC listeners are added"))]
+        #[cfg_attr(not(feature = "udp"), expect(unused_mut, reason = "listeners on UDP are added"))]
         let mut listeners = listeners::start_all(mesh, prepared, &parts.budget)?;
         #[cfg(feature = "quic")]
         {
@@ -342,6 +351,11 @@ impl Builder {
                 }
             }
             in_order(&mut listeners, config);
+        }
+        #[cfg(feature = "udp")]
+        {
+            let around = udp::Around { mesh, upstreams: &upstreams, budget: &parts.budget };
+            udp::start_all(config, around, &mut listeners)?;
         }
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
@@ -420,6 +434,8 @@ pub(crate) struct ListenerStatus {
     acceptor: Mail<Never>,
     #[cfg(feature = "quic")]
     quic: Option<quic::QuicListener>,
+    #[cfg(feature = "udp")]
+    udp: Option<crate::transports::datagram::UdpServer>,
 }
 
 impl ListenerStatus {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::check_hello;
 use super::check_quic::{self, Around};
+use super::check_udp;
 use super::check_upstream::Kind;
 use super::config::{Framed, FramedService, Limits, Listener, Protocol, Relay};
 use super::raw::{RawFramed, RawLimits, RawListener, RawProtocol};
@@ -40,7 +41,10 @@ pub(super) fn all(
             }
         }
         if let Field::Is(listen) = &raw.listen {
-            let udp = matches!(&raw.protocol, Field::Is(At { value: RawProtocol::Quic | RawProtocol::Wireguard, .. }));
+            let udp = match &raw.protocol {
+                Field::Is(at) => matches!(at.value, RawProtocol::Quic | RawProtocol::Udp | RawProtocol::Wireguard),
+                Field::Absent | Field::Bad => false,
+            };
             addresses.take(listen, udp, mistakes);
         }
         listeners.extend(listener(raw, around, source, mistakes));
@@ -118,6 +122,7 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
         RawProtocol::Relay => ("relay", "[listener.relay]"),
         RawProtocol::Http => ("http", "[listener.http]"),
         RawProtocol::Quic => ("quic", "[listener.quic]"),
+        RawProtocol::Udp => ("udp", "[listener.udp]"),
         RawProtocol::Wireguard => ("wireguard", "[listener.wireguard]"),
         RawProtocol::Custom(name) => (name.as_str(), "[listener.options]"),
     };
@@ -127,12 +132,13 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
         ("[listener.relay]", raw.relay.as_ref().map(|at| at.span)),
         ("[listener.http]", raw.http.as_ref().map(|at| at.span)),
         ("[listener.quic]", raw.quic.as_ref().map(|at| at.span)),
+        ("[listener.udp]", raw.udp.as_ref().map(|at| at.span)),
         ("[listener.wireguard]", raw.wireguard.as_ref().map(|at| at.span)),
     ];
     let routed = matches!(protocol.value, RawProtocol::Http | RawProtocol::Quic | RawProtocol::Relay);
     let words = [
-        ("service", span_of(&raw.service).filter(|_| name != "framed")),
-        ("upstream", span_of(&raw.upstream).filter(|_| !matches!(name, "relay" | "framed"))),
+        ("service", span_of(&raw.service).filter(|_| !matches!(name, "framed" | "udp"))),
+        ("upstream", span_of(&raw.upstream).filter(|_| !matches!(name, "relay" | "framed" | "udp"))),
         ("certificate", span_of(&raw.certificate).filter(|_| !routed)),
         ("[listener.tls]", raw.tls.as_ref().map(|at| at.span).filter(|_| !routed)),
         ("[[listener.route]]", raw.routes.first().map(|route| route.header).filter(|_| !routed)),
@@ -171,6 +177,7 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
         RawProtocol::Relay => relay(raw, around, mistakes).map(Protocol::Relay),
         RawProtocol::Http => http(raw, around, mistakes),
         RawProtocol::Quic => check_quic::quic(raw, around, mistakes).map(Protocol::Quic),
+        RawProtocol::Udp => check_udp::udp(raw, around, mistakes).map(Protocol::Udp),
         RawProtocol::Wireguard => wireguard(raw, around, mistakes),
         RawProtocol::Custom(name) => {
             let options = raw.options.as_ref().map(|at| at.value.clone()).unwrap_or_default();
@@ -209,7 +216,7 @@ fn wireguard(raw: &RawListener, _: &Around<'_>, mistakes: &mut Mistakes) -> Opti
     None
 }
 
-fn span_of<T>(field: &Field<T>) -> Option<Span> {
+pub(super) fn span_of<T>(field: &Field<T>) -> Option<Span> {
     match field {
         Field::Is(at) => Some(at.span),
         Field::Absent | Field::Bad => None,

@@ -232,6 +232,26 @@ fn every_key_of_quic_reaches_the_checked_configuration() {
 }
 
 #[test]
+fn every_key_of_udp_reaches_the_checked_configuration() {
+    let config = good("udp.toml");
+    let [dns, echo] = config.listeners.as_slice() else { panic!("two listeners") };
+    let expected = Udp {
+        upstream: Some("servers".to_owned()),
+        idle: Duration::from_secs(5),
+        idle_answered: Duration::from_secs(600),
+        max_datagram: 1_232,
+        packets_per_second: Some(100),
+        bytes_per_second: Some(64 << 10),
+        proxy_out: true,
+        gso: false,
+        socket_buffer: 1 << 20,
+    };
+    assert_eq!((dns.limits.connections, &dns.protocol), (50, &Protocol::Udp(expected)));
+    assert_eq!(echo.protocol, Protocol::Udp(Udp::default()));
+    assert_eq!(config.upstreams[0].balance, Balance::Hash);
+}
+
+#[test]
 fn upstreams_need_little_and_may_be_idle_or_shared() {
     let config = good("upstreams.toml");
     let relays: Vec<_> = config.listeners.iter().map(|listener| listener.protocol.clone()).collect();
@@ -329,13 +349,14 @@ fn the_shipped_file_states_the_defaults() {
     let udp = Server::Udp { host: Host::Address("127.0.0.1".parse().unwrap()), port: 9001 };
     assert_eq!(*datagrams, Upstream::new("datagrams", vec![udp]));
     assert!(site.tls.is_some());
-    let [first, second, tunnel, relay, quic] = all.listeners.as_slice() else { panic!("five listeners") };
+    let [first, second, tunnel, relay, udp, quic] = all.listeners.as_slice() else { panic!("six listeners") };
     assert_eq!((first, second), (echo, web));
     let Protocol::Wireguard(peers) = &tunnel.protocol else { panic!("a tunnel") };
     let mut settings = PeerSettings::new(peers.peers[0].settings.public_key, vec!["10.98.0.2".parse().unwrap()]);
     settings.name = Some("phone".into());
     assert_eq!(peers.peers, [Peer { settings, endpoint_name: None }]);
     assert_eq!((relay.name.as_str(), &relay.protocol), ("relay", &Protocol::Relay(Relay::new("app"))));
+    assert_eq!((udp.name.as_str(), &udp.protocol), ("dns", &Protocol::Udp(Udp::new("datagrams"))));
     let Protocol::Quic(Quic { tls, routes, settings }) = &quic.protocol else { panic!("over QUIC") };
     assert_eq!((routes.len(), settings), (2, &QuicSettings::default()));
     let own = site.tls.as_ref().map(|tls| &tls.curves);
@@ -393,6 +414,7 @@ fn every_listed_key_is_read() {
                 let quic = with(&format!("{route}{name}\n{body}"));
                 quic.replace("\"framed\"\nservice", "\"quic\"\ncertificate")
             }
+            "[listener.udp]" => with(&format!("{name}\n{body}")).replace("\"framed\"", "\"udp\""),
             "[listener.http]" => {
                 let route = "[[listener.route]]\nservice = \"demo\"\n";
                 with(&format!("{route}{name}\n{body}")).replace("\"framed\"\nservice = \"echo\"", "\"http\"")

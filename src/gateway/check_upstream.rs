@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::check_listener::{copied, count, small};
 use super::check_quic::{self, Around, is};
-use super::config::{Check, Health, HttpVersion, Server, Upstream, UpstreamHttp, UpstreamLimits};
+use super::config::{Check, Health, Host, HttpVersion, Server, Upstream, UpstreamHttp, UpstreamLimits};
 use super::raw::{RawListener, RawProtocol};
 use super::raw_http::RawUpstreamHttp;
 use super::raw_section::{At, Field};
@@ -66,6 +66,7 @@ impl Names {
             (Field::Is(name), Field::Is(servers)) => {
                 let addresses = servers.value.iter().filter_map(|server| match &server.value {
                     Server::Tcp(address) => Some((*address, server.span)),
+                    Server::Udp { host: Host::Address(ip), port } => Some((SocketAddr::new(*ip, *port), server.span)),
                     Server::Name { .. } | Server::Unix(_) | Server::Quic { .. } | Server::Udp { .. } => None,
                 });
                 Some((name.value.text.clone(), addresses.collect()))
@@ -219,8 +220,8 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
         mistakes.add(raw.header, "servers over QUIC need a build with the feature `quic`", "take the upstream out");
     }
     let servers = servers.into_iter().map(|server| server.value).collect();
-    let via = raw.via.value().map(|via| via.text);
-    let default = Upstream::new(raw.name.value()?.text, servers);
+    let via = raw.via.value().map(Text::into_plain);
+    let default = Upstream::new(raw.name.value()?.into_plain(), servers);
     Some(Upstream {
         tls: match tls {
             Some(tls) => Some(tls?),

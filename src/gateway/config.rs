@@ -18,6 +18,7 @@ pub use super::config_quic::{
     Certificate, CertificateSource, Congestion, ListenerTls, Quic, QuicService, QuicSettings, Retry, Route, UpstreamTls,
 };
 
+pub use super::config_udp::Udp;
 #[cfg(feature = "wireguard")]
 pub use super::config_wireguard::{InsideService, Key, Mode, Offload, Peer, Speaks, ThreadingMode, Wireguard};
 
@@ -222,6 +223,8 @@ pub enum Balance {
     LeastConnections,
     /// Of two picked at random, the one with fewer connections.
     RandomOfTwo,
+    /// The same for each source address, as long as it is up; the same after a restart, and in every gateway.
+    Hash,
 }
 
 /// `[upstream.limits]`: what one server is asked to bear.
@@ -350,6 +353,8 @@ pub enum Protocol {
     Http(Box<Http>),
     /// Streams and datagrams over QUIC.
     Quic(Quic),
+    /// Datagrams, handed to a server of an upstream.
+    Udp(Udp),
     /// Tunnels, and what is inside.
     #[cfg(feature = "wireguard")]
     Wireguard(Box<Wireguard>),
@@ -359,7 +364,7 @@ pub enum Protocol {
         /// Its registered name.
         protocol: String,
         /// `[listener.options]`, with references expanded; empty if the file has none.
-        options: toml::Table,
+        options: super::Options,
     },
 }
 
@@ -371,11 +376,11 @@ impl fmt::Debug for Protocol {
             #[cfg(feature = "http")]
             Self::Http(http) => f.debug_tuple("Http").field(http).finish(),
             Self::Quic(quic) => f.debug_tuple("Quic").field(quic).finish(),
+            Self::Udp(udp) => f.debug_tuple("Udp").field(udp).finish(),
             #[cfg(feature = "wireguard")]
             Self::Wireguard(wireguard) => f.debug_tuple("Wireguard").field(wireguard).finish(),
             Self::Custom { protocol, options } => {
-                let keys: Vec<_> = options.keys().collect();
-                f.debug_struct("Custom").field("protocol", protocol).field("options", &keys).finish()
+                f.debug_struct("Custom").field("protocol", protocol).field("options", options).finish()
             }
         }
     }

@@ -145,6 +145,7 @@ pub(super) fn made(
         #[cfg(feature = "http")]
         config::Protocol::Http(_) => Err(refuse("an HTTP listener is made of its site".to_owned())),
         config::Protocol::Quic(_) => Err(refuse("protocol `quic` is not served over TCP".to_owned())),
+        config::Protocol::Udp(_) => Err(refuse("protocol `udp` is not served over TCP".to_owned())),
         #[cfg(feature = "wireguard")]
         config::Protocol::Wireguard(_) => Err(refuse("a tunnel is no listener of TCP".to_owned())),
         config::Protocol::Custom { protocol, options } => match protocols.get(protocol) {
@@ -278,6 +279,8 @@ pub(super) fn start_all(
             acceptor,
             #[cfg(feature = "quic")]
             quic: None,
+            #[cfg(feature = "udp")]
+            udp: None,
         }));
     }
     Ok(started)
@@ -290,6 +293,7 @@ pub(super) fn name_of(protocol: &config::Protocol) -> &str {
         #[cfg(feature = "http")]
         config::Protocol::Http(_) => "http",
         config::Protocol::Quic(_) => "quic",
+        config::Protocol::Udp(_) => "udp",
         #[cfg(feature = "wireguard")]
         config::Protocol::Wireguard(_) => "wireguard",
         config::Protocol::Custom { protocol, .. } => protocol,

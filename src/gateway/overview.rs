@@ -110,10 +110,12 @@ const DROPS: &[&str] = &[
     "messages_dropped",
     "netstack_dropped",
     "other",
+    "udp_dropped",
+    "udp_kernel_dropped",
     "wireguard_dropped",
 ];
 /// Ends of connections that are as they should be.
-const FINE: &[&str] = &["eof", "finished", "drained", "stopped", "idle", ""];
+const FINE: &[&str] = &["eof", "finished", "drained", "stopped", "idle", "unanswered", ""];
 
 impl Overview {
     pub(super) fn of(view: &MeshView, status: &Status) -> Self {

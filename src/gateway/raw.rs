@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+use super::Options;
 use super::check::Known;
 use super::config::{ByteOrder, FramedService, Level, LogFormat, ProxyOut, WhenSlow};
 use super::raw_http::{self, RawHttp};
 use super::raw_quic::{self, RawCertificate, RawQuic, RawRoute, RawTls};
 use super::raw_section::{At, Field, Reader, Section, kind};
 use super::raw_text::Text;
+use super::raw_udp::{self, RawUdp};
 use super::raw_upstream::{self, RawUpstream};
 use super::raw_wireguard::{self, RawWireguard};
 use super::raw_words::{in_code, nearest_or_list, unknown_key_hint};
@@ -39,6 +41,7 @@ const LISTENER_KEYS: &[&str] = &[
     "relay",
     "http",
     "quic",
+    "udp",
     "wireguard",
     "options",
 ];
@@ -56,7 +59,7 @@ const FRAMED_KEYS: &[&str] = &[
 const RELAY_KEYS: &[&str] = &["proxy_in", "proxy_out", "attempts"];
 
 /// Every table and its keys, to say where a misplaced key belongs.
-pub(super) const TABLES: [(&str, &[&str]); 20] = [
+pub(super) const TABLES: [(&str, &[&str]); 21] = [
     ("[runtime]", RUNTIME_KEYS),
     ("[admin]", ADMIN_KEYS),
     ("[log]", LOG_KEYS),
@@ -69,6 +72,7 @@ pub(super) const TABLES: [(&str, &[&str]); 20] = [
     (raw_quic::ROUTE, raw_quic::ROUTE_KEYS),
     (raw_http::HTTP, raw_http::HTTP_KEYS),
     (raw_quic::QUIC, raw_quic::QUIC_KEYS),
+    (raw_udp::UDP, raw_udp::UDP_KEYS),
     (raw_wireguard::WIREGUARD, raw_wireguard::WIREGUARD_KEYS),
     (raw_wireguard::PEER, raw_wireguard::PEER_KEYS),
     (raw_wireguard::SERVICE, raw_wireguard::SERVICE_KEYS),
@@ -80,8 +84,8 @@ pub(super) const TABLES: [(&str, &[&str]); 20] = [
 ];
 
 /// Words of later versions: known, so that nobody takes them for typing mistakes.
-const LATER_LISTENER_KEYS: [&str; 2] = ["udp", "moq"];
-const LATER_PROTOCOLS: [&str; 2] = ["udp", "moq"];
+const LATER_LISTENER_KEYS: [&str; 1] = ["moq"];
+const LATER_PROTOCOLS: [&str; 1] = ["moq"];
 const LATER_SERVICES: [&str; 4] = ["static", "demo", "respond", "moq"];
 
 const SERVICES: [(&str, FramedService); 3] =
@@ -159,8 +163,9 @@ pub(super) struct RawListener {
     pub(super) routes: Vec<RawRoute>,
     pub(super) http: Option<At<RawHttp>>,
     pub(super) quic: Option<At<RawQuic>>,
+    pub(super) udp: Option<At<RawUdp>>,
     pub(super) wireguard: Option<At<RawWireguard>>,
-    pub(super) options: Option<At<toml::Table>>,
+    pub(super) options: Option<At<Options>>,
 }
 
 /// The word behind `protocol`.
@@ -170,6 +175,7 @@ pub(super) enum RawProtocol {
     Relay,
     Http,
     Quic,
+    Udp,
     Wireguard,
     Custom(String),
 }
@@ -316,7 +322,7 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
     let raw = RawListener {
         header: section.header,
         name: name(&mut section, "a listener", "\"echo\"")
-            .and_then(|name| Field::Is(At { value: name.value.text, span: name.span })),
+            .and_then(|name| Field::Is(At { value: name.value.into_plain(), span: name.span })),
         listen: section.address("listen"),
         protocol,
         service: word(&mut section, "service", &SERVICES, &LATER_SERVICES),
@@ -329,12 +335,13 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
         routes: tables(&mut section, "route", "a route", raw_quic::ROUTE, raw_quic::ROUTE_KEYS, raw_quic::route),
         http: section.section("http", raw_http::HTTP, raw_http::HTTP_KEYS).map(raw_http::http),
         quic: section.section("quic", raw_quic::QUIC, raw_quic::QUIC_KEYS).map(raw_quic::quic),
+        udp: section.section("udp", raw_udp::UDP, raw_udp::UDP_KEYS).map(raw_udp::udp),
         wireguard: section
             .section("wireguard", raw_wireguard::WIREGUARD, raw_wireguard::WIREGUARD_KEYS)
             .map(raw_wireguard::wireguard),
         options: section
             .section("options", "[listener.options]", &[])
-            .map(|options| At { value: options.reader.free_table(options.table), span: options.header }),
+            .map(|options| At { value: options.reader.free_table(options.table).into(), span: options.header }),
     };
     section.need(&raw.name, "name", "\"echo\"");
     section.need(&raw.listen, "listen", "\"127.0.0.1:7001\"");
@@ -361,6 +368,7 @@ pub(super) fn inside(section: &mut Section<'_, '_>, route: &'static str) -> RawL
         routes: tables(section, "route", "a route", route, raw_quic::ROUTE_KEYS, raw_quic::route),
         http: section.section("http", raw_http::HTTP, raw_http::HTTP_KEYS).map(raw_http::http),
         quic: None,
+        udp: None,
         wireguard: None,
         options: None,
     }
@@ -385,6 +393,7 @@ fn protocol(section: &mut Section<'_, '_>, known: &Known) -> (Field<RawProtocol>
         ("relay", RawProtocol::Relay),
         ("http", RawProtocol::Http),
         ("quic", RawProtocol::Quic),
+        ("udp", RawProtocol::Udp),
         ("wireguard", RawProtocol::Wireguard),
     ];
     let mut words: Vec<_> = built_in.to_vec();

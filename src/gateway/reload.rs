@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use super::config::{Config, Listener, Protocol, Runtime};
 use super::sites::{Certificates, Web};
+#[cfg(feature = "udp")]
+use super::udp;
 use super::upstreams::Upstreams;
 use super::upstreams_secure::Secure;
 use super::{Gateway, ListenerStatus, StartError, in_order, listeners, tunnels};
@@ -112,6 +114,8 @@ impl Gateway {
         })?;
         #[cfg(not(feature = "http"))]
         let secure = Secure::default();
+        #[cfg(feature = "udp")]
+        let mut over_udp = udp::Changes::new();
         let before = self.status.upstreams();
         let upstreams = before.renewed(
             &self.mesh,
@@ -134,7 +138,18 @@ impl Gateway {
             #[cfg(feature = "quic")]
             let started = started
                 .and_then(|started| self.start_quic(&running, &new, &old, &upstreams, &over, &mut done, started));
+            #[cfg(feature = "udp")]
+            let started = started.and_then(|mut started| {
+                let around = udp::Around { mesh: &self.mesh, upstreams: &upstreams, budget: &self.status.budget };
+                let renewed = udp::renew((&running, &new), &old, around, &before, &mut done, &mut started);
+                renewed.inspect_err(|_| end_new(&old, &started)).map(|changes| (started, changes))
+            });
             started.inspect_err(|_| upstreams.retire(&before)).map(|started| (upstreams, started))
+        });
+        #[cfg(feature = "udp")]
+        let started = started.map(|(upstreams, (started, changes))| {
+            over_udp = changes;
+            (upstreams, started)
         });
         let (upstreams, started) = match started {
             Ok(started) => started,
@@ -158,7 +173,7 @@ impl Gateway {
         let tunnels = match tunnels {
             Ok(tunnels) => tunnels,
             Err(error) => {
-                started.iter().for_each(|status| status.acceptor.control(Control::Stop));
+                end_new(&old, &started);
                 upstreams.retire(&before);
                 return Err(error);
             }
@@ -174,6 +189,8 @@ impl Gateway {
             retired.links.retire(&self.status.over_quic.lock().links);
         }
         // From here on nothing fails.
+        #[cfg(feature = "udp")]
+        over_udp.into_iter().for_each(|(server, terms)| server.change(terms));
         started.iter().filter_map(|status| status.web.as_ref()).for_each(Web::publish);
         let by = clock::later(clock::now(), running.runtime.drain);
         let mut now = started;
@@ -185,7 +202,9 @@ impl Gateway {
                 }
                 continue;
             }
-            let socket_goes_on = now.iter().any(|new| new.address == status.address && new.protocol != "quic");
+            let over_tcp = |status: &ListenerStatus| !matches!(status.protocol.as_str(), "quic" | "udp");
+            let socket_goes_on =
+                over_tcp(&status) && now.iter().any(|new| new.address == status.address && over_tcp(new));
             if socket_goes_on {
                 status.acceptor.control(Control::Stop);
             } else {
@@ -218,6 +237,7 @@ impl Gateway {
     /// Prepares and starts the listeners that are new or changed.
     fn start_new(&self, step: &Step<'_>, done: &mut Reloaded) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
         let Step { running, new, old, before, now } = *step;
+        #[cfg_attr(not(feature = "http"), expect(unused_variables, reason = "only what ends TLS looks at it"))]
         let ((before, old_certificates), (upstreams, certificates)) = (before, now);
         let mut start = Vec::new();
         for listener in new.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
@@ -240,7 +260,7 @@ impl Gateway {
                     super::sites::upstreams_of(http).all(unchanged)
                         && http.tls.as_ref().is_none_or(|tls| old_certificates.same_for(certificates, tls))
                 }
-                Protocol::Quic(_) | Protocol::Custom { .. } => true,
+                Protocol::Quic(_) | Protocol::Udp(_) | Protocol::Custom { .. } => true,
                 #[cfg(feature = "wireguard")]
                 Protocol::Wireguard(_) => true,
             };
@@ -263,6 +283,19 @@ impl Gateway {
             start.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }
         listeners::start_all(&self.mesh, start, &self.status.budget)
+    }
+}
+
+/// Ends those of `started` that did not run before.
+fn end_new(old: &[Arc<ListenerStatus>], started: &[Arc<ListenerStatus>]) {
+    for status in started.iter().filter(|status| !old.iter().any(|old| Arc::ptr_eq(old, status))) {
+        status.acceptor.control(Control::Stop);
+        #[cfg(feature = "quic")]
+        if let Some(quic) = &status.quic
+            && !old.iter().filter_map(|old| old.quic.as_ref()).any(|old| old.is(quic))
+        {
+            quic.server.stop();
+        }
     }
 }
 

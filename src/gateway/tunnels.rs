@@ -115,7 +115,9 @@ pub(super) fn of(listener: &Listener) -> Option<&Wireguard> {
         Protocol::Wireguard(wireguard) => Some(wireguard),
         #[cfg(feature = "http")]
         Protocol::Http(_) => None,
-        Protocol::Framed(_) | Protocol::Relay(_) | Protocol::Quic(_) | Protocol::Custom { .. } => None,
+        Protocol::Framed(_) | Protocol::Relay(_) | Protocol::Quic(_) | Protocol::Udp(_) | Protocol::Custom { .. } => {
+            None
+        }
     }
 }
 
@@ -473,5 +475,5 @@ pub(super) fn drain(tunnels: &[Arc<Tunnel>], time: std::time::Duration) {
 
 /// Whether a listener is served by an acceptor of TCP.
 pub(super) fn is_tcp(listener: &Listener) -> bool {
-    of(listener).is_none() && !matches!(listener.protocol, Protocol::Quic(_))
+    of(listener).is_none() && !matches!(listener.protocol, Protocol::Quic(_) | Protocol::Udp(_))
 }

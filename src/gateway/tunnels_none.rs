@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::config::{Config, Listener};
+use super::config::{Config, Listener, Protocol};
 use super::sites::Certificates;
 use super::upstreams::Upstreams;
 use super::{Reloaded, StartError};
@@ -81,8 +81,8 @@ pub(super) fn lead(_: &Upstreams, _: &[Arc<Tunnel>]) {}
 
 pub(super) fn drain(_: &[Arc<Tunnel>], _: std::time::Duration) {}
 
-pub(super) fn is_tcp(_: &Listener) -> bool {
-    true
+pub(super) fn is_tcp(listener: &Listener) -> bool {
+    !matches!(listener.protocol, Protocol::Quic(_) | Protocol::Udp(_))
 }
 
 pub(super) async fn api(_: &[Arc<Tunnel>]) -> Result<String, serde_json::Error> {

@@ -34,6 +34,7 @@ mod joined;
 mod limits;
 #[cfg(feature = "quic")]
 mod lossy;
+mod memory;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]
@@ -49,6 +50,8 @@ mod quic_ends;
 mod quic_gateway;
 #[cfg(feature = "quic")]
 mod quic_interop;
+#[cfg(feature = "quic")]
+mod quic_load;
 #[cfg(feature = "quic")]
 mod quic_moving;
 #[cfg(feature = "qlog")]
@@ -71,11 +74,15 @@ mod supervise;
 mod tun;
 #[cfg(feature = "wireguard")]
 mod tun_host;
+#[cfg(feature = "udp")]
+mod udp;
 mod upstreams;
 #[cfg(feature = "http")]
 mod views;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod webtransport;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod webtransport_relay;
 #[cfg(feature = "wireguard")]
 mod wireguard;
 #[cfg(feature = "wireguard")]

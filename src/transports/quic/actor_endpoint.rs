@@ -469,7 +469,7 @@ impl Endpoint {
 
     pub(super) fn options(&self) -> Options {
         let size = self.plan.transport.socket_buffer;
-        Options { receive_buffer: size, send_buffer: size, gso: self.plan.transport.gso }
+        Options { receive_buffer: size, send_buffer: size, gso: self.plan.transport.gso, ..Options::default() }
     }
 
     fn wake_blocked(&mut self, turn: &Turn<'_, ToEndpoint>) {
@@ -622,9 +622,5 @@ impl Protocol for Endpoint {
     fn on_deadline(&mut self, turn: &mut Turn<'_, ToEndpoint>) -> Result<(), Fault> {
         self.draining = self.draining.map(|_| later(turn.now(), LAST_LOOK));
         Ok(())
-    }
-
-    fn held(&self) -> usize {
-        self.connections * size_of::<Quic>()
     }
 }

@@ -1,5 +1,5 @@
 //! The socket options that neither std, socket2 nor rustix set: steering of a reuseport group, the kernel's count of
-//! dropped datagrams, and no time stamps. The one file of the UDP sockets with `unsafe`; it holds system calls alone.
+//! dropped datagrams, fragments, and no time stamps. The one file of the UDP sockets with `unsafe`; it holds system calls alone.
 #![allow(unsafe_code, reason = "setsockopt and getsockopt with arguments that the safe crates do not know")]
 
 use std::ffi::c_int;
@@ -52,6 +52,13 @@ pub(super) fn no_timestamps(socket: &impl AsFd) -> io::Result<()> {
     set::<c_int>(socket, libc::SO_TIMESTAMPNS, &0)
 }
 
+/// Has the kernel refuse every train of this socket from now on, as one whose network card has no checksums does:
+/// offload needs them, and without them it answers `EINVAL`.
+#[cfg(test)]
+pub(super) fn refuse_trains(socket: &impl AsFd) -> io::Result<()> {
+    set::<c_int>(socket, libc::SO_NO_CHECK, &1)
+}
+
 /// How many datagrams the kernel dropped at this socket for want of room. It counts modulo 2³².
 ///
 /// # Errors
@@ -74,14 +81,34 @@ pub(super) fn dropped(socket: &impl AsFd) -> io::Result<u32> {
     if answer == 0 { Ok(numbers[8]) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Lets datagrams leave in fragments again, which quinn-udp forbids. Over IPv4 the interface's limit counts, not what
+/// somebody says of the path: routers cut further (ip(7), `IP_PMTUDISC_OMIT`). Over IPv6 they may not, so the path counts.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn fragment(socket: &impl AsFd, ipv4: bool) -> io::Result<()> {
+    // From linux/in.h and linux/in6.h.
+    const OMIT: c_int = 5;
+    const DONT: c_int = 0;
+    if ipv4 {
+        return set_at(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &OMIT);
+    }
+    set_at(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &DONT)?;
+    set_at(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, &0)
+}
+
 fn set<T>(socket: &impl AsFd, option: c_int, value: &T) -> io::Result<()> {
+    set_at(socket, libc::SOL_SOCKET, option, value)
+}
+
+fn set_at<T>(socket: &impl AsFd, level: c_int, option: c_int, value: &T) -> io::Result<()> {
     // SAFETY: the descriptor is open, since it is borrowed. The kernel reads `size_of::<T>()` bytes of `value`, which
-    // is borrowed for longer than the call. Both types used here are plain C data; the program that `sock_fprog`
+    // is borrowed for longer than the call. All types used here are plain C data; the program that `sock_fprog`
     // points to lives in the caller's frame, and the kernel copies it before it answers.
     let answer = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
+            level,
             option,
             std::ptr::from_ref(value).cast(),
             size_of::<T>() as libc::socklen_t,

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::task::{Context, Poll, ready};
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
-use rustix::net::sockopt;
+use rustix::net::{SendFlags, sockopt};
 use tokio::io::Interest;
 
 use super::options;
@@ -26,17 +26,21 @@ pub const TRAIN: usize = 65_535;
 /// How a socket is set up.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Bytes of the kernel's receive buffer to ask for. The system may grant less, which is logged once per socket.
+    /// Bytes of the kernel's receive buffer to ask for; 0 = what the system gives. It may grant less, which is logged once
+    /// per socket.
     pub receive_buffer: usize,
-    /// Bytes of the kernel's send buffer to ask for.
+    /// Bytes of the kernel's send buffer to ask for; 0 = what the system gives.
     pub send_buffer: usize,
     /// Whether to send trains in one call where the system can. Off: every datagram is a call of its own.
     pub gso: bool,
+    /// Whether datagrams longer than the network carries leave in fragments, as those of most programs do. Off: they are
+    /// refused, and those on the way tell routers not to cut them.
+    pub fragment: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { receive_buffer: 4 << 20, send_buffer: 4 << 20, gso: true }
+        Self { receive_buffer: 4 << 20, send_buffer: 4 << 20, gso: true, fragment: false }
     }
 }
 
@@ -68,6 +72,9 @@ impl UdpSocket {
         let state = UdpSocketState::new((&socket).into())?;
         options::no_timestamps(&socket)?;
         let local = socket.local_addr()?;
+        if wanted.fragment {
+            options::fragment(&socket, local.is_ipv4())?;
+        }
         let granted = buffers(&socket, wanted)?;
         let io = tokio::net::UdpSocket::from_std(socket)?;
         Ok(Self { io, state, local, granted, gso: wanted.gso, gso_refused: Cell::new(0), _pinned: PhantomData })
@@ -153,6 +160,23 @@ impl UdpSocket {
         Ok(received)
     }
 
+    /// Tells it that the last receive took everything, since it brought fewer trains than there was room for: then
+    /// [`poll_recv`](Self::poll_recv) waits for the kernel's next word, without a system call that only says so. What
+    /// comes after that receive is such a word; it cannot have been heard yet, as the I/O driver runs on this thread.
+    pub fn emptied(&self) {
+        drop(self.io.try_io(Interest::READABLE, || io::Result::<()>::Err(ErrorKind::WouldBlock.into())));
+    }
+
+    /// Sends one datagram over a connected socket, at less cost than [`try_send`](Self::try_send).
+    ///
+    /// # Errors
+    /// As there; and what the network said of an earlier datagram (`ConnectionRefused`), which is then not told again.
+    /// This one was not sent either way.
+    pub fn send_connected(&self, contents: &[u8]) -> io::Result<()> {
+        // Past tokio, which takes a socket for busy until its event loop has seen it.
+        Ok(rustix::net::send(&self.io, contents, SendFlags::DONTWAIT).map(drop)?)
+    }
+
     /// Sends a datagram, or a train of them if `segment_size` is set, and answers how many bytes of `contents` are
     /// gone: all, unless trains are sent one by one and the kernel's buffer is full in the midst of one. The rest is
     /// the caller's to send again, after [`poll_writable`](Self::poll_writable).
@@ -194,6 +218,23 @@ impl UdpSocket {
         drop(self.io.try_io(Interest::WRITABLE, || io::Result::<()>::Err(ErrorKind::WouldBlock.into())));
     }
 
+    /// Ready with what the network said of a datagram sent before over this connected socket, told once; else the task of
+    /// `cx` is woken when it says something, and each time the kernel has got rid of a datagram as well. Costs a system
+    /// call, and takes the place of [`poll_writable`](Self::poll_writable).
+    pub fn poll_error(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        // The kernel's word wakes whoever waits for room to send; twice, if it came before this was said.
+        for _ in 0..2 {
+            match self.io.take_error() {
+                Ok(Some(error)) | Err(error) => return Poll::Ready(error),
+                Ok(None) => self.wait_for_room(),
+            }
+            if self.io.poll_send_ready(cx).is_pending() {
+                break;
+            }
+        }
+        Poll::Pending
+    }
+
     /// Ready when there may be room to send again after `WouldBlock`; else the task of `cx` is woken when there is.
     /// One task waits at a time: the last one that asked.
     ///
@@ -233,10 +274,10 @@ fn singly(contents: &[u8], segment: usize, mut send: impl FnMut(&[u8]) -> io::Re
 
 /// Asks for the buffers, beyond the system's limit where this process may, and says what was granted.
 fn buffers(socket: &std::net::UdpSocket, wanted: &Options) -> io::Result<(usize, usize)> {
-    if sockopt::set_socket_recv_buffer_size_force(socket, wanted.receive_buffer).is_err() {
+    if wanted.receive_buffer > 0 && sockopt::set_socket_recv_buffer_size_force(socket, wanted.receive_buffer).is_err() {
         sockopt::set_socket_recv_buffer_size(socket, wanted.receive_buffer)?;
     }
-    if sockopt::set_socket_send_buffer_size_force(socket, wanted.send_buffer).is_err() {
+    if wanted.send_buffer > 0 && sockopt::set_socket_send_buffer_size_force(socket, wanted.send_buffer).is_err() {
         sockopt::set_socket_send_buffer_size(socket, wanted.send_buffer)?;
     }
     // socket(7): Linux books twice the size for its own needs and answers that number.

@@ -148,6 +148,28 @@ fn a_refused_train_is_sent_as_single_datagrams_and_counted() {
     });
 }
 
+/// The refusal may come at any time, as a route changes from one card to another.
+#[test]
+fn offload_that_is_taken_away_in_the_midst_costs_no_datagram() {
+    run(async || {
+        let server = UdpSocket::new(bound("127.0.0.1:0"), &Options::default()).expect("a socket");
+        let client = UdpSocket::new(bound("127.0.0.1:0"), &Options::default()).expect("a socket");
+        let contents = train(40, 1_350);
+        assert_eq!(client.try_send(&to(server.local_addr(), &contents, Some(1_350))).expect("sent"), contents.len());
+        assert_eq!((receive(&server, 40).await.len(), client.gso_refused()), (40, 0));
+        options::refuse_trains(&client.io).expect("set");
+        for _ in 0..3 {
+            assert_eq!(
+                client.try_send(&to(server.local_addr(), &contents, Some(1_350))).expect("sent"),
+                contents.len()
+            );
+            let got = receive(&server, 40).await;
+            assert!(got.iter().enumerate().all(|(n, (datagram, ..))| *datagram == vec![n as u8; 1_350]));
+            assert_eq!((client.max_gso_segments(), client.gso_refused()), (1, 1), "asked once");
+        }
+    });
+}
+
 /// The error of one datagram is the caller's to count; the socket goes on.
 #[test]
 fn a_datagram_too_long_is_refused_alone() {
@@ -162,6 +184,74 @@ fn a_datagram_too_long_is_refused_alone() {
         assert_eq!(client.try_send(&to(server.local_addr(), b"short", None)).expect("sent"), 5);
         // The empty one holds no datagram of any length, and does not stop the reader.
         assert_eq!(receive(&server, 1).await[0].0, b"short");
+    });
+}
+
+/// What is longer than the interface carries: refused, or cut and put together again.
+#[test]
+fn long_datagrams_are_cut_only_where_that_is_wanted() {
+    run(async || {
+        for (address, longest) in [("127.0.0.1:0", 65_507), ("[::1]:0", 65_527)] {
+            for fragment in [false, true] {
+                let options = Options { fragment, ..Options::default() };
+                let server = UdpSocket::new(bound(address), &Options::default()).expect("a socket");
+                let client = UdpSocket::new(bound(address), &options).expect("a socket");
+                // Loopback carries 65,536 bytes: over IPv6 the longest datagram needs two fragments.
+                let sent = client.try_send(&to(server.local_addr(), &vec![7; longest], None));
+                let expected = if longest > 65_507 && !fragment { Err(Some(libc::EMSGSIZE)) } else { Ok(longest) };
+                assert_eq!(sent.map_err(|error| error.raw_os_error()), expected, "{address}, {fragment}");
+                if expected.is_ok() {
+                    assert_eq!(receive(&server, 1).await[0].0.len(), longest);
+                }
+            }
+        }
+    });
+}
+
+/// A socket that says it was emptied is woken by what comes next, and only by that.
+#[test]
+fn an_emptied_socket_waits_for_what_comes_next() {
+    run(async || {
+        let server = UdpSocket::new(bound("127.0.0.1:0"), &Options::default()).expect("a socket");
+        let client = bound("127.0.0.1:0");
+        client.connect(server.local_addr()).expect("connected");
+        for round in 0..1_000_u32 {
+            client.send(&round.to_be_bytes()).expect("sent");
+            let got = receive(&server, 1).await;
+            assert_eq!(got[0].0, round.to_be_bytes());
+            if round % 3 == 0 {
+                // One that came before it was said, and has not been read.
+                client.send(b"early").expect("sent");
+            }
+            server.emptied();
+            if round % 3 == 0 {
+                assert_eq!(receive(&server, 1).await[0].0, b"early");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_connected_socket_sends_and_learns_that_nobody_is_there() {
+    run(async || {
+        let server = UdpSocket::new(bound("127.0.0.1:0"), &Options::default()).expect("a socket");
+        let std = bound("127.0.0.1:0");
+        std.connect(server.local_addr()).expect("connected");
+        let client = UdpSocket::new(std, &Options { receive_buffer: 0, send_buffer: 0, ..Options::default() })
+            .expect("a socket");
+        client.send_connected(b"ping").expect("sent");
+        client.send_connected(b"").expect("sent");
+        let got = receive(&server, 1).await;
+        assert_eq!((&got[0].0[..], got[0].1), (&b"ping"[..], client.local_addr()));
+        drop(server);
+        client.send_connected(b"to nobody").expect("sent");
+        let refused = loop {
+            match client.send_connected(b"and?") {
+                Ok(()) => tokio::task::yield_now().await,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     });
 }
 
