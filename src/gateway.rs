@@ -27,6 +27,8 @@ mod check_udp;
 mod check_upstream;
 #[cfg(feature = "wireguard")]
 mod check_wireguard;
+#[cfg(feature = "wireguard")]
+mod check_wireguard_service;
 pub mod cli;
 pub mod config;
 mod config_http;
@@ -45,6 +47,7 @@ mod limits;
 mod links;
 mod listeners;
 mod log;
+mod options;
 mod overview;
 #[cfg(feature = "quic")]
 mod quic;
@@ -115,6 +118,7 @@ use crate::memory::{Budget, Busy, Level, Shared, Snapshot, ThreadSafe, Version};
 use crate::transports::kit::admission::Occupancy;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
+pub use options::Options;
 pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview, ServerRow};
 pub use reload::Reloaded;
 use sites::Web;
@@ -130,7 +134,6 @@ const CERTIFICATE_TICK: Duration = Duration::from_secs(2);
 #[cfg(feature = "quic")]
 const TICKET_TURN: Duration = Duration::from_secs(12 * 60 * 60);
 
-type Options = toml::Table;
 type Made = Box<dyn FnMut() -> Box<dyn OnAccept> + Send>;
 type Factory = Arc<dyn Fn(&Options) -> Result<Made, String> + Send + Sync>;
 
@@ -319,6 +322,17 @@ impl Builder {
             let occupancy = Arc::default();
             prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }
+        // Before listeners: whoever they let in may be led into a tunnel.
+        let around = tunnels::Around {
+            mesh,
+            upstreams: &upstreams,
+            certificates: &certificates,
+            before: None,
+            budget: &parts.budget,
+            helper: self.helper.as_ref(),
+        };
+        let tunnels = tunnels::start_all(around, parts.tunnels)?;
+        tunnels::lead(&upstreams, &tunnels);
         #[cfg_attr(not(feature = "udp"), expect(unused_mut, reason = "listeners on UDP are added"))]
         let mut listeners = listeners::start_all(mesh, prepared, &parts.budget)?;
         #[cfg(feature = "quic")]
@@ -343,10 +357,6 @@ impl Builder {
             let around = udp::Around { mesh, upstreams: &upstreams, budget: &parts.budget };
             udp::start_all(config, around, &mut listeners)?;
         }
-        let around =
-            tunnels::Around { mesh, upstreams: &upstreams, budget: &parts.budget, helper: self.helper.as_ref() };
-        let tunnels = tunnels::start_all(around, parts.tunnels)?;
-        tunnels::lead(&upstreams, &tunnels);
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
             budget: parts.budget,

@@ -9,6 +9,8 @@ pub mod http;
 #[cfg(all(feature = "http", feature = "quic"))]
 pub mod http3;
 pub mod kit;
+#[cfg(feature = "moq")]
+pub mod moq;
 #[cfg(feature = "wireguard")]
 pub mod netstack;
 #[cfg(feature = "quic")]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+use super::Options;
 use super::check::Known;
 use super::config::{ByteOrder, FramedService, Level, LogFormat, ProxyOut, WhenSlow};
 use super::raw_http::{self, RawHttp};
@@ -164,7 +165,7 @@ pub(super) struct RawListener {
     pub(super) quic: Option<At<RawQuic>>,
     pub(super) udp: Option<At<RawUdp>>,
     pub(super) wireguard: Option<At<RawWireguard>>,
-    pub(super) options: Option<At<toml::Table>>,
+    pub(super) options: Option<At<Options>>,
 }
 
 /// The word behind `protocol`.
@@ -321,7 +322,7 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
     let raw = RawListener {
         header: section.header,
         name: name(&mut section, "a listener", "\"echo\"")
-            .and_then(|name| Field::Is(At { value: name.value.text, span: name.span })),
+            .and_then(|name| Field::Is(At { value: name.value.into_plain(), span: name.span })),
         listen: section.address("listen"),
         protocol,
         service: word(&mut section, "service", &SERVICES, &LATER_SERVICES),
@@ -340,7 +341,7 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
             .map(raw_wireguard::wireguard),
         options: section
             .section("options", "[listener.options]", &[])
-            .map(|options| At { value: options.reader.free_table(options.table), span: options.header }),
+            .map(|options| At { value: options.reader.free_table(options.table).into(), span: options.header }),
     };
     section.need(&raw.name, "name", "\"echo\"");
     section.need(&raw.listen, "listen", "\"127.0.0.1:7001\"");
@@ -348,6 +349,29 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
     // The other words of a protocol that is not in this build yet say nothing new.
     unknown_keys(section, &LATER_LISTENER_KEYS, later);
     raw
+}
+
+/// What a service inside a tunnel says beside its address and protocol, which are its own: in the words of a listener.
+pub(super) fn inside(section: &mut Section<'_, '_>, route: &'static str) -> RawListener {
+    RawListener {
+        header: section.header,
+        name: Field::Absent,
+        listen: Field::Absent,
+        protocol: Field::Absent,
+        service: section.choice("service", &SERVICES),
+        upstream: section.text("upstream", "\"app\""),
+        limits: limits(None),
+        framed: None,
+        relay: None,
+        certificate: section.one_or_more("certificate", "\"local\""),
+        tls: section.section("tls", raw_quic::TLS, raw_quic::TLS_KEYS).map(raw_quic::tls),
+        routes: tables(section, "route", "a route", route, raw_quic::ROUTE_KEYS, raw_quic::route),
+        http: section.section("http", raw_http::HTTP, raw_http::HTTP_KEYS).map(raw_http::http),
+        quic: None,
+        udp: None,
+        wireguard: None,
+        options: None,
+    }
 }
 
 pub(super) fn name(section: &mut Section<'_, '_>, of: &str, example: &str) -> Field<Text> {

@@ -132,6 +132,8 @@ impl Gateway {
                 before: (&before, &certificates_before),
                 now: (&upstreams, &certificates),
             };
+            // Before listeners: whoever they let in may be led into a tunnel that is there already.
+            tunnels::lead(&upstreams, &tunnels_before);
             let started = self.start_new(&step, &mut done);
             #[cfg(feature = "quic")]
             let started = started
@@ -158,13 +160,15 @@ impl Gateway {
             }
         };
         // Tunnels come last of what can fail: an error leaves what was changed of them, and says so.
-        let steps = tunnels::plan(&tunnels_before, &new, running.upstreams != new.upstreams);
         let around = tunnels::Around {
             mesh: &self.mesh,
             upstreams: &upstreams,
+            certificates: &certificates,
+            before: Some((&before, &certificates_before)),
             budget: &self.status.budget,
             helper: self.helper.as_ref(),
         };
+        let steps = tunnels::plan(around, &tunnels_before, &new);
         let tunnels = steps.and_then(|steps| tunnels::apply(around, &tunnels_before, steps, &mut done));
         let tunnels = match tunnels {
             Ok(tunnels) => tunnels,
@@ -233,6 +237,7 @@ impl Gateway {
     /// Prepares and starts the listeners that are new or changed.
     fn start_new(&self, step: &Step<'_>, done: &mut Reloaded) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
         let Step { running, new, old, before, now } = *step;
+        #[cfg_attr(not(feature = "http"), expect(unused_variables, reason = "only what ends TLS looks at it"))]
         let ((before, old_certificates), (upstreams, certificates)) = (before, now);
         let mut start = Vec::new();
         for listener in new.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {

@@ -26,12 +26,14 @@ mod actor_engine;
 mod actor_lease;
 mod actor_listen;
 mod actor_moving;
+mod actor_paths;
 #[cfg_attr(not(feature = "qlog"), path = "quic/actor_qlog_none.rs")]
 mod actor_qlog;
 mod actor_remote;
 mod actor_send;
 mod actor_session;
 mod actor_shared;
+mod actor_stops;
 mod actor_streams;
 pub mod blocking;
 mod client;
@@ -52,6 +54,7 @@ mod state_events;
 mod state_pacer;
 mod state_reaper;
 mod state_streams;
+mod state_unread;
 
 #[cfg(feature = "qlog")]
 pub use actor_qlog::Qlog;

@@ -34,6 +34,7 @@ mod joined;
 mod limits;
 #[cfg(feature = "quic")]
 mod lossy;
+mod memory;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]
@@ -49,6 +50,8 @@ mod quic_ends;
 mod quic_gateway;
 #[cfg(feature = "quic")]
 mod quic_interop;
+#[cfg(feature = "quic")]
+mod quic_load;
 #[cfg(feature = "quic")]
 mod quic_moving;
 #[cfg(feature = "qlog")]
@@ -78,6 +81,8 @@ mod upstreams;
 mod views;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod webtransport;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod webtransport_relay;
 #[cfg(feature = "wireguard")]
 mod wireguard;
 #[cfg(feature = "wireguard")]
@@ -86,5 +91,7 @@ mod wireguard_bad;
 mod wireguard_datagrams;
 #[cfg(feature = "wireguard")]
 mod wireguard_gateway;
+#[cfg(all(feature = "http", feature = "wireguard"))]
+mod wireguard_services;
 #[cfg(feature = "wireguard")]
 mod wireguard_uapi;

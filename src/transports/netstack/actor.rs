@@ -149,7 +149,7 @@ pub struct Stack<U> {
     sockets: SocketSet<'static>,
     flows: Flows,
     table: Vec<Option<Flow>>,
-    services: BTreeMap<SocketAddr, Box<dyn Serve>>,
+    services: BTreeMap<SocketAddr, (MakeServe, Box<dyn Serve>)>,
     forward: Option<Box<dyn Serve>>,
     bells: Arc<Bells>,
     rung: Vec<usize>,
@@ -195,7 +195,7 @@ impl<U: Uplink> Stack<U> {
             };
         }
         interface.set_any_ip(settings.forward.is_some());
-        let services = settings.services.iter().map(|(address, make)| (*address, make())).collect();
+        let services = settings.services.iter().map(|(address, make)| (*address, (make.clone(), make()))).collect();
         let forward = settings.forward.as_ref().map(|(_, make)| make());
         Self {
             uplink,
@@ -411,7 +411,7 @@ impl<U: Uplink> Stack<U> {
             self.flows.complete(number);
             flow.far.connected();
             let serve = match flow.kind {
-                Kind::Service(address) => self.services.get_mut(&address),
+                Kind::Service(address) => self.services.get_mut(&address).map(|(_, serve)| serve),
                 Kind::Forward => self.forward.as_mut(),
                 Kind::Ours => None,
             };
@@ -464,27 +464,25 @@ impl<U: Uplink> Stack<U> {
         self.flows.remove(number);
     }
 
-    /// Hands over what smoltcp has written.
-    fn send_out(&mut self, now: Instant) {
-        if self.card.outgoing.is_empty() {
-            return;
-        }
-        let spare = self.card.spent.pop().unwrap_or_default();
-        let outgoing = std::mem::replace(&mut self.card.outgoing, spare);
-        match self.uplink.deliver(outgoing) {
-            Ok(empty) => {
-                self.card.stopped = false;
-                self.retry = None;
-                if self.card.spent.len() < 4 {
-                    self.card.spent.push(empty);
+    /// Hands over what smoltcp has written, and makes room for more.
+    fn send_out(&mut self, turn: &Turn<'_, NetMsg>) {
+        if !self.card.outgoing.is_empty() {
+            let outgoing = std::mem::replace(&mut self.card.outgoing, Packets::none());
+            match self.uplink.deliver(outgoing) {
+                Ok(empty) => {
+                    self.card.stopped = false;
+                    self.retry = None;
+                    self.card.outgoing = empty;
+                }
+                Err(refused) => {
+                    self.card.outgoing = refused;
+                    self.card.stopped = true;
+                    self.retry = Some(clock::later(turn.now(), RETRY));
                 }
             }
-            Err(refused) => {
-                let spare = std::mem::replace(&mut self.card.outgoing, refused);
-                self.card.spent.push(spare);
-                self.card.stopped = true;
-                self.retry = Some(clock::later(now, RETRY));
-            }
+        }
+        if self.card.outgoing.held() == 0 {
+            self.card.outgoing = Packets::lent(|bytes| turn.buffer(bytes));
         }
     }
 
@@ -499,7 +497,7 @@ impl<U: Uplink> Stack<U> {
         self.due |= self.wakes.is_some_and(|at| at <= now);
         if self.retry.is_some_and(|at| at <= now) {
             self.card.stopped = false;
-            self.send_out(now);
+            self.send_out(turn);
             self.due = true;
         }
         if now.saturating_duration_since(self.swept) >= SWEEP {
@@ -517,12 +515,13 @@ impl<U: Uplink> Stack<U> {
                 break;
             }
             ran = true;
+            self.send_out(turn);
             // smoltcp stops when the batch that leaves is full: as often as there is room for another.
             loop {
                 let before = self.card.incoming.len();
                 self.interface.poll(self.smoltcp_now(now), &mut self.card, &mut self.sockets);
                 let full = !self.card.can_send();
-                self.send_out(now);
+                self.send_out(turn);
                 let done = self.card.incoming.iter().all(|batch| batch.next >= batch.keep.len());
                 if self.card.stopped || (!full && (done || self.card.incoming.len() == before)) {
                     break;
@@ -530,9 +529,6 @@ impl<U: Uplink> Stack<U> {
             }
             for number in std::mem::take(&mut self.closing) {
                 self.pump_settled(number, turn);
-            }
-            if self.card.spent.len() > 4 {
-                self.card.spent.truncate(4);
             }
         }
         if ran {
@@ -595,7 +591,12 @@ impl<U: Uplink> Protocol for Stack<U> {
                 }
             }
             NetMsg::Services(services) => {
-                self.services = services.iter().map(|(address, make)| (*address, make())).collect();
+                let mut before = std::mem::take(&mut self.services);
+                for (address, make) in services {
+                    // What is the very same goes on with what it knows.
+                    let known = before.remove(&address).filter(|(known, _)| Arc::ptr_eq(known, &make));
+                    self.services.insert(address, known.unwrap_or_else(|| (make.clone(), make())));
+                }
             }
         }
         Ok(())

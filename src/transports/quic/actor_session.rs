@@ -6,11 +6,33 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::actor_engine::{Engine, Phase};
 use super::actor_streams::Receive;
+use super::handle::Connection;
+use super::handle_io::Duplex;
 use super::session::{Event, Info, OpenError, Read, Role, Session, StreamError, StreamId, StreamKind};
 use super::state_datagrams::{Datagram, NotQueued};
 use super::state_streams::Priority;
 
 impl Engine {
+    /// A stream has something to be read, or nothing any more.
+    pub(super) fn note_unread(&mut self, stream: StreamId, unread: bool) {
+        let Some(s) = self.streams.get_mut(&stream) else { return };
+        match (std::mem::replace(&mut s.unread, unread), unread) {
+            (false, true) => self.unread.begin(),
+            (true, false) => self.unread.over(),
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    /// Bytes that were received and not read, at most. Once in each turn.
+    pub(super) fn settle_unread(&mut self) -> usize {
+        if self.unread.is_due() {
+            #[expect(clippy::disallowed_methods, reason = "a sum")]
+            let unread = self.streams.iter().filter(|(_, s)| s.unread);
+            self.unread.measure(unread.map(|(id, _)| self.quic.stream_readable_len(id.0, usize::MAX)).sum());
+        }
+        self.unread.settle()
+    }
+
     /// Writes bytes, all or none, and the end behind them if they are the `last`.
     fn write_bytes(&mut self, stream: StreamId, bytes: Bytes, last: bool) -> Result<(), StreamError> {
         let credit = self.credit.free();
@@ -162,6 +184,11 @@ impl Session for Engine {
         } else {
             self.quic.stream_recv_buf(stream.0, (&mut bytes).limit(length))
         };
+        self.unread.took(bytes.len());
+        if length < max {
+            // All of it.
+            self.note_unread(stream, false);
+        }
         match got {
             Ok((_, true)) if bytes.is_empty() => {
                 self.end_receive(stream);
@@ -186,14 +213,21 @@ impl Session for Engine {
 
     fn stop(&mut self, stream: StreamId, code: u64) -> Result<(), StreamError> {
         match self.streams.get(&stream).map(|s| s.receive) {
-            Some(Receive::Open) => {
-                let _known = self.quic.stream_shutdown(stream.0, quiche::Shutdown::Read, code);
-            }
+            Some(Receive::Open) => self.stop_reading(stream, code),
             Some(Receive::AtEnd) => {}
             Some(Receive::Over) | None => return Err(StreamError::Unknown),
         }
         self.end_receive(stream);
         Ok(())
+    }
+
+    fn hand_over(&mut self, stream: StreamId) -> Option<Duplex> {
+        let receives = self.streams.get(&stream).is_some_and(|s| matches!(s.receive, Receive::Open | Receive::AtEnd));
+        if receives && self.is_writable(stream) { Connection::stream(self, stream) } else { None }
+    }
+
+    fn is_open(&self, stream: StreamId) -> bool {
+        self.streams.contains_key(&stream)
     }
 
     fn prioritise(&mut self, stream: StreamId, priority: Priority) {

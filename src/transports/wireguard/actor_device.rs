@@ -168,10 +168,10 @@ impl Device {
         published: Published,
         inside: InsideSlot,
         sender: Mail<SenderMsg>,
-        peers: Vec<PeerSettings>,
+        peers: Peers,
     ) -> Self {
         let now = clock::now();
-        let mut device = Self {
+        Self {
             inside_limiter: no_limit(&settings.secret),
             std: Some(socket),
             socket: None,
@@ -179,7 +179,7 @@ impl Device {
             sources: Sources::new(settings.handshakes_per_source, settings.handshakes_per_source, SOURCES, now),
             seen: Seen::new(SEEN),
             indices: Indices::default(),
-            peers: Peers::default(),
+            peers,
             published,
             sender,
             inside,
@@ -194,12 +194,7 @@ impl Device {
             drawn: 0,
             quiet: false,
             settings,
-        };
-        for peer in peers {
-            device.peers.set(peer);
         }
-        device.publish();
-        device
     }
 
     pub(super) fn publish(&self) {
@@ -237,8 +232,9 @@ impl Device {
             let Some(socket) = &self.socket else { return Ok(Progress::Idle) };
             let mut metas = [RecvMeta::default(); AT_ONCE];
             let received = {
-                let mut rooms: Vec<IoSliceMut<'_>> =
-                    self.trains.iter_mut().map(|train| IoSliceMut::new(train.room())).collect();
+                let mut trains = self.trains.iter_mut();
+                let mut rooms: [IoSliceMut<'_>; AT_ONCE] =
+                    std::array::from_fn(|_| IoSliceMut::new(trains.next().map(Train::room).unwrap_or_default()));
                 match socket.poll_recv(&mut turn.cx(), &mut rooms, &mut metas) {
                     Poll::Pending => return Ok(Progress::Idle),
                     Poll::Ready(Ok(received)) => received,
@@ -250,13 +246,14 @@ impl Device {
                     }
                 }
             };
-            let trains: Vec<Train> = self.trains.drain(..received.min(self.trains.len())).collect();
-            for (mut train, meta) in trains.into_iter().zip(&metas) {
+            let mut trains = std::mem::take(&mut self.trains);
+            for (mut train, meta) in trains.drain(..received.min(AT_ONCE)).zip(&metas) {
                 train.received(meta.len, meta.stride, canonical(meta.addr), meta.dst_ip);
                 self.counters.datagrams.add(train.count() as u64);
                 self.counters.bytes.add(meta.len as u64);
                 self.sort(train, turn);
             }
+            self.trains = trains;
         }
         Ok(Progress::More)
     }
@@ -267,7 +264,7 @@ impl Device {
             self.counters.passed_whole.add(1);
             if train.bytes().len() < SMALL {
                 // A mailbox is bounded in bytes of buffers: a few small datagrams must not fill it.
-                self.hand_over(peer, train.compact(), turn);
+                self.hand_over(peer, train.compact(|bytes| turn.buffer(bytes)), turn);
                 self.keep(train);
             } else {
                 self.hand_over(peer, train, turn);
