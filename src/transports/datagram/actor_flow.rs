@@ -117,13 +117,13 @@ impl Outcome {
 
     fn error(&mut self, error: &io::Error, datagrams: usize) {
         let datagrams = datagrams as u64;
-        match error.kind() {
-            ErrorKind::WouldBlock => self.busy += datagrams,
-            _ if error.raw_os_error() == Some(libc::EMSGSIZE) => self.too_long += datagrams,
-            kind => {
-                self.failed += datagrams;
-                self.refused |= is_refusal(kind);
-            }
+        if error.kind() == ErrorKind::WouldBlock {
+            self.busy += datagrams;
+        } else if error.raw_os_error() == Some(libc::EMSGSIZE) {
+            self.too_long += datagrams;
+        } else {
+            self.failed += datagrams;
+            self.refused |= is_refusal(error.kind());
         }
     }
 }
