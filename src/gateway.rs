@@ -47,6 +47,7 @@ mod limits;
 mod links;
 mod listeners;
 mod log;
+mod options;
 mod overview;
 #[cfg(feature = "quic")]
 mod quic;
@@ -117,6 +118,7 @@ use crate::memory::{Budget, Busy, Level, Shared, Snapshot, ThreadSafe, Version};
 use crate::transports::kit::admission::Occupancy;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::{Config, Place};
+pub use options::Options;
 pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview, ServerRow};
 pub use reload::Reloaded;
 use sites::Web;
@@ -132,7 +134,6 @@ const CERTIFICATE_TICK: Duration = Duration::from_secs(2);
 #[cfg(feature = "quic")]
 const TICKET_TURN: Duration = Duration::from_secs(12 * 60 * 60);
 
-type Options = toml::Table;
 type Made = Box<dyn FnMut() -> Box<dyn OnAccept> + Send>;
 type Factory = Arc<dyn Fn(&Options) -> Result<Made, String> + Send + Sync>;
 

@@ -5,8 +5,8 @@
 
 use crate::memory::{Budget, Buf, Pool, PoolGauge};
 
-/// Bytes of the buffers, by pool.
-const SIZES: [usize; 3] = [2 << 10, 16 << 10, 64 << 10];
+/// Bytes of the buffers, by pool. The largest takes what a read with offloads brings, cut into packets.
+const SIZES: [usize; 4] = [2 << 10, 16 << 10, 64 << 10, 100 << 10];
 
 /// What the pools of an arbiter are made with.
 #[derive(Debug, Clone)]
@@ -51,7 +51,7 @@ mod tests {
         let small = buffers.get(100);
         let next = buffers.get(100);
         assert_eq!((small.capacity(), next.capacity()), (SIZES[0], SIZES[1]));
-        assert_eq!((buffers.get(100).capacity(), buffers.get(SIZES[2] + 1).capacity()), (0, 0));
+        assert_eq!((buffers.get(100).capacity(), buffers.get(SIZES[3] + 1).capacity()), (0, 0));
         assert_eq!(buffers.get(SIZES[0] + 1).capacity(), SIZES[2], "that of the right size is out");
         drop((small, next));
         assert_eq!(buffers.get(SIZES[1] + 1).capacity(), SIZES[2]);

@@ -357,7 +357,7 @@ impl<M: Send + 'static> Turn<'_, M> {
     }
 
     /// An empty buffer for this many bytes, of the arbiter's pools if they have one; else it takes memory of its own as
-    /// it is filled, which [`Buf::own_bytes`] tells. Up to 64 KiB come from pools. It goes back when it is dropped,
+    /// it is filled, which [`Buf::own_bytes`] tells. Up to 100 KiB come from pools. It goes back when it is dropped,
     /// wherever that is.
     #[must_use]
     pub fn buffer(&self, bytes: usize) -> Buf {

@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use toml::de::{DeTable, Error};
+use zeroize::Zeroizing;
 
 use super::check_listener;
 use super::check_quic::{self, Around, CertificateNames};
@@ -69,7 +70,8 @@ pub fn load(path: &Path, known: &Known) -> Result<Config, Report> {
     }
     let name = path.display().to_string();
     match String::from_utf8(bytes) {
-        Ok(text) => parse(&name, &text, known),
+        // Keys may stand in it.
+        Ok(text) => parse(&name, &Zeroizing::new(text), known),
         Err(error) => {
             let valid = error.utf8_error().valid_up_to();
             let text = error.as_bytes().get(..valid).map(String::from_utf8_lossy).unwrap_or_default();
@@ -126,7 +128,7 @@ fn checked(raw: RawFile, file_name: &str, text: &str, mistakes: &mut Mistakes) -
     };
     // Like `file:` references, from the folder of the file.
     let folder = Path::new(file_name).parent().unwrap_or_else(|| Path::new(""));
-    let control = control.map(|path| folder.join(path.text));
+    let control = control.map(|path| folder.join(path.into_plain()));
     let certificate_names = CertificateNames::of(&raw.certificates);
     let certificates = check_quic::certificates(raw.certificates, folder, &mut source, mistakes);
     let names = check_upstream::Names::of(&raw.upstreams);
@@ -180,10 +182,12 @@ fn place_of(error: &Error, text: &str) -> Span {
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().read(true).custom_flags(nonblocking).open(path)?;
-    if !file.metadata()?.is_file() {
+    let about = file.metadata()?;
+    if !about.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
-    let mut bytes = Vec::new();
+    // Room for all of it and for seeing its end: what grows leaves a copy behind.
+    let mut bytes = Vec::with_capacity(about.len().min(MAX_FILE) as usize + 1);
     file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

@@ -108,7 +108,7 @@ fn certificate(
         }
         _ => return None,
     };
-    Some(Certificate { name: raw.name.value()?.text, source: from, place: source.place(place.start) })
+    Some(Certificate { name: raw.name.value()?.into_plain(), source: from, place: source.place(place.start) })
 }
 
 fn generated(generate: Texts, mistakes: &mut Mistakes) -> Option<(Span, CertificateSource)> {
@@ -127,7 +127,7 @@ fn generated(generate: Texts, mistakes: &mut Mistakes) -> Option<(Span, Certific
             mistakes.add(span, format!("{} is neither a host name nor an address", text.shown()), hint);
             return None;
         }
-        names.push(text.text);
+        names.push(text.into_plain());
     }
     Some((span, CertificateSource::Generated(names)))
 }

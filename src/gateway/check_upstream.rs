@@ -220,8 +220,8 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
         mistakes.add(raw.header, "servers over QUIC need a build with the feature `quic`", "take the upstream out");
     }
     let servers = servers.into_iter().map(|server| server.value).collect();
-    let via = raw.via.value().map(|via| via.text);
-    let default = Upstream::new(raw.name.value()?.text, servers);
+    let via = raw.via.value().map(Text::into_plain);
+    let default = Upstream::new(raw.name.value()?.into_plain(), servers);
     Some(Upstream {
         tls: match tls {
             Some(tls) => Some(tls?),

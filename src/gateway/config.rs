@@ -364,7 +364,7 @@ pub enum Protocol {
         /// Its registered name.
         protocol: String,
         /// `[listener.options]`, with references expanded; empty if the file has none.
-        options: toml::Table,
+        options: super::Options,
     },
 }
 
@@ -380,8 +380,7 @@ impl fmt::Debug for Protocol {
             #[cfg(feature = "wireguard")]
             Self::Wireguard(wireguard) => f.debug_tuple("Wireguard").field(wireguard).finish(),
             Self::Custom { protocol, options } => {
-                let keys: Vec<_> = options.keys().collect();
-                f.debug_struct("Custom").field("protocol", protocol).field("options", &keys).finish()
+                f.debug_struct("Custom").field("protocol", protocol).field("options", options).finish()
             }
         }
     }

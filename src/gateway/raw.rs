@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+use super::Options;
 use super::check::Known;
 use super::config::{ByteOrder, FramedService, Level, LogFormat, ProxyOut, WhenSlow};
 use super::raw_http::{self, RawHttp};
@@ -164,7 +165,7 @@ pub(super) struct RawListener {
     pub(super) quic: Option<At<RawQuic>>,
     pub(super) udp: Option<At<RawUdp>>,
     pub(super) wireguard: Option<At<RawWireguard>>,
-    pub(super) options: Option<At<toml::Table>>,
+    pub(super) options: Option<At<Options>>,
 }
 
 /// The word behind `protocol`.
@@ -321,7 +322,7 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
     let raw = RawListener {
         header: section.header,
         name: name(&mut section, "a listener", "\"echo\"")
-            .and_then(|name| Field::Is(At { value: name.value.text, span: name.span })),
+            .and_then(|name| Field::Is(At { value: name.value.into_plain(), span: name.span })),
         listen: section.address("listen"),
         protocol,
         service: word(&mut section, "service", &SERVICES, &LATER_SERVICES),
@@ -340,7 +341,7 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
             .map(raw_wireguard::wireguard),
         options: section
             .section("options", "[listener.options]", &[])
-            .map(|options| At { value: options.reader.free_table(options.table), span: options.header }),
+            .map(|options| At { value: options.reader.free_table(options.table).into(), span: options.header }),
     };
     section.need(&raw.name, "name", "\"echo\"");
     section.need(&raw.listen, "listen", "\"127.0.0.1:7001\"");

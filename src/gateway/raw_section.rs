@@ -83,7 +83,7 @@ impl Reader<'_> {
     /// A value of a table whose keys are not ours to know.
     pub(super) fn free(&mut self, value: &DeValue<'_>, span: Span) -> Option<toml::Value> {
         Some(match value {
-            DeValue::String(text) => toml::Value::String(self.expand(text, span).value()?.text),
+            DeValue::String(text) => toml::Value::String(self.expand(text, span).value()?.into_plain()),
             DeValue::Integer(number) => match whole(number) {
                 Some(number) => toml::Value::Integer(number),
                 None => {

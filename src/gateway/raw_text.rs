@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use zeroize::{Zeroize, Zeroizing};
+
 use super::report::quoted;
 
 /// A referenced file holds one value: a key, a token, a certificate chain.
@@ -24,9 +26,20 @@ pub(super) struct Text {
 }
 
 impl Text {
+    /// The text itself, for whom it is no secret or who keeps it as one.
+    pub(super) fn into_plain(mut self) -> String {
+        std::mem::take(&mut self.text)
+    }
+
     /// The value as a message may show it.
     pub(super) fn shown(&self) -> String {
         if self.hidden { "the referenced value".to_owned() } else { quoted(&self.text) }
+    }
+}
+
+impl Drop for Text {
+    fn drop(&mut self) {
+        self.text.zeroize();
     }
 }
 
@@ -49,9 +62,9 @@ pub(super) fn expand(value: &str, folder: &Path, env: Env<'_>) -> Result<Text, V
     if !is_reference(value) {
         return Ok(Text { text: value.to_owned(), hidden: false });
     }
-    let text = variables(value, env)?;
+    let mut text = variables(value, env)?;
     let Some(path) = text.strip_prefix("file:").filter(|_| value.starts_with("file:")) else {
-        return Ok(Text { text, hidden: true });
+        return Ok(Text { text: std::mem::take(&mut *text), hidden: true });
     };
     let text = read(&folder.join(path)).map_err(|why| {
         let message = format!("cannot read {}: {why}", quoted(value));
@@ -61,18 +74,18 @@ pub(super) fn expand(value: &str, folder: &Path, env: Env<'_>) -> Result<Text, V
     Ok(Text { text, hidden: true })
 }
 
-fn variables(value: &str, env: Env<'_>) -> Result<String, Vec<Broken>> {
-    let mut out = String::new();
+/// The text comes together at once: one that grew would leave parts of a secret behind.
+fn variables(value: &str, env: Env<'_>) -> Result<Zeroizing<String>, Vec<Broken>> {
+    let mut parts: Vec<Zeroizing<String>> = Vec::new();
     let mut broken = Vec::new();
     let mut rest = value;
     while let Some((before, after)) = rest.split_once("${") {
         if let Some(literal) = before.strip_suffix('$') {
-            out.push_str(literal);
-            out.push_str("${");
+            parts.push(format!("{literal}${{").into());
             rest = after;
             continue;
         }
-        out.push_str(before);
+        parts.push(before.to_owned().into());
         let Some((inside, tail)) = after.split_once('}') else {
             broken.push(Broken {
                 part: "${".to_owned(),
@@ -82,16 +95,21 @@ fn variables(value: &str, env: Env<'_>) -> Result<String, Vec<Broken>> {
             break;
         };
         match variable(inside, env) {
-            Ok(text) => out.push_str(&text),
+            Ok(text) => parts.push(text),
             Err(problem) => broken.push(problem),
         }
         rest = tail;
     }
-    out.push_str(rest);
-    if broken.is_empty() { Ok(out) } else { Err(broken) }
+    parts.push(rest.to_owned().into());
+    if !broken.is_empty() {
+        return Err(broken);
+    }
+    let mut out = Zeroizing::new(String::with_capacity(parts.iter().map(|part| part.len()).sum()));
+    parts.iter().for_each(|part| out.push_str(part));
+    Ok(out)
 }
 
-fn variable(inside: &str, env: Env<'_>) -> Result<String, Broken> {
+fn variable(inside: &str, env: Env<'_>) -> Result<Zeroizing<String>, Broken> {
     let (name, default) = match inside.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
         None => (inside, None),
@@ -105,10 +123,10 @@ fn variable(inside: &str, env: Env<'_>) -> Result<String, Broken> {
     }
     let found = env(name).filter(|value| default.is_none() || !value.is_empty());
     match (found, default) {
-        (Some(value), _) => value.into_string().map_err(|_| {
+        (Some(value), _) => value.into_string().map(Zeroizing::new).map_err(|_| {
             wrong(format!("the environment variable `{name}` is not UTF-8"), "set it to valid UTF-8".to_owned())
         }),
-        (None, Some(default)) => Ok(default.to_owned()),
+        (None, Some(default)) => Ok(default.to_owned().into()),
         (None, None) => Err(wrong(
             format!("the environment variable {} is not set", quoted(name)),
             format!("set it, or write `${{{name}:-default}}`"),
@@ -118,15 +136,20 @@ fn variable(inside: &str, env: Env<'_>) -> Result<String, Broken> {
 
 fn read(path: &Path) -> Result<String, String> {
     // Opening a pipe would wait for its writer.
-    if !path.metadata().map_err(reason)?.is_file() {
+    let about = path.metadata().map_err(reason)?;
+    if !about.is_file() {
         return Err("not a regular file".to_owned());
     }
-    let mut bytes = Vec::new();
+    // Room for all of it and for seeing its end.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(about.len().min(MAX_FILE) as usize + 1));
     File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)).map_err(reason)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err("larger than 64KiB".to_owned());
     }
-    let mut text = String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())?;
+    let mut text = String::from_utf8(std::mem::take(&mut *bytes)).map_err(|error| {
+        error.into_bytes().zeroize();
+        "not UTF-8".to_owned()
+    })?;
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {
@@ -159,7 +182,7 @@ mod tests {
             _ => None,
         };
         expand(value, Path::new("tests/data/config/good"), &env)
-            .map(|text| text.text)
+            .map(Text::into_plain)
             .map_err(|broken| broken.into_iter().map(|b| b.message).collect())
     }
 

@@ -263,7 +263,7 @@ fn onward(join: Join<'_>, network: &PrivateNetwork) -> Result<Vec<Prepared>, Str
             listen,
             place: join.listener.place.clone(),
             limits: join.listener.limits.clone(),
-            protocol: Protocol::Custom { protocol: "forward".to_owned(), options: toml::Table::new() },
+            protocol: Protocol::Custom { protocol: "forward".to_owned(), options: crate::gateway::Options::default() },
         };
         let (name, idle) = (Arc::<str>::from(listener.name.as_str()), listener.limits.idle);
         let idle = (!idle.is_zero()).then_some(idle);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::budget::{Budget, Lease};
-use super::pool_buf::{Buf, Counts, Free, HERE, Home, Slot, change, own, take_place};
+use super::pool_buf::{Buf, Counts, FREE, Free, HERE, Home, Slot, UNTOUCHED, change, own, take_place};
 use super::returns::Returns;
 
 /// A pool has nothing to give.
@@ -69,8 +69,8 @@ pub struct Pool {
     place: usize,
     /// Its free buffers while it has no place among those of its thread.
     spare: Free,
-    /// The most that were not free at once since the last trim.
-    most: Cell<u64>,
+    /// Of the free ones behind the last one back, the fewest there were since the last trim.
+    fewest: Cell<u64>,
     lease: RefCell<Option<Lease>>,
     _of_this_thread: PhantomData<Rc<()>>,
 }
@@ -124,7 +124,7 @@ impl Pool {
             Arc::new(Home { place: take_place(), size, limit, returns: Returns::new(), counts: Counts::default() });
         own(home.place, Arc::as_ptr(&home));
         let lease = RefCell::new(budget.and_then(|budget| budget.lease(0).ok()));
-        Self { place: home.place, home, spare: Free::new(), most: Cell::new(0), lease, _of_this_thread: PhantomData }
+        Self { place: home.place, home, spare: Free::new(), fewest: Cell::new(0), lease, _of_this_thread: PhantomData }
     }
 
     /// An empty buffer with room for the pool's size.
@@ -141,16 +141,10 @@ impl Pool {
     /// ```
     #[inline]
     pub fn lease(&self) -> Result<Buf, Exhausted> {
-        let last = HERE.try_with(|here| here.get(self.place)?.take_last()).ok().flatten();
-        let slot = match last {
-            Some(slot) if slot.bytes.capacity() > 0 => slot,
-            other => self.find(other)?,
-        };
-        let out = change(&self.home.counts.own_out, |out| out + 1);
-        if out > self.most.get() {
-            self.most.set(out);
+        match HERE.with(|here| here.get(self.place)?.take_last(&self.home.counts)) {
+            Some(slot) => Ok(Buf::of(slot)),
+            None => self.find(),
         }
-        Ok(Buf::of(slot))
     }
 
     /// Frees half of the buffers that nobody has needed since the last call: memory that was taken for a peak goes
@@ -168,12 +162,17 @@ impl Pool {
         let counts = &self.home.counts;
         self.collect();
         let made = counts.own_made.load(Ordering::Relaxed);
+        let untouched = u64::from(counts.own_last.load(Ordering::Relaxed) == UNTOUCHED);
+        let unneeded = self.fewest.get() + untouched;
         let mut freed = 0;
-        while freed < made.saturating_sub(self.most.get()).div_ceil(2) && self.free(Free::take).is_some() {
+        while freed < unneeded.div_ceil(2) && self.free(|free| free.take(counts)).is_some() {
             freed += 1;
         }
         counts.own_made.store(made - freed, Ordering::Relaxed);
-        self.most.set(counts.own_out.load(Ordering::Relaxed));
+        self.fewest.set(counts.own_others.load(Ordering::Relaxed));
+        if counts.own_last.load(Ordering::Relaxed) == FREE {
+            counts.own_last.store(UNTOUCHED, Ordering::Relaxed);
+        }
         if let Some(lease) = &mut *self.lease.borrow_mut() {
             let bytes = usize::try_from(freed).unwrap_or(usize::MAX).saturating_mul(self.home.size);
             lease.force(lease.bytes().saturating_sub(bytes));
@@ -210,9 +209,8 @@ impl Pool {
 
     /// Its free buffers.
     fn free<R>(&self, with: impl Fn(&Free) -> R) -> R {
-        let here = HERE.try_with(|here| here.get(self.place).map(&with));
-        // Without a place of its own, or while its thread ends.
-        here.ok().flatten().unwrap_or_else(|| with(&self.spare))
+        let here = HERE.with(|here| here.get(self.place).map(&with));
+        here.unwrap_or_else(|| with(&self.spare))
     }
 
     /// Takes over what came home from elsewhere.
@@ -222,7 +220,6 @@ impl Pool {
         self.home.returns.take(|mut slot| {
             slot.next = came.take();
             came = Some(slot);
-            change(&counts.own_out, |out| out - 1);
             change(&counts.own_found, |found| found + 1);
         });
         while let Some(mut slot) = came {
@@ -232,17 +229,24 @@ impl Pool {
     }
 
     fn put(&self, slot: Box<Slot>) {
+        let ready = slot.bytes.capacity() == self.home.size;
         let slot = Cell::new(Some(slot));
-        self.free(|free| slot.take().map(|slot| free.put(slot)));
+        self.free(|free| slot.take().map(|slot| if ready { free.put(slot) } else { free.put_behind(slot) }));
     }
 
-    /// A buffer when the last one back will not do.
+    /// A buffer when there is no last one back.
     #[inline(never)]
-    fn find(&self, found: Option<Box<Slot>>) -> Result<Box<Slot>, Exhausted> {
-        match found.or_else(|| self.free(Free::take)) {
-            Some(slot) if slot.bytes.capacity() > 0 => Ok(slot),
-            other => self.make(other),
+    fn find(&self) -> Result<Buf, Exhausted> {
+        let counts = &self.home.counts;
+        let slot = match self.free(|free| free.take(counts)) {
+            Some(slot) if slot.bytes.capacity() == self.home.size => slot,
+            other => self.make(other)?,
+        };
+        let others = counts.own_others.load(Ordering::Relaxed);
+        if others < self.fewest.get() {
+            self.fewest.set(others);
         }
+        Ok(Buf::of(slot))
     }
 
     /// A buffer when none is ready: one that came home, a new one, or none.
@@ -261,7 +265,7 @@ impl Pool {
             self.collect();
         }
         // One that had grown has lost its memory, and still counts as made.
-        if let Some(mut slot) = found.or_else(|| self.free(Free::take)) {
+        if let Some(mut slot) = found.or_else(|| self.free(|free| free.take(counts))) {
             if slot.bytes.try_reserve_exact(*size).is_err() {
                 self.put(slot);
                 return Err(Exhausted::Memory);

@@ -6,10 +6,11 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::pool::PoolStats;
 use super::returns::Returns;
@@ -18,28 +19,32 @@ use super::returns::Returns;
 pub(super) const POOLS: usize = 64;
 
 thread_local! {
-    /// The free buffers of this thread's pools.
-    pub(super) static HERE: [Free; POOLS] = const { [const { Free::new() }; POOLS] };
+    /// The free buffers of this thread's pools. Each pool empties its place when it ends, so there is nothing to drop, and
+    /// with that no access has to ask whether the thread has come to its end.
+    pub(super) static HERE: ManuallyDrop<[Free; POOLS]> = const { ManuallyDrop::new([const { Free::new() }; POOLS]) };
 }
 
 /// A place of this thread that no pool has, or one that does not exist.
 pub(super) fn take_place() -> usize {
-    let free = HERE.try_with(|here| here.iter().position(|place| place.owner.get().is_null()));
-    free.ok().flatten().unwrap_or(usize::MAX)
+    HERE.with(|here| here.iter().position(|place| place.owner.get().is_null())).unwrap_or(usize::MAX)
 }
 
 /// Says whose place it is from now on.
 pub(super) fn own(place: usize, owner: *const Home) {
-    let _thread_ends = HERE.try_with(|here| here.get(place).map(|place| place.owner.set(owner)));
+    HERE.with(|here| {
+        if let Some(place) = here.get(place) {
+            place.owner.set(owner);
+        }
+    });
 }
 
 /// The free buffers of one pool. The last one back is the next one out.
 pub(super) struct Free {
     /// Whose they are. Only compared: a buffer that asks keeps its own home alive, so no other has its address.
     owner: Cell<*const Home>,
-    /// The last one back: mostly there is no need to go on.
+    /// The last one back, ready to be used: mostly there is no need to go on.
     last: Cell<Option<Box<Slot>>>,
-    /// The first of the others, each of which holds the next.
+    /// The first of the others, each of which holds the next. One that has lost its memory is only here.
     others: Cell<Option<Box<Slot>>>,
 }
 
@@ -49,35 +54,53 @@ impl Free {
     }
 
     #[inline]
-    pub(super) fn take_last(&self) -> Option<Box<Slot>> {
-        self.last.take()
-    }
-
-    pub(super) fn take(&self) -> Option<Box<Slot>> {
-        if let Some(slot) = self.take_last() {
-            return Some(slot);
-        }
-        let mut slot = self.others.take()?;
-        self.others.set(slot.next.take());
+    pub(super) fn take_last(&self, counts: &Counts) -> Option<Box<Slot>> {
+        let slot = self.last.take()?;
+        counts.own_last.store(OUT, Ordering::Relaxed);
         Some(slot)
     }
 
+    pub(super) fn take_other(&self, counts: &Counts) -> Option<Box<Slot>> {
+        let slot = self.unlink()?;
+        change(&counts.own_others, |others| others.saturating_sub(1));
+        Some(slot)
+    }
+
+    pub(super) fn take(&self, counts: &Counts) -> Option<Box<Slot>> {
+        self.take_last(counts).or_else(|| self.take_other(counts))
+    }
+
+    /// Takes one that is ready to be used.
     #[inline]
     pub(super) fn put(&self, slot: Box<Slot>) {
+        if let Some(home) = &slot.home {
+            home.counts.own_last.store(FREE, Ordering::Relaxed);
+        }
         if let Some(before) = self.last.replace(Some(slot)) {
             self.put_behind(before);
         }
     }
 
     #[inline(never)]
-    fn put_behind(&self, mut slot: Box<Slot>) {
+    pub(super) fn put_behind(&self, mut slot: Box<Slot>) {
+        if let Some(home) = &slot.home {
+            change(&home.counts.own_others, |others| others + 1);
+        }
         slot.next = self.others.take();
         self.others.set(Some(slot));
     }
 
-    /// One by one: a list that drops itself would go as deep as it is long.
+    fn unlink(&self) -> Option<Box<Slot>> {
+        let mut slot = self.others.take()?;
+        self.others.set(slot.next.take());
+        Some(slot)
+    }
+
+    /// At the end of their pool, which still counts them as free. One by one: a list that drops itself would go as deep
+    /// as it is long.
     pub(super) fn clear(&self) {
-        while self.take().is_some() {}
+        drop(self.last.take());
+        while self.unlink().is_some() {}
     }
 }
 
@@ -102,6 +125,14 @@ impl Slot {
         Self { bytes, next: None, place: home.place, home: Some(home.clone()) }
     }
 
+    /// It has another size than its pool's.
+    fn forget_memory(&mut self) {
+        if let Some(home) = &self.home {
+            home.counts.resized.fetch_add(1, Ordering::Relaxed);
+        }
+        self.bytes = Vec::new();
+    }
+
     const fn alone(bytes: Vec<u8>) -> Self {
         Self { bytes, next: None, place: usize::MAX, home: None }
     }
@@ -120,14 +151,16 @@ pub(super) struct Home {
 impl Home {
     pub(super) fn stats(&self) -> PoolStats {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let Counts { own_made, own_out, own_high, own_exhausted, own_found, came_home, resized } = &self.counts;
+        let Counts { own_made, own_last, own_others, own_high, own_exhausted, own_found, came_home, resized } =
+            &self.counts;
         // Read while another thread counts, these may not fit together for a moment.
         let on_the_way = read(came_home).saturating_sub(read(own_found));
+        let free = read(own_others) + u64::from(own_last.load(Ordering::Relaxed) != OUT);
         PoolStats {
             size: self.size,
             limit: self.limit,
             made: read(own_made),
-            out: read(own_out).saturating_sub(on_the_way),
+            out: read(own_made).saturating_sub(free + on_the_way),
             high: read(own_high),
             exhausted: read(own_exhausted),
             came_home: read(came_home),
@@ -136,12 +169,22 @@ impl Home {
     }
 }
 
-/// Those called `own` are written by the pool's own thread alone, with plain stores.
+/// The last one back is out again, or there was none.
+pub(super) const OUT: u8 = 0;
+/// The last one back is free.
+pub(super) const FREE: u8 = 1;
+/// The same, and nobody has needed it since the last trim.
+pub(super) const UNTOUCHED: u8 = 2;
+
+/// Those called `own` are written by the pool's own thread alone, with plain stores. What is out follows from what is
+/// free: a buffer that is taken and comes back then costs two stores that wait for nothing.
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) own_made: AtomicU64,
-    /// Not free: out, or on the way home.
-    pub(super) own_out: AtomicU64,
+    /// [`OUT`], [`FREE`] or [`UNTOUCHED`].
+    pub(super) own_last: AtomicU8,
+    /// How many are free besides.
+    pub(super) own_others: AtomicU64,
     pub(super) own_high: AtomicU64,
     pub(super) own_exhausted: AtomicU64,
     /// Of those that came home, how many were found there.
@@ -216,31 +259,33 @@ impl Drop for Buf {
 
 #[inline]
 fn go_home(mut slot: Box<Slot>) {
-    let Slot { bytes, place, home: Some(home), .. } = &mut *slot else { return };
-    bytes.clear();
-    if bytes.capacity() != home.size {
-        home.counts.resized.fetch_add(1, Ordering::Relaxed);
-        *bytes = Vec::new();
-    }
-    let (place, owner) = (*place, Arc::as_ptr(home));
-    let mut slot = Some(slot);
-    let _thread_ends = HERE.try_with(|here| {
-        let free = here.get(place).filter(|free| ptr::eq(free.owner.get(), owner))?;
-        let slot = slot.take()?;
-        if let Some(home) = &slot.home {
-            change(&home.counts.own_out, |out| out - 1);
+    HERE.with(|here| {
+        let Some(home) = &slot.home else { return };
+        let Some(free) = here.get(slot.place).filter(|free| ptr::eq(free.owner.get(), Arc::as_ptr(home))) else {
+            return go_home_from_elsewhere(slot);
+        };
+        if slot.bytes.capacity() != home.size {
+            return go_home_resized(slot, free);
         }
+        slot.bytes.clear();
         free.put(slot);
-        Some(())
     });
-    if let Some(slot) = slot {
-        go_home_from_elsewhere(slot);
-    }
 }
 
 #[cold]
-fn go_home_from_elsewhere(slot: Box<Slot>) {
+fn go_home_resized(mut slot: Box<Slot>, free: &Free) {
+    slot.forget_memory();
+    free.put_behind(slot);
+}
+
+#[cold]
+fn go_home_from_elsewhere(mut slot: Box<Slot>) {
     let Some(home) = slot.home.clone() else { return };
+    if slot.bytes.capacity() == home.size {
+        slot.bytes.clear();
+    } else {
+        slot.forget_memory();
+    }
     home.counts.came_home.fetch_add(1, Ordering::Relaxed);
     // Refused when the pool has ended: then it is freed here.
     drop(home.returns.give(slot));

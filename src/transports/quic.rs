@@ -26,6 +26,7 @@ mod actor_engine;
 mod actor_lease;
 mod actor_listen;
 mod actor_moving;
+mod actor_paths;
 #[cfg_attr(not(feature = "qlog"), path = "quic/actor_qlog_none.rs")]
 mod actor_qlog;
 mod actor_remote;
@@ -53,6 +54,7 @@ mod state_events;
 mod state_pacer;
 mod state_reaper;
 mod state_streams;
+mod state_unread;
 
 #[cfg(feature = "qlog")]
 pub use actor_qlog::Qlog;

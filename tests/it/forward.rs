@@ -56,6 +56,14 @@ fn client(running: &Running) -> Client {
     Client::to(running.address)
 }
 
+/// A client whose server, in the hands of the test otherwise, answers each message with itself.
+fn beside(running: &Running, listener: &TcpListener) -> Client {
+    let (mut to, served) = (client(running), listener.accept().unwrap().0);
+    std::thread::spawn(move || std::io::copy(&mut &served, &mut &served));
+    to.echoes(b"in");
+    to
+}
+
 /// A client that is in, on another connection, and loses nothing.
 fn neighbour(running: &Running) -> Client {
     let mut neighbour = client(running);
@@ -159,7 +167,7 @@ fn an_upstream_that_refuses_or_hangs_is_passed_over_and_named() {
 fn an_upstream_that_dies_inside_a_message_gives_the_client_no_half_of_it() {
     let (servers, listener) = by_hand();
     let running = forwarding(servers, |_| {});
-    let (mut beside, served_beside) = (client(&running), listener.accept().unwrap().0);
+    let mut beside = beside(&running, &listener);
     for reset in [false, true] {
         let mut to = client(&running);
         let mut served = patient(listener.accept().unwrap().0);
@@ -176,7 +184,6 @@ fn an_upstream_that_dies_inside_a_message_gives_the_client_no_half_of_it() {
         running.counts("connections_closed", "relay", reason, 1);
         running.counts("upstream_failures", "app", reason, 1);
     }
-    std::thread::spawn(move || std::io::copy(&mut &served_beside, &mut &served_beside));
     beside.echoes(b"the neighbour lost nothing");
 }
 
@@ -186,6 +193,7 @@ fn an_upstream_that_stops_inside_a_message_or_announces_too_much() {
     let running = forwarding(servers, |settings| {
         settings.frames.as_mut().unwrap().message_timeout = Some(Duration::from_millis(200));
     });
+    let mut beside = beside(&running, &listener);
     let mut to = client(&running);
     let mut served = patient(listener.accept().unwrap().0);
     served.write_all(&frame(b"hello")[..6]).unwrap();
@@ -198,6 +206,8 @@ fn an_upstream_that_stops_inside_a_message_or_announces_too_much() {
     is_reset(&mut to.0);
     running.counts("connections_closed", "relay", "upstream_frame_too_large", 1);
     running.counts("upstream_failures", "app", "upstream_frame_too_large", 1);
+    beside.echoes(b"the neighbour lost nothing");
+    drop(beside);
     running.is_empty();
 }
 
@@ -239,6 +249,7 @@ fn a_slow_client_holds_one_read_and_is_given_up_at_last() {
     let running = forwarding(servers, |settings| {
         settings.frames.as_mut().unwrap().slow_after = Duration::from_millis(700);
     });
+    let mut beside = beside(&running, &listener);
     let to = client(&running);
     let mut served = patient(listener.accept().unwrap().0);
     served.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -250,7 +261,8 @@ fn a_slow_client_holds_one_read_and_is_given_up_at_last() {
     }
     assert!(running.held() <= LONGEST + (128 << 10), "{}", running.held());
     running.closed("slow_reader");
-    drop(to);
+    beside.echoes(b"the neighbour lost nothing");
+    drop((to, beside));
     running.is_empty();
 }
 
@@ -260,6 +272,7 @@ fn an_upstream_that_takes_nothing_stops_the_client_and_is_given_up_at_last() {
     let running = forwarding(servers, |settings| {
         settings.frames.as_mut().unwrap().slow_after = Duration::from_millis(700);
     });
+    let mut beside = beside(&running, &listener);
     let mut to = client(&running);
     let _served = listener.accept().unwrap();
     to.0.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -272,6 +285,8 @@ fn an_upstream_that_takes_nothing_stops_the_client_and_is_given_up_at_last() {
     assert!(running.held() <= LONGEST + (128 << 10), "{}", running.held());
     running.closed("upstream_slow");
     running.counts("upstream_failures", "app", "upstream_slow", 1);
+    beside.echoes(b"the neighbour lost nothing");
+    drop(beside);
     running.is_empty();
 }
 

@@ -191,11 +191,11 @@ impl Binary {
         self.seen.clear();
     }
 
-    /// Bytes of memory that the process has in use, as the kernel counts them.
     pub(crate) fn process(&self) -> u32 {
         self.child.id()
     }
 
+    /// Bytes of memory that the process has in use, as the kernel counts them.
     pub(crate) fn resident(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line of it");
@@ -331,4 +331,30 @@ pub(crate) fn http(address: SocketAddr, request: &str) -> (u16, String) {
 
 pub(crate) fn get(address: SocketAddr, path: &str) -> (u16, String) {
     http(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"))
+}
+
+/// An HTTP connection that stays open.
+pub(crate) struct Kept(BufReader<TcpStream>);
+
+impl Kept {
+    pub(crate) fn to(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect_timeout(&address, SOON).expect("it connects");
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    pub(crate) fn get(&mut self, path: &str) -> String {
+        self.0.get_mut().write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
+        let (mut line, mut length) = (String::new(), 0);
+        while line != "\r\n" {
+            line.clear();
+            assert!(self.0.read_line(&mut line).expect("an answer") > 0);
+            if let Some((_, value)) = line.to_ascii_lowercase().split_once("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).unwrap();
+        String::from_utf8(body).unwrap()
+    }
 }

@@ -51,6 +51,8 @@ mod quic_gateway;
 #[cfg(feature = "quic")]
 mod quic_interop;
 #[cfg(feature = "quic")]
+mod quic_load;
+#[cfg(feature = "quic")]
 mod quic_moving;
 #[cfg(feature = "qlog")]
 mod quic_qlog;
@@ -72,6 +74,8 @@ mod supervise;
 mod tun;
 #[cfg(feature = "wireguard")]
 mod tun_host;
+#[cfg(feature = "udp")]
+mod udp;
 mod upstreams;
 #[cfg(feature = "http")]
 mod views;

@@ -386,7 +386,7 @@ fn interop_longrtt_client() {
     });
 }
 
-/// Moves the client in the midst of a transfer, twice, and lets it finish. See docs/interop.md on moving it more often.
+/// Moves the client in the midst of a transfer, twice, and lets it finish.
 fn moving(change: impl Fn(&Lossy, u8)) {
     for peer in PEERS {
         // Built now, and not while the test waits for it.

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
-use portway::transports::quic::{Connection, Event, MigrateError, blocking};
+use portway::transports::quic::{Connection, Event, MigrateError, Priority, blocking};
 use tokio::net::UdpSocket;
 
 use crate::probe::{SOON, eventually, now, view, wait};
@@ -72,7 +73,7 @@ async fn translate(
     let (mut forgot, mut buffer) = (0, vec![0; 65_536]);
     let mut first: Option<(Vec<u8>, SocketAddr)> = None;
     while !stop.load(Ordering::SeqCst) {
-        let came = tokio::time::timeout(std::time::Duration::from_millis(20), front.recv_from(&mut buffer)).await;
+        let came = tokio::time::timeout(Duration::from_millis(20), front.recv_from(&mut buffer)).await;
         if forget.load(Ordering::SeqCst) != forgot {
             forgot = forget.load(Ordering::SeqCst);
             for (_, (_, task)) in ports.drain() {
@@ -249,7 +250,7 @@ fn a_move_that_cannot_be_leaves_everything_as_it_was() {
     assert_eq!(error, MigrateError::Unreachable);
     assert_eq!(wait(client.info()).expect("open").local, before);
     wait(async {
-        let (send, receive) = client.open(portway::transports::quic::Priority::default()).await.expect("a stream");
+        let (send, receive) = client.open(Priority::default()).await.expect("a stream");
         send.write("still here").await.expect("written");
         let (_, question) = server.handle().accept().await.expect("a stream");
         assert_eq!(question.read(100).await.expect("read").expect("data"), "still here");
@@ -282,5 +283,68 @@ fn a_client_may_rebind_seven_times() {
     assert!(pair.counter("quic_migrations", "q", "") > 0);
     assert_eq!(pair.counter("quic_connections_opened", "q", ""), 1);
     drop(connection);
+    pair.end();
+}
+
+/// Sends and receives 20 MB at once, and has `change` happen when a quarter, a half and three quarters have come back.
+/// Answers how long nothing came, at most.
+fn moved_in_the_midst(
+    to: impl Fn(&Pair) -> SocketAddr,
+    pair: &Pair,
+    change: impl AsyncFn(&Connection, usize),
+) -> Duration {
+    const BYTES: usize = 20_000_000;
+    let body: Bytes = (0..BYTES).map(|n| (n * 31 % 251) as u8).collect();
+    wait(async {
+        let connection = pair.client.connect(to(pair), pair.tls.clone()).await.expect("connected");
+        let (send, receive) = connection.open(Priority::default()).await.expect("a stream");
+        let sending = async {
+            send.write(body.clone()).await.expect("written");
+            send.finish().await.expect("finished");
+        };
+        let come = std::cell::Cell::new(0);
+        let moving = async {
+            for quarter in 1..=3 {
+                while come.get() < BYTES * quarter / 4 {
+                    tokio::task::yield_now().await;
+                }
+                change(&connection, quarter).await;
+            }
+        };
+        let receiving = async {
+            let (mut longest, mut last) = (Duration::ZERO, now());
+            while let Some(bytes) = receive.read(256 << 10).await.expect("alive") {
+                assert!(bytes == body[come.get()..come.get() + bytes.len()], "other bytes came back");
+                come.set(come.get() + bytes.len());
+                longest = longest.max(now().duration_since(last));
+                last = now();
+            }
+            longest
+        };
+        let ((), (), longest) = tokio::join!(sending, moving, receiving);
+        assert_eq!(come.get(), BYTES);
+        longest
+    })
+}
+
+#[test]
+fn a_client_moves_on_purpose_in_the_midst_of_a_bulk_transfer() {
+    let pair = Pair::new(2, echo());
+    let longest = moved_in_the_midst(Pair::address, &pair, async |connection, _| {
+        moves(connection).await;
+    });
+    assert!(longest < SOON / 2, "nothing came for {longest:?}");
+    pair.end();
+}
+
+#[test]
+fn a_client_whose_port_changes_in_the_midst_of_a_bulk_transfer_is_served_to_the_end() {
+    let pair = Pair::new(2, echo());
+    let network = Translator::start(pair.server.local_addr());
+    let longest = moved_in_the_midst(|_| network.address, &pair, async |_, _| network.forget());
+    // Without a packet that shows quiche what was lost on the old path nothing comes ever again.
+    assert!(longest < SOON / 2, "nothing came for {longest:?}");
+    assert!(pair.counter("quic_migrations", "q", "") >= 3);
+    drop(network);
     pair.end();
 }

@@ -460,18 +460,28 @@ fn the_upstream_ends_first_and_takes_everything() {
 fn a_side_that_stalls_costs_one_read_and_the_idle_limit_ends_it() {
     let server = Server::start();
     let running = Running::with(server.servers(), |settings| settings.idle = Some(Duration::from_millis(800)));
+    let mut neighbour = running.neighbour();
     let mut client = running.asks(STALL);
     client.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
     let mut sent = 0;
     while let Ok(count) = client.write(&[3; 65_536]) {
         sent += count;
         assert!(sent < 100 << 20, "it stops being read");
+        neighbour.works();
     }
     let held = running.held();
     assert!((1..=256 << 10).contains(&held), "{held}");
     client.shutdown(Shutdown::Write).unwrap();
-    is_reset(&mut client);
+    let cut = std::thread::spawn(move || is_reset(&mut client));
+    // Who is not idle stays.
+    eventually("the idle limit ends it", || {
+        neighbour.works();
+        cut.is_finished()
+    });
+    cut.join().unwrap();
     running.closed("idle");
+    neighbour.works();
+    drop(neighbour);
     running.is_empty();
 }
 

@@ -2,6 +2,9 @@
 //! allocator belongs to all of it.
 #![allow(unsafe_code, reason = "an allocator is unsafe by nature; this one passes everything on to the system's")]
 
+#[cfg(feature = "wireguard")]
+mod tunnels;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
@@ -154,4 +157,71 @@ fn a_secret_is_wiped_before_its_memory_is_free() {
     WATCHED.set((plain.as_ptr() as usize, None));
     drop(plain);
     assert_eq!(WATCHED.take().1, Some(false));
+}
+
+/// Whether this text is anywhere in the memory of this process. It is given with each byte turned around, so that the
+/// search finds not itself.
+#[cfg(feature = "gateway")]
+fn lies_somewhere(inverted: &[u8]) -> bool {
+    use std::os::unix::fs::FileExt;
+
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let memory = std::fs::File::open("/proc/self/mem").unwrap();
+    let mut piece = vec![0; 1 << 20];
+    let mut found = false;
+    for line in maps.lines().filter(|line| line.contains(" rw") && !line.contains("[v")) {
+        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let (mut at, to) = (u64::from_str_radix(from, 16).unwrap(), u64::from_str_radix(to, 16).unwrap());
+        while at < to {
+            let most = usize::try_from(to - at).unwrap_or(usize::MAX).min(piece.len());
+            let Ok(count @ 1..) = memory.read_at(&mut piece[..most], at) else { break };
+            found |=
+                piece[..count].windows(inverted.len()).any(|seen| seen.iter().zip(inverted).all(|(a, b)| *a == !*b));
+            // What lies across two pieces is seen by the second.
+            at += (count.saturating_sub(if count == most && most == piece.len() { 64 } else { 0 })) as u64;
+        }
+    }
+    piece.fill(0);
+    found
+}
+
+/// What a configuration file holds or refers to is gone with the configuration: its text, what a reference was expanded
+/// to, the options of an embedding program. Only what the end of a freed piece of memory shows can be seen; the
+/// allocator writes over its start.
+#[cfg(feature = "gateway")]
+#[test]
+fn the_secrets_of_a_configuration_are_gone_with_it() {
+    use portway::gateway::check;
+
+    // 48 bytes each, of which the last 32 are looked for; never whole in this program.
+    let letter = |name: u16, n: u16| b'A' + ((n * 7 + name * 11) % 26) as u8;
+    let inverted = |name| -> Vec<u8> { (16..48).map(|n| !letter(name, n)).collect() };
+    let (inline, kept) = (inverted(0), inverted(1));
+    let dir = std::env::temp_dir().join(format!("portway-memory-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    {
+        let text = |name| {
+            let letters: Vec<u8> = (0..48).map(|n| letter(name, n)).collect();
+            zeroize::Zeroizing::new(String::from_utf8(letters).unwrap())
+        };
+        let mut file = zeroize::Zeroizing::new(String::with_capacity(4_096));
+        for part in [
+            "version = 1\n[[listener]]\nname = \"mine\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"mine\"\n[listener.options]\nlist = [\"",
+            text(0).as_str(),
+            "\"]\nother = \"prefix-${HOME:-x}-",
+            text(0).as_str(),
+            "\"\nkept = \"file:kept\"\n",
+        ] {
+            file.push_str(part);
+        }
+        std::fs::write(dir.join("config.toml"), &*file).unwrap();
+        std::fs::write(dir.join("kept"), &*text(1)).unwrap();
+    }
+    assert!(!lies_somewhere(&inline) && !lies_somewhere(&kept), "this test leaves none itself");
+    let config = check::load(&dir.join("config.toml"), &check::Known::default().protocol("mine")).unwrap();
+    assert!(lies_somewhere(&inline) && lies_somewhere(&kept), "it can be found");
+    drop(config);
+    assert!(!lies_somewhere(&inline), "what stood in the file");
+    assert!(!lies_somewhere(&kept), "what the file referred to");
+    std::fs::remove_dir_all(dir).unwrap();
 }

@@ -33,6 +33,8 @@ const RECEIVES: usize = 4;
 const READ_TIME: Duration = Duration::from_micros(100);
 /// Messages and bytes that wait for one flow.
 const FLOW_INBOX: (usize, usize) = (256, 2 << 20);
+/// How often a draining door without flows looks whether the others are done too.
+const LAST_LOOK: Duration = Duration::from_millis(20);
 /// How often the kernel is asked what it dropped, while datagrams come.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -68,7 +70,7 @@ pub(super) struct Door {
     random: RandomState,
     drawn: u64,
     dropped: u32,
-    /// When to ask the kernel what it dropped.
+    /// When to ask the kernel what it dropped, and whether other doors are done.
     look: Option<Instant>,
 }
 
@@ -302,7 +304,12 @@ impl Protocol for Door {
 
     fn flush(&mut self, turn: &mut Turn<'_, ToDoor>) -> Result<Progress, Fault> {
         if self.draining && self.flows.is_empty() {
-            turn.stop();
+            // Those who come in vain are counted as long as the port is open for the flows of other doors.
+            if self.plan.occupancy.connections() == 0 {
+                turn.stop();
+            } else {
+                self.look.get_or_insert_with(|| later(turn.now(), LAST_LOOK));
+            }
         }
         Ok(Progress::Idle)
     }

@@ -27,6 +27,9 @@ use crate::transports::udp::{RecvMeta, Transmit, UdpSocket};
 /// Trains received in one system call, and such calls per turn, at most.
 const AT_ONCE: usize = 8;
 const RECEIVES: usize = 4;
+/// Until a server has answered, the network's word that nobody is there is waited for, while this many datagrams went to
+/// it; later the next datagram meets it. Waiting costs a turn for each datagram.
+const WATCHED: u64 = 8;
 /// Room for one train. More than the longest, so that the starts of all lie apart in the processor's cache.
 pub(super) const ROOM: usize = 65_536 + 192;
 
@@ -324,6 +327,17 @@ impl Flow {
         Progress::More
     }
 
+    /// Whether nobody listens at the server, as far as that is known.
+    fn listen_for_refusal(&mut self, turn: &Turn<'_, ToFlow>) {
+        if let Side::Server(server) = &self.side
+            && self.state.is_unanswered_after(WATCHED)
+            && let Poll::Ready(error) = server.socket.poll_error(&mut turn.cx())
+            && is_refusal(error.kind())
+        {
+            self.refused(turn);
+        }
+    }
+
     fn answered(&mut self, turn: &Turn<'_, ToFlow>) {
         if self.state.answered() {
             self.ticket.complete();
@@ -428,6 +442,7 @@ impl Protocol for Flow {
     }
 
     fn flush(&mut self, turn: &mut Turn<'_, ToFlow>) -> Result<Progress, Fault> {
+        self.listen_for_refusal(turn);
         // Here and not at the deadline: what came in this turn has kept it.
         if let Some(end) = self.state.end(turn.now()) {
             self.why = Some(end);

@@ -169,6 +169,11 @@ impl State {
         !std::mem::replace(&mut self.answered, true)
     }
 
+    /// Whether the server was sent something, at most so many datagrams, and has not answered.
+    pub(super) const fn is_unanswered_after(&self, most: u64) -> bool {
+        !self.answered && !self.refused && self.up.moved.datagrams > 0 && self.up.moved.datagrams <= most
+    }
+
     /// Nobody listens at the server: the flow is over.
     pub(super) const fn refused(&mut self) {
         self.refused = true;

@@ -1,12 +1,15 @@
 //! A bounded batch of IP packets in one buffer, and the trait by which a TUN, a netstack and a tunnel hand such batches
 //! to one another.
 //!
-//! One allocation holds all packets of a batch; it is made once, travels with the batch through mailboxes and is used
-//! again after [`Packets::clear`]. Each packet starts at a multiple of 16 bytes and is followed by zeroes up to the
-//! next one, so that WireGuard's padding costs no copy ([`Packets::padded`]). A batch that is full refuses the next
-//! packet and changes nothing. Nothing here looks into a packet.
+//! One buffer holds all packets of a batch and where they lie; it comes from the pool of an arbiter ([`Packets::over`]),
+//! travels with the batch through mailboxes and goes home when the batch is dropped, wherever that is. Each packet starts
+//! at a multiple of 16 bytes and is followed by zeroes up to the next one, so that WireGuard's padding costs no copy
+//! ([`Packets::padded`]). A batch that is full refuses the next packet and changes nothing. Nothing here looks into a
+//! packet.
 
 use std::fmt;
+
+use crate::memory::Buf;
 
 /// Where the next packet starts, and what WireGuard pads its content to (whitepaper 5.4.6).
 const ALIGN: usize = 16;
@@ -17,29 +20,61 @@ pub const BATCH_BYTES: usize = 96 * 1024;
 /// The packets of [`Packets::default`].
 pub const BATCH_PACKETS: usize = 128;
 
+/// What is noted of each packet: its offset and its length.
+const PLACE: usize = 8;
+
 /// IP packets in the order they came, in one buffer with a bound in bytes and in packets.
 pub struct Packets {
-    buffer: Box<[u8]>,
+    /// The places of all packets that there may be, then the packets. It grows up to `limit` and shrinks for nobody.
+    buffer: Buf,
+    limit: usize,
+    /// Where the next packet starts.
     used: usize,
-    /// Offset and length of each.
-    places: Vec<(u32, u32)>,
+    count: usize,
     max_packets: usize,
     bytes: usize,
 }
 
 impl Packets {
-    /// An empty batch with room for `packets` packets in `bytes` bytes. Each packet takes its length rounded up to a
-    /// multiple of 16. Above 4 GiB the bound is 4 GiB.
+    /// A batch without room, which holds no memory.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { buffer: Buf::default(), limit: 0, used: 0, count: 0, max_packets: 0, bytes: 0 }
+    }
+
+    /// An empty batch with room for `packets` packets in `bytes` bytes, in memory of its own. Each packet takes its length
+    /// rounded up to a multiple of 16. Above 4 GiB the bound is 4 GiB.
     #[must_use]
     pub fn with_capacity(bytes: usize, packets: usize) -> Self {
-        let bytes = bytes.min(u32::MAX as usize);
-        Self {
-            buffer: vec![0; bytes].into_boxed_slice(),
-            used: 0,
-            places: Vec::with_capacity(packets),
-            max_packets: packets,
-            bytes: 0,
-        }
+        Self::over(Buf::default(), bytes, packets)
+    }
+
+    /// The same in a buffer that somebody lends. One of [`needs`](Self::needs) bytes is large enough; a smaller one
+    /// grows, once.
+    #[must_use]
+    pub fn over(mut buffer: Buf, bytes: usize, packets: usize) -> Self {
+        let limit = Self::needs(bytes, packets);
+        buffer.clear();
+        buffer.reserve_exact(limit);
+        let used = Self::head(packets);
+        buffer.resize(used, 0);
+        Self { buffer, limit, used, count: 0, max_packets: packets, bytes: 0 }
+    }
+
+    /// A batch of [`BATCH_PACKETS`] packets in [`BATCH_BYTES`], in a buffer that `lend` is asked for by its size.
+    #[must_use]
+    pub fn lent(lend: impl FnOnce(usize) -> Buf) -> Self {
+        Self::over(lend(Self::needs(BATCH_BYTES, BATCH_PACKETS)), BATCH_BYTES, BATCH_PACKETS)
+    }
+
+    /// The bytes of a buffer for a batch of this size.
+    #[must_use]
+    pub fn needs(bytes: usize, packets: usize) -> usize {
+        Self::head(packets).saturating_add(bytes).min(u32::MAX as usize)
+    }
+
+    fn head(packets: usize) -> usize {
+        packets.saturating_mul(PLACE).next_multiple_of(ALIGN)
     }
 
     /// Appends a copy of `packet`. Answers false, and changes nothing, if it is empty or there is no room.
@@ -55,37 +90,51 @@ impl Packets {
     /// then) or `write` answers 0 or more than `max_len`; nothing is appended then.
     pub fn push_with(&mut self, max_len: usize, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
         let start = self.used;
-        if self.places.len() >= self.max_packets {
+        if self.count >= self.max_packets {
             return false;
         }
-        let Some(room) = start.checked_add(max_len).and_then(|end| self.buffer.get_mut(start..end)) else {
-            return false;
-        };
+        let Some(end) = start.checked_add(max_len).filter(|end| *end <= self.limit) else { return false };
+        let grown = end.next_multiple_of(ALIGN).min(self.limit);
+        if self.buffer.len() < grown {
+            self.buffer.resize(grown, 0);
+        }
+        let Some(room) = self.buffer.get_mut(start..end) else { return false };
         let len = write(room);
         if len == 0 || len > max_len {
             return false;
         }
         let end = start + len;
-        let next = end.next_multiple_of(ALIGN).min(self.buffer.len());
+        let next = end.next_multiple_of(ALIGN).min(self.limit);
         if let Some(rest) = self.buffer.get_mut(end..next) {
             rest.fill(0);
         }
         let (Ok(at), Ok(length)) = (u32::try_from(start), u32::try_from(len)) else { return false };
-        self.places.push((at, length));
+        let place = self.count * PLACE;
+        let Some(place) = self.buffer.get_mut(place..place + PLACE) else { return false };
+        place.copy_from_slice(&(u64::from(at) << 32 | u64::from(length)).to_ne_bytes());
+        self.count += 1;
         self.used = next;
         self.bytes += len;
         true
     }
 
+    /// Offset and length of a packet.
+    fn place(&self, index: usize) -> Option<(usize, usize)> {
+        let place = self.buffer.get(..self.count * PLACE)?.as_chunks::<PLACE>().0.get(index)?;
+        let place = u64::from_ne_bytes(*place);
+        Some(((place >> 32) as usize, (place & u64::from(u32::MAX)) as usize))
+    }
+
     /// The packets, oldest first.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        self.places.iter().map(|&(at, len)| self.slice(at, len as usize))
+        (0..self.count).map(|index| self.get(index).unwrap_or_default())
     }
 
     /// The packets, oldest first, to be changed in place.
     pub fn for_each_mut(&mut self, mut change: impl FnMut(&mut [u8])) {
-        for &(at, len) in &self.places {
-            if let Some(packet) = self.buffer.get_mut(at as usize..at as usize + len as usize) {
+        for index in 0..self.count {
+            let Some((at, len)) = self.place(index) else { return };
+            if let Some(packet) = self.buffer.get_mut(at..at + len) {
                 change(packet);
             }
         }
@@ -94,34 +143,28 @@ impl Packets {
     /// The packet with this number, counted from 0.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&[u8]> {
-        self.places.get(index).map(|&(at, len)| self.slice(at, len as usize))
+        self.place(index).and_then(|(at, len)| self.buffer.get(at..at + len))
     }
 
     /// The packet with this number and the zeroes behind it: its length rounded up to a multiple of 16, but not above
     /// `mtu` unless it is longer than that itself (whitepaper 5.4.6).
     #[must_use]
     pub fn padded(&self, index: usize, mtu: usize) -> Option<&[u8]> {
-        self.places.get(index).map(|&(at, len)| {
-            let len = len as usize;
-            let room = self.buffer.len().saturating_sub(at as usize);
-            self.slice(at, len.next_multiple_of(ALIGN).min(mtu.max(len)).min(room))
-        })
-    }
-
-    fn slice(&self, at: u32, len: usize) -> &[u8] {
-        self.buffer.get(at as usize..at as usize + len).unwrap_or_default()
+        let (at, len) = self.place(index)?;
+        let room = self.limit.saturating_sub(at);
+        self.buffer.get(at..at + len.next_multiple_of(ALIGN).min(mtu.max(len)).min(room))
     }
 
     /// How many packets there are.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.places.len()
+    pub const fn len(&self) -> usize {
+        self.count
     }
 
     /// Whether there is none.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
     }
 
     /// The bytes of the packets, without what lies between them.
@@ -133,19 +176,19 @@ impl Packets {
     /// The bytes of memory this batch holds, full or empty: what it counts in a mailbox.
     #[must_use]
     pub const fn held(&self) -> usize {
-        self.buffer.len()
+        self.limit
     }
 
     /// The longest packet that [`push`](Self::push) takes now.
     #[must_use]
-    pub fn room(&self) -> usize {
-        if self.places.len() >= self.max_packets { 0 } else { self.buffer.len().saturating_sub(self.used) }
+    pub const fn room(&self) -> usize {
+        if self.count >= self.max_packets { 0 } else { self.limit.saturating_sub(self.used) }
     }
 
     /// Forgets the packets and keeps the buffer.
     pub fn clear(&mut self) {
-        self.places.clear();
-        self.used = 0;
+        self.count = 0;
+        self.used = Self::head(self.max_packets);
         self.bytes = 0;
     }
 }
@@ -165,7 +208,7 @@ impl fmt::Debug for Packets {
 
 /// Where batches go: into the mailbox of a TUN, of a netstack or of a tunnel, or into a test.
 pub trait Deliver: 'static {
-    /// Hands over a batch and gets an empty one of about the same size back, one used before if there is one.
+    /// Hands over a batch and gets an empty one back: the very same if it was used up on the spot, else one without room.
     ///
     /// # Errors
     /// The batch comes back, unchanged, if the receiver has no room for it or has ended. Whoever can make its source

@@ -464,27 +464,25 @@ impl<U: Uplink> Stack<U> {
         self.flows.remove(number);
     }
 
-    /// Hands over what smoltcp has written.
-    fn send_out(&mut self, now: Instant) {
-        if self.card.outgoing.is_empty() {
-            return;
-        }
-        let spare = self.card.spent.pop().unwrap_or_default();
-        let outgoing = std::mem::replace(&mut self.card.outgoing, spare);
-        match self.uplink.deliver(outgoing) {
-            Ok(empty) => {
-                self.card.stopped = false;
-                self.retry = None;
-                if self.card.spent.len() < 4 {
-                    self.card.spent.push(empty);
+    /// Hands over what smoltcp has written, and makes room for more.
+    fn send_out(&mut self, turn: &Turn<'_, NetMsg>) {
+        if !self.card.outgoing.is_empty() {
+            let outgoing = std::mem::replace(&mut self.card.outgoing, Packets::none());
+            match self.uplink.deliver(outgoing) {
+                Ok(empty) => {
+                    self.card.stopped = false;
+                    self.retry = None;
+                    self.card.outgoing = empty;
+                }
+                Err(refused) => {
+                    self.card.outgoing = refused;
+                    self.card.stopped = true;
+                    self.retry = Some(clock::later(turn.now(), RETRY));
                 }
             }
-            Err(refused) => {
-                let spare = std::mem::replace(&mut self.card.outgoing, refused);
-                self.card.spent.push(spare);
-                self.card.stopped = true;
-                self.retry = Some(clock::later(now, RETRY));
-            }
+        }
+        if self.card.outgoing.held() == 0 {
+            self.card.outgoing = Packets::lent(|bytes| turn.buffer(bytes));
         }
     }
 
@@ -499,7 +497,7 @@ impl<U: Uplink> Stack<U> {
         self.due |= self.wakes.is_some_and(|at| at <= now);
         if self.retry.is_some_and(|at| at <= now) {
             self.card.stopped = false;
-            self.send_out(now);
+            self.send_out(turn);
             self.due = true;
         }
         if now.saturating_duration_since(self.swept) >= SWEEP {
@@ -517,12 +515,13 @@ impl<U: Uplink> Stack<U> {
                 break;
             }
             ran = true;
+            self.send_out(turn);
             // smoltcp stops when the batch that leaves is full: as often as there is room for another.
             loop {
                 let before = self.card.incoming.len();
                 self.interface.poll(self.smoltcp_now(now), &mut self.card, &mut self.sockets);
                 let full = !self.card.can_send();
-                self.send_out(now);
+                self.send_out(turn);
                 let done = self.card.incoming.iter().all(|batch| batch.next >= batch.keep.len());
                 if self.card.stopped || (!full && (done || self.card.incoming.len() == before)) {
                     break;
@@ -530,9 +529,6 @@ impl<U: Uplink> Stack<U> {
             }
             for number in std::mem::take(&mut self.closing) {
                 self.pump_settled(number, turn);
-            }
-            if self.card.spent.len() > 4 {
-                self.card.spent.truncate(4);
             }
         }
         if ran {

@@ -67,7 +67,7 @@ pub(super) struct DatagramFlow<U> {
 
 impl<U: Uplink> DatagramFlow<U> {
     pub(super) fn new(parts: FlowParts, uplink: U, now: Instant) -> Self {
-        let back = Packets::with_capacity(0, 0);
+        let back = Packets::none();
         Self { parts, uplink, socket: None, back, moved: now, counters: Counters::default() }
     }
 
@@ -145,7 +145,7 @@ impl<U: Uplink> DatagramFlow<U> {
             return;
         }
         self.counters.down.add(self.back.len() as u64);
-        let back = std::mem::replace(&mut self.back, Packets::with_capacity(0, 0));
+        let back = std::mem::replace(&mut self.back, Packets::none());
         self.back = self.uplink.deliver(back).unwrap_or_else(|mut refused| {
             self.counters.tunnel_busy.add(refused.len() as u64);
             refused.clear();

@@ -18,7 +18,7 @@ use super::datagram_flow::{DatagramFlow, FlowParts, ToFlow};
 use super::state_flows::{Ends, FlowLimits, Flows};
 use crate::actors::{Control, Fault, Mail, Mesh, Place, Protocol, Refused, SpawnError, Spec, Turn};
 use crate::transports::kit::balance::{Address, Balancer, Picked};
-use crate::transports::kit::packets::{BATCH_PACKETS, Deliver, Packets};
+use crate::transports::kit::packets::{Deliver, Packets};
 use crate::transports::kit::routes::{Network, is_elsewhere};
 use crate::transports::wireguard::codec_inner::Inner;
 
@@ -149,8 +149,7 @@ impl<D: Deliver> Deliver for Before<D> {
             return self.inside.deliver(packets);
         }
         if wanted == packets.len() {
-            let bytes = packets.held();
-            return self.beside.tell(packets).map(|()| Packets::with_capacity(bytes, BATCH_PACKETS));
+            return self.beside.tell(packets).map(|()| Packets::none());
         }
         let room = || Packets::with_capacity(packets.held(), packets.len());
         let (mut taken, mut left) = (room(), room());

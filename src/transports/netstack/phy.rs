@@ -22,8 +22,6 @@ pub(super) struct Incoming {
 #[derive(Debug)]
 pub(super) struct Card {
     pub(super) incoming: VecDeque<Incoming>,
-    /// Batches that were read, to be used again.
-    pub(super) spent: Vec<Packets>,
     pub(super) outgoing: Packets,
     mtu: usize,
     /// What leaves has no room anywhere: nothing is sent.
@@ -32,7 +30,7 @@ pub(super) struct Card {
 
 impl Card {
     pub(super) fn new(mtu: usize) -> Self {
-        Self { incoming: VecDeque::new(), spent: Vec::new(), outgoing: Packets::default(), mtu, stopped: false }
+        Self { incoming: VecDeque::new(), outgoing: Packets::none(), mtu, stopped: false }
     }
 
     pub(super) fn can_send(&self) -> bool {
@@ -82,10 +80,7 @@ impl Device for Card {
             return None;
         }
         while self.incoming.front().is_some_and(|front| front.next >= front.keep.len()) {
-            if let Some(mut done) = self.incoming.pop_front() {
-                done.packets.clear();
-                self.spent.push(done.packets);
-            }
+            self.incoming.pop_front();
         }
         let front = self.incoming.front_mut()?;
         let at = front.keep.get(front.next).copied();

@@ -147,6 +147,7 @@ impl ConnectionActor {
         let info = quiche::RecvInfo { from: packets.from, to: packets.to };
         let length = packets.len;
         self.engine.heard = true;
+        self.engine.unread.came(length);
         let datagrams = packets.buffer.get_mut(..length).unwrap_or_default().chunks_mut(packets.stride.max(1));
         let mut count = 0;
         for datagram in datagrams {
@@ -575,6 +576,6 @@ impl Protocol for ConnectionActor {
     }
 
     fn held(&self) -> usize {
-        self.engine.held()
+        self.engine.held() + self.engine.unread.bytes()
     }
 }

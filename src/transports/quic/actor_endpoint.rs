@@ -623,8 +623,4 @@ impl Protocol for Endpoint {
         self.draining = self.draining.map(|_| later(turn.now(), LAST_LOOK));
         Ok(())
     }
-
-    fn held(&self) -> usize {
-        self.connections * size_of::<Quic>()
-    }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::actor_paths::Paths;
 use super::actor_stops::Stops;
 use super::actor_streams::{Receive, SendSide, Stream, Streams};
 use super::handle::Origin;
@@ -20,6 +21,7 @@ use super::settings::{QUICHE_DATAGRAMS, Transport};
 use super::state_credit::Credit;
 use super::state_datagrams::Datagrams;
 use super::state_streams::{Cancelled, Priority, Sending};
+use super::state_unread::Unread;
 use crate::actors::Reply;
 use crate::actors::clock::later;
 
@@ -110,6 +112,8 @@ pub(super) struct Engine {
     leaving: Vec<StreamId>,
     look_at: usize,
     pub(super) stops: Stops,
+    pub(super) paths: Paths,
+    pub(super) unread: Unread,
     /// The peer has given up streams, and nobody has looked which.
     pub(super) reset: bool,
     /// Ends without data to go with, until a packet can take them, and until when they wait for that.
@@ -148,6 +152,8 @@ impl Engine {
             leaving: Vec::new(),
             look_at: LEAVING,
             stops: Stops::default(),
+            paths: Paths::default(),
+            unread: Unread::default(),
             reset: false,
             ends: VecDeque::new(),
             sends: 1,
@@ -205,6 +211,7 @@ impl Engine {
     pub(super) fn learn(&mut self) -> bool {
         if self.phase == Phase::Handshaking && self.quic.is_established() {
             self.phase = Phase::Open;
+            self.note_path();
             self.events.push_back(Event::Connected);
         }
         if self.phase == Phase::Ended || self.phase == Phase::Handshaking {
@@ -223,6 +230,7 @@ impl Engine {
                 self.add(stream, Priority::default());
                 self.events.push_back(Event::Opened(stream));
             }
+            self.note_unread(stream, true);
             self.events.push_back(Event::Readable(stream));
         }
         // Without anything held back the marks may stay, and should: by them quiche keeps a stream that was stopped.
@@ -235,6 +243,7 @@ impl Engine {
         while let Some(event) = self.quic.path_event_next() {
             match event {
                 quiche::PathEvent::PeerMigrated(local, peer) => {
+                    self.peer_moved(local, peer);
                     self.events.push_back(Event::PathChanged { local, peer });
                 }
                 quiche::PathEvent::Validated(local, peer) => self.note_proved(local, peer, true),
@@ -247,6 +256,7 @@ impl Engine {
                 | _ => {}
             }
         }
+        self.ask_left_paths();
         if self.quic.dgram_recv_queue_len() > 0 && !std::mem::replace(&mut self.announced, true) {
             self.events.push_back(Event::Datagrams);
         }
@@ -328,6 +338,7 @@ impl Engine {
         for done in self.sending.cancel_all() {
             let _asked = done.send(Err(StreamError::Closed));
         }
+        self.unread = Unread::default();
         self.wanting.clear();
         self.ends.clear();
         self.events.clear();
@@ -577,7 +588,7 @@ impl Engine {
     pub(super) fn add(&mut self, stream: StreamId, priority: Priority) {
         let send = stream.is_ours_to_write(self.role).then(|| SendSide::new(self.settings.stream_credit.max(1)));
         let receive = if stream.is_ours_to_read(self.role) { Receive::Open } else { Receive::Over };
-        self.streams.insert(stream, Stream { send, receive, priority, expiry_code: 0, fate: None });
+        self.streams.insert(stream, Stream { send, receive, unread: false, priority, expiry_code: 0, fate: None });
     }
 
     pub(super) fn give_up_stream(&mut self, stream: StreamId, code: u64, fate: StreamError) {
@@ -609,6 +620,7 @@ impl Engine {
     }
 
     pub(super) fn end_receive(&mut self, stream: StreamId) {
+        self.note_unread(stream, false);
         let Some(s) = self.streams.get_mut(&stream) else { return };
         s.receive = Receive::Over;
         if s.is_over() {

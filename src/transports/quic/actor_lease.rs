@@ -1,4 +1,8 @@
-//! What a connection may keep unsent, as far as it is leased from the memory budget of the process.
+//! What a connection may keep unsent, and what it keeps unread, as far as it is leased from the memory budget of the
+//! process.
+//!
+//! What was received was allowed to the peer before: it is leased whatever the level, and with it the connection is the
+//! larger when the budget is critical and the largest has to go. A window opens only as the application reads.
 //!
 //! A connection begins with little of its credit and gets more as it is used: each time twice as much, up to what its
 //! settings allow. At 80 % of the budget nobody gets more; who wants some is looked after ten times a second. What is
@@ -12,6 +16,8 @@ use crate::memory::{Budget, Lease};
 
 /// Bytes of credit that a connection begins with, whatever the level of the budget.
 const FIRST: usize = 16 << 10;
+/// Unread bytes are leased in such steps.
+const STEP: usize = 16 << 10;
 /// When to ask again for what was refused.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -19,6 +25,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 #[derive(Default)]
 pub(super) struct Leased {
     lease: Option<Lease>,
+    unread: Option<Lease>,
     again: Option<Instant>,
 }
 
@@ -32,7 +39,7 @@ impl Leased {
             lease.force(FIRST);
             lease
         });
-        Self { lease, again: None }
+        Self { lease, unread: budget.map(Budget::nothing), again: None }
     }
 
     pub(super) const fn deadline(&self) -> Option<Instant> {
@@ -41,6 +48,11 @@ impl Leased {
 
     /// Once in each turn: more credit for who uses most of it or waits for some, less for who uses none.
     pub(super) fn look(&mut self, waits: bool, engine: &mut Engine) {
+        // In steps, so that the number that all share is seldom touched.
+        let unread = engine.settle_unread() / STEP * STEP;
+        if let Some(lease) = self.unread.as_mut().filter(|lease| lease.bytes() != unread) {
+            lease.force(unread);
+        }
         let Some(lease) = &mut self.lease else { return };
         let (given, free) = (lease.bytes(), engine.credit.free());
         // One write waits for the credit of its stream at most.

@@ -153,7 +153,8 @@ impl Outlet {
             way.counters().bytes_out.add(train.length as u64);
             let segment = (train.count > 1).then_some(train.first.length);
             let bytes = buffer.get(..train.length).unwrap_or_default();
-            let gone = self.offer(way, bytes, segment, train.first.from, train.first.to);
+            let (from, to) = engine.addressed(train.first.from, train.first.to);
+            let gone = self.offer(way, bytes, segment, from, to);
             if let Some(next) = train.next {
                 let place = train.length..train.length + next.length;
                 if gone {
@@ -164,7 +165,8 @@ impl Outlet {
                     self.pacer.spent(next.length);
                     way.counters().packets_out.add(1);
                     way.counters().bytes_out.add(next.length as u64);
-                    self.pending.push_back(Pending { bytes, segment: None, from: next.from, to: next.to });
+                    let (from, to) = engine.addressed(next.from, next.to);
+                    self.pending.push_back(Pending { bytes, segment: None, from, to });
                 }
             }
             if !gone {

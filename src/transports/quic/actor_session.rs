@@ -13,6 +13,26 @@ use super::state_datagrams::{Datagram, NotQueued};
 use super::state_streams::Priority;
 
 impl Engine {
+    /// A stream has something to be read, or nothing any more.
+    pub(super) fn note_unread(&mut self, stream: StreamId, unread: bool) {
+        let Some(s) = self.streams.get_mut(&stream) else { return };
+        match (std::mem::replace(&mut s.unread, unread), unread) {
+            (false, true) => self.unread.begin(),
+            (true, false) => self.unread.over(),
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    /// Bytes that were received and not read, at most. Once in each turn.
+    pub(super) fn settle_unread(&mut self) -> usize {
+        if self.unread.is_due() {
+            #[expect(clippy::disallowed_methods, reason = "a sum")]
+            let unread = self.streams.iter().filter(|(_, s)| s.unread);
+            self.unread.measure(unread.map(|(id, _)| self.quic.stream_readable_len(id.0, usize::MAX)).sum());
+        }
+        self.unread.settle()
+    }
+
     /// Writes bytes, all or none, and the end behind them if they are the `last`.
     fn write_bytes(&mut self, stream: StreamId, bytes: Bytes, last: bool) -> Result<(), StreamError> {
         let credit = self.credit.free();
@@ -164,6 +184,11 @@ impl Session for Engine {
         } else {
             self.quic.stream_recv_buf(stream.0, (&mut bytes).limit(length))
         };
+        self.unread.took(bytes.len());
+        if length < max {
+            // All of it.
+            self.note_unread(stream, false);
+        }
         match got {
             Ok((_, true)) if bytes.is_empty() => {
                 self.end_receive(stream);

@@ -15,6 +15,8 @@ pub(super) struct Stream {
     /// As long as this end may write.
     pub(super) send: Option<SendSide>,
     pub(super) receive: Receive,
+    /// It has something to be read.
+    pub(super) unread: bool,
     pub(super) priority: Priority,
     /// The code it is reset with when its data expire.
     pub(super) expiry_code: u64,
@@ -163,8 +165,14 @@ mod tests {
 
     #[test]
     fn a_handle_that_comes_late_learns_why() {
-        let stream =
-            |fate| Stream { send: None, receive: Receive::Open, priority: Priority::default(), expiry_code: 0, fate };
+        let stream = |fate| Stream {
+            send: None,
+            receive: Receive::Open,
+            unread: false,
+            priority: Priority::default(),
+            expiry_code: 0,
+            fate,
+        };
         assert!(stream(None).share().is_none(), "a stream of the peer's alone");
         let shared = stream(Some(StreamError::Stopped(3))).share().unwrap();
         assert_eq!(shared.fate.get(), Some(&StreamError::Stopped(3)));

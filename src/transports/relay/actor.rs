@@ -215,7 +215,7 @@ impl Relay<TcpStream, Network> {
             Some(Err(_)) | None => Header::Local,
         };
         let mut relay = Self::make(TcpStream::from_std(stream), network, header, listener, settings, random);
-        relay.peer = Some(peer);
+        relay.comes_from(peer);
         relay.ticket = Some(ticket);
         relay
     }
@@ -232,7 +232,7 @@ impl<C: Wire, D: Dial> Relay<C, D> {
         random: u64,
     ) -> Self {
         let mut relay = Self::make(Ok(client), dial, Header::Local, listener, settings, random);
-        relay.peer = Some(peer);
+        relay.comes_from(peer);
         relay
     }
 
@@ -248,7 +248,7 @@ impl<C: Wire, D: Dial> Relay<C, D> {
         random: u64,
     ) -> Self {
         let mut relay = Self::make(Ok(client), dial, header, listener, settings, random);
-        relay.peer = Some(peer);
+        relay.comes_from(peer);
         relay.ticket = Some(ticket);
         relay
     }
@@ -256,6 +256,11 @@ impl<C: Wire, D: Dial> Relay<C, D> {
     /// A relay for a stream that is ready to use on this arbiter. `listener` is the scope of its counters.
     pub fn new(client: C, dial: D, listener: Arc<str>, settings: Arc<RelaySettings>, random: u64) -> Self {
         Self::make(Ok(client), dial, Header::Local, listener, settings, random)
+    }
+
+    fn comes_from(&mut self, peer: SocketAddr) {
+        self.peer = Some(peer);
+        self.state.comes_from(peer.ip());
     }
 
     fn make(

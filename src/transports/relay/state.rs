@@ -5,7 +5,7 @@
 //! the end with its reason. After every `handle` ask `end`, `wants_dial`, `poll` for both sides and `deadline` again.
 //! Nothing here reads a clock or a socket.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,8 @@ pub struct State {
     failures: Vec<&'static str>,
     header: Option<Header>,
     local: Header,
+    /// Where the client connects from.
+    client: Option<IpAddr>,
     draining: bool,
     /// Who reset the stream.
     gone: Option<Side>,
@@ -97,6 +99,7 @@ impl State {
             failures: Vec::new(),
             header: None,
             local: header,
+            client: None,
             draining: false,
             gone: None,
             cut: None,
@@ -106,6 +109,12 @@ impl State {
             probed_at: now,
             probe: false,
         }
+    }
+
+    /// Says where the client connects from, for upstreams whose servers are chosen by that. A PROXY header of its own
+    /// is believed instead.
+    pub const fn comes_from(&mut self, client: IpAddr) {
+        self.client = Some(client);
     }
 
     /// Takes in what happened.
@@ -225,10 +234,7 @@ impl State {
             return None;
         }
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let client = match self.header.unwrap_or(self.local) {
-            Header::Proxied { source, .. } => Some(source.ip()),
-            Header::Local => None,
-        };
+        let client = self.source().map(|source| source.ip()).or(self.client);
         let seed = client.map_or(self.random, |client| self.settings.upstream.seed(self.random, client));
         match self.settings.upstream.pick(now, seed, &self.tried) {
             Ok(picked) => {

@@ -44,7 +44,7 @@ pub struct ToTun(pub Mail<TunMsg>);
 impl Deliver for ToTun {
     fn deliver(&mut self, packets: Packets) -> Result<Packets, Packets> {
         match self.0.tell(TunMsg::Write(packets)) {
-            Ok(()) => Ok(Packets::default()),
+            Ok(()) => Ok(Packets::none()),
             Err(
                 Refused::Full(TunMsg::Write(packets))
                 | Refused::Closed(TunMsg::Write(packets))
@@ -101,7 +101,7 @@ impl<D: Deliver> TunActor<D> {
             counters: Counters::default(),
             buffer: vec![0; LONGEST_READ].into_boxed_slice(),
             cutting: None,
-            filling: Packets::default(),
+            filling: Packets::none(),
             retry_at: None,
             gone: false,
         }
@@ -114,6 +114,9 @@ impl<D: Deliver> TunActor<D> {
             if let Some((length, mut cut)) = self.cutting.take() {
                 let from = if self.header { VIRTIO_HEADER } else { 0 };
                 let packet = self.buffer.get(from..length).unwrap_or_default();
+                if self.filling.held() == 0 {
+                    self.filling = Packets::lent(|bytes| turn.buffer(bytes));
+                }
                 if !cut.fill(packet, &mut self.filling) {
                     if self.filling.is_empty() {
                         self.drop_packets(turn, "too_long", 1);
@@ -173,8 +176,7 @@ impl<D: Deliver> TunActor<D> {
             return;
         }
         let count = self.filling.len() as u64;
-        // An empty batch without room allocates nothing.
-        let full = std::mem::replace(&mut self.filling, Packets::with_capacity(0, 0));
+        let full = std::mem::replace(&mut self.filling, Packets::none());
         match self.deliver.deliver(full) {
             Ok(empty) => {
                 self.counters.out.add(count);

@@ -52,6 +52,13 @@ pub(super) fn no_timestamps(socket: &impl AsFd) -> io::Result<()> {
     set::<c_int>(socket, libc::SO_TIMESTAMPNS, &0)
 }
 
+/// Has the kernel refuse every train of this socket from now on, as one whose network card has no checksums does:
+/// offload needs them, and without them it answers `EINVAL`.
+#[cfg(test)]
+pub(super) fn refuse_trains(socket: &impl AsFd) -> io::Result<()> {
+    set::<c_int>(socket, libc::SO_NO_CHECK, &1)
+}
+
 /// How many datagrams the kernel dropped at this socket for want of room. It counts modulo 2³².
 ///
 /// # Errors

@@ -218,6 +218,23 @@ impl UdpSocket {
         drop(self.io.try_io(Interest::WRITABLE, || io::Result::<()>::Err(ErrorKind::WouldBlock.into())));
     }
 
+    /// Ready with what the network said of a datagram sent before over this connected socket, told once; else the task of
+    /// `cx` is woken when it says something, and each time the kernel has got rid of a datagram as well. Costs a system
+    /// call, and takes the place of [`poll_writable`](Self::poll_writable).
+    pub fn poll_error(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        // The kernel's word wakes whoever waits for room to send; twice, if it came before this was said.
+        for _ in 0..2 {
+            match self.io.take_error() {
+                Ok(Some(error)) | Err(error) => return Poll::Ready(error),
+                Ok(None) => self.wait_for_room(),
+            }
+            if self.io.poll_send_ready(cx).is_pending() {
+                break;
+            }
+        }
+        Poll::Pending
+    }
+
     /// Ready when there may be room to send again after `WouldBlock`; else the task of `cx` is woken when there is.
     /// One task waits at a time: the last one that asked.
     ///

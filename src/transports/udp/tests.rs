@@ -148,6 +148,28 @@ fn a_refused_train_is_sent_as_single_datagrams_and_counted() {
     });
 }
 
+/// The refusal may come at any time, as a route changes from one card to another.
+#[test]
+fn offload_that_is_taken_away_in_the_midst_costs_no_datagram() {
+    run(async || {
+        let server = UdpSocket::new(bound("127.0.0.1:0"), &Options::default()).expect("a socket");
+        let client = UdpSocket::new(bound("127.0.0.1:0"), &Options::default()).expect("a socket");
+        let contents = train(40, 1_350);
+        assert_eq!(client.try_send(&to(server.local_addr(), &contents, Some(1_350))).expect("sent"), contents.len());
+        assert_eq!((receive(&server, 40).await.len(), client.gso_refused()), (40, 0));
+        options::refuse_trains(&client.io).expect("set");
+        for _ in 0..3 {
+            assert_eq!(
+                client.try_send(&to(server.local_addr(), &contents, Some(1_350))).expect("sent"),
+                contents.len()
+            );
+            let got = receive(&server, 40).await;
+            assert!(got.iter().enumerate().all(|(n, (datagram, ..))| *datagram == vec![n as u8; 1_350]));
+            assert_eq!((client.max_gso_segments(), client.gso_refused()), (1, 1), "asked once");
+        }
+    });
+}
+
 /// The error of one datagram is the caller's to count; the socket goes on.
 #[test]
 fn a_datagram_too_long_is_refused_alone() {

@@ -232,8 +232,9 @@ impl Device {
             let Some(socket) = &self.socket else { return Ok(Progress::Idle) };
             let mut metas = [RecvMeta::default(); AT_ONCE];
             let received = {
-                let mut rooms: Vec<IoSliceMut<'_>> =
-                    self.trains.iter_mut().map(|train| IoSliceMut::new(train.room())).collect();
+                let mut trains = self.trains.iter_mut();
+                let mut rooms: [IoSliceMut<'_>; AT_ONCE] =
+                    std::array::from_fn(|_| IoSliceMut::new(trains.next().map(Train::room).unwrap_or_default()));
                 match socket.poll_recv(&mut turn.cx(), &mut rooms, &mut metas) {
                     Poll::Pending => return Ok(Progress::Idle),
                     Poll::Ready(Ok(received)) => received,
@@ -245,13 +246,14 @@ impl Device {
                     }
                 }
             };
-            let trains: Vec<Train> = self.trains.drain(..received.min(self.trains.len())).collect();
-            for (mut train, meta) in trains.into_iter().zip(&metas) {
+            let mut trains = std::mem::take(&mut self.trains);
+            for (mut train, meta) in trains.drain(..received.min(AT_ONCE)).zip(&metas) {
                 train.received(meta.len, meta.stride, canonical(meta.addr), meta.dst_ip);
                 self.counters.datagrams.add(train.count() as u64);
                 self.counters.bytes.add(meta.len as u64);
                 self.sort(train, turn);
             }
+            self.trains = trains;
         }
         Ok(Progress::More)
     }
@@ -262,7 +264,7 @@ impl Device {
             self.counters.passed_whole.add(1);
             if train.bytes().len() < SMALL {
                 // A mailbox is bounded in bytes of buffers: a few small datagrams must not fill it.
-                self.hand_over(peer, train.compact(), turn);
+                self.hand_over(peer, train.compact(|bytes| turn.buffer(bytes)), turn);
                 self.keep(train);
             } else {
                 self.hand_over(peer, train, turn);

@@ -21,7 +21,7 @@ use super::state_limits::PeerBuckets;
 use super::state_train::{MOST_BYTES, ROOM, Train};
 use super::table::{InsideSlot, View};
 use crate::actors::{Counter, Exit, Fault, Mail, Progress, Protocol, Refused, Turn, clock};
-use crate::transports::kit::packets::{BATCH_PACKETS, Deliver, Packets};
+use crate::transports::kit::packets::{Deliver, Packets};
 
 /// How often the device hears of traffic.
 const REPORT: Duration = Duration::from_secs(1);
@@ -173,7 +173,7 @@ impl<E: Engine> Session<E> {
 
     /// Datagrams from outside.
     fn inbound(&mut self, train: Train, turn: &mut Turn<'_, SessionMsg>) {
-        let mut packets = self.take_packets(train.bytes().len() + train.count() * LEAST_ROOM);
+        let mut packets = self.take_packets(train.bytes().len() + train.count() * LEAST_ROOM, train.count(), turn);
         let mut across: Vec<(u32, Packets)> = Vec::new();
         let mut memo = (None, None);
         let now = turn.now();
@@ -181,6 +181,10 @@ impl<E: Engine> Session<E> {
             if datagram.first() == Some(&4) {
                 if packets.room() < datagram.len().max(LEAST_ROOM) {
                     packets = self.deliver(packets, turn);
+                    if packets.held() == 0 {
+                        packets =
+                            self.take_packets(train.bytes().len() + train.count() * LEAST_ROOM, train.count(), turn);
+                    }
                 }
                 self.data(datagram, &train, &mut packets, &mut across, &mut memo, turn);
             } else {
@@ -211,10 +215,11 @@ impl<E: Engine> Session<E> {
         }
     }
 
-    fn take_packets(&mut self, bytes: usize) -> Packets {
+    /// An empty batch for so many bytes and packets.
+    fn take_packets(&mut self, bytes: usize, count: usize, turn: &Turn<'_, SessionMsg>) -> Packets {
         match self.spare_packets.take() {
-            Some(packets) if packets.held() >= bytes => packets,
-            Some(_) | None => Packets::with_capacity(bytes.max(2_048), BATCH_PACKETS),
+            Some(packets) if packets.held() >= Packets::needs(bytes, count) => packets,
+            Some(_) | None => Packets::over(turn.buffer(Packets::needs(bytes, count)), bytes, count),
         }
     }
 
@@ -409,7 +414,10 @@ impl<E: Engine> Session<E> {
             self.send_train(turn);
             let mut train = match self.spare.pop() {
                 Some(train) if train.held() >= wanted.min(MOST_BYTES) => train,
-                Some(_) | None => Train::with_capacity(wanted.max(length).min(MOST_BYTES), to),
+                Some(_) | None => {
+                    let bytes = wanted.max(length).min(MOST_BYTES);
+                    Train::over(turn.buffer(Train::needs(bytes)), bytes, to)
+                }
             };
             train.clear(to, self.local);
             self.train = Some(train);

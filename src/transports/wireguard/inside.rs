@@ -2,7 +2,7 @@
 
 use super::interface::Interface;
 use crate::actors::{Mail, Mesh, Place, Refused, SpawnError, Spec};
-use crate::transports::kit::packets::{BATCH_PACKETS, Deliver, Packets};
+use crate::transports::kit::packets::{Deliver, Packets};
 use crate::transports::netstack::{self, Beside, NetMsg, Stack};
 
 /// Messages and bytes that wait for a netstack, at most.
@@ -14,11 +14,10 @@ pub struct IntoStack(Mail<NetMsg>);
 
 impl Deliver for IntoStack {
     fn deliver(&mut self, packets: Packets) -> Result<Packets, Packets> {
-        let bytes = packets.held();
         match self.0.tell(NetMsg::Write(packets)).map_err(Refused::into_inner) {
-            Ok(()) => Ok(Packets::with_capacity(bytes, BATCH_PACKETS)),
+            Ok(()) => Ok(Packets::none()),
             Err(NetMsg::Write(packets)) => Err(packets),
-            Err(_) => Ok(Packets::with_capacity(bytes, BATCH_PACKETS)),
+            Err(_) => Ok(Packets::none()),
         }
     }
 }

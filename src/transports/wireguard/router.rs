@@ -104,10 +104,7 @@ impl Deliver for Router {
             others |= of.and_then(|to| self.view.get().peer_of(to)) != peer;
         }
         let result = match peer {
-            Some(peer) if !others => {
-                let capacity = packets.held();
-                self.hand_over(peer, packets).map(|()| Packets::with_capacity(capacity, MOST))
-            }
+            Some(peer) if !others => self.hand_over(peer, packets).map(|()| Packets::none()),
             Some(_) | None => {
                 self.split(&packets);
                 // One full mailbox must not hold up the others: what does not fit is lost.
@@ -124,8 +121,6 @@ impl Deliver for Router {
         result
     }
 }
-
-const MOST: usize = crate::transports::kit::packets::BATCH_PACKETS;
 
 impl Uplink for Router {
     fn owner(&mut self, source: IpAddr) -> Option<u32> {

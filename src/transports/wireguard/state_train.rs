@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::engine::LEAST_ROOM;
+use crate::memory::Buf;
 
 /// The most bytes that the kernel sends as one train: what fits into an IPv4 datagram.
 pub const MOST_BYTES: usize = 65_507;
@@ -15,7 +16,7 @@ pub const ROOM: usize = 65_535 + LEAST_ROOM + 1;
 
 /// Datagrams side by side.
 pub struct Train {
-    buffer: Box<[u8]>,
+    buffer: Buf,
     used: usize,
     segment: usize,
     count: usize,
@@ -30,15 +31,23 @@ impl Train {
     /// An empty train with room for these bytes, and for an engine to work at their end.
     #[must_use]
     pub fn with_capacity(bytes: usize, address: SocketAddr) -> Self {
-        Self {
-            buffer: vec![0; bytes.min(ROOM - LEAST_ROOM) + LEAST_ROOM].into_boxed_slice(),
-            used: 0,
-            segment: 0,
-            count: 0,
-            closed: false,
-            address,
-            local: None,
-        }
+        Self::over(Buf::default(), bytes, address)
+    }
+
+    /// The same in a buffer that somebody lends: of [`needs`](Self::needs) bytes, or it grows, once.
+    #[must_use]
+    pub fn over(mut buffer: Buf, bytes: usize, address: SocketAddr) -> Self {
+        let length = Self::needs(bytes);
+        buffer.clear();
+        buffer.reserve_exact(length);
+        buffer.resize(length, 0);
+        Self { buffer, used: 0, segment: 0, count: 0, closed: false, address, local: None }
+    }
+
+    /// The bytes of a buffer for a train of so many.
+    #[must_use]
+    pub fn needs(bytes: usize) -> usize {
+        bytes.min(ROOM - LEAST_ROOM) + LEAST_ROOM
     }
 
     /// One datagram.
@@ -55,10 +64,11 @@ impl Train {
         train
     }
 
-    /// The same datagrams in a buffer no larger than they need: what came in small must not keep a large one.
+    /// The same datagrams in a buffer no larger than they need, which `lend` is asked for: what came in small must not
+    /// keep a large one.
     #[must_use]
-    pub fn compact(&self) -> Self {
-        let mut train = Self::with_capacity(self.used, self.address);
+    pub fn compact(&self, lend: impl FnOnce(usize) -> Buf) -> Self {
+        let mut train = Self::over(lend(Self::needs(self.used)), self.used, self.address);
         if let (Some(to), Some(from)) = (train.buffer.get_mut(..self.used), self.buffer.get(..self.used)) {
             to.copy_from_slice(from);
         }
@@ -141,7 +151,7 @@ impl Train {
 
     /// Bytes of memory it holds, full or empty.
     #[must_use]
-    pub const fn held(&self) -> usize {
+    pub fn held(&self) -> usize {
         self.buffer.len()
     }
 
@@ -224,7 +234,7 @@ mod tests {
         train.room()[..250].fill(9);
         train.received(250, 100, at(), None);
         assert_eq!(train.iter().map(<[u8]>::len).collect::<Vec<_>>(), [100, 100, 50]);
-        let small = train.compact();
+        let small = train.compact(|_| Buf::default());
         assert_eq!(small.iter().collect::<Vec<_>>(), train.iter().collect::<Vec<_>>());
         assert!(small.held() < 1_000 && small.address == train.address);
         train.received(0, 0, at(), None);

@@ -1,0 +1,243 @@
+//! Too much of something on real sockets: a connection that floods its arbiter, full mailboxes on the way in, peers that
+//! do not read. Each is counted, bounded, and costs a neighbour nothing.
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use portway::transports::quic::{
+    Application, Applications, Connection, Datagram, Echo, Event, Priority, QuicClient, Session, StreamKind,
+};
+
+use crate::probe::{SOON, eventually, mesh, now, stop, wait};
+use crate::quic::{Pair, echo, round_trip};
+use crate::quic_moving::Translator;
+
+/// A client on a mesh of its own, whose load is not that of the server's arbiters.
+struct Elsewhere {
+    mesh: portway::actors::Mesh,
+    client: QuicClient,
+}
+
+impl Elsewhere {
+    fn new(change: impl FnOnce(&mut portway::transports::quic::ClientSettings)) -> Self {
+        let mesh = mesh(1);
+        let mut settings = portway::transports::quic::ClientSettings::new("elsewhere");
+        change(&mut settings);
+        let client = QuicClient::start(&mesh, settings).expect("a client");
+        Self { mesh, client }
+    }
+
+    async fn connect(&self, pair: &Pair) -> Connection {
+        self.client.connect(pair.address(), pair.tls.clone()).await.expect("connected")
+    }
+
+    fn end(self) {
+        self.client.stop();
+        wait(self.client.stopped());
+        stop(&self.mesh);
+    }
+}
+
+/// How long round trips take, one after the other, in order.
+async fn round_trips(connection: &Connection, count: usize) -> Vec<Duration> {
+    let mut took = Vec::new();
+    for _ in 0..count {
+        let began = now();
+        round_trip(connection, Bytes::from(vec![9; 1_000])).await;
+        took.push(now().duration_since(began));
+    }
+    took.sort_unstable();
+    took
+}
+
+#[test]
+fn a_connection_that_floods_its_arbiter_leaves_its_neighbour_its_turns() {
+    let pair = Pair::new(1, echo());
+    let (flood, calm) = (Elsewhere::new(|_| ()), Elsewhere::new(|_| ()));
+    let neighbour = wait(calm.connect(&pair));
+    let alone = wait(round_trips(&neighbour, 100));
+    let over = Arc::new(AtomicBool::new(false));
+    let (ended, moved) = (over.clone(), Arc::new(std::sync::atomic::AtomicU64::new(0)));
+    std::thread::scope(|scope| {
+        let moving = moved.clone();
+        let (pair, flood) = (&pair, &flood);
+        scope.spawn(move || {
+            wait(async {
+                let greedy = flood.connect(pair).await;
+                let streams = (0..8).map(|_| async {
+                    while !ended.load(Ordering::SeqCst) {
+                        // As fast as it can: streams both ways, and datagrams that nobody waits for.
+                        round_trip(&greedy, Bytes::from(vec![1; 1_000_000])).await;
+                        moving.fetch_add(1, Ordering::SeqCst);
+                        for _ in 0..100 {
+                            let _full = greedy.cast_datagram(Datagram::new(Bytes::from(vec![2; 1_000])));
+                        }
+                    }
+                });
+                futures_util::future::join_all(streams).await;
+            });
+        });
+        eventually("the flood is under way", || moved.load(Ordering::SeqCst) > 0);
+        let loaded = wait(round_trips(&neighbour, 200));
+        let before = moved.load(Ordering::SeqCst);
+        eventually("the flood has its turns too", || moved.load(Ordering::SeqCst) > before);
+        over.store(true, Ordering::SeqCst);
+        // A turn of the other is a few trains; on one CPU the three threads take turns of their own. Not a figure: what
+        // a starved connection would have is seconds.
+        let (median, worst) = (loaded[100], loaded[199]);
+        assert!(median < alone[50] * 20 + Duration::from_millis(100), "{median:?} against {:?} alone", alone[50]);
+        assert!(worst < Duration::from_secs(5), "{worst:?}");
+    });
+    assert!(neighbour.end().is_none(), "it lost nothing");
+    drop(neighbour);
+    flood.end();
+    calm.end();
+    pair.end();
+}
+
+/// Packets for a connection that is busy are bounded in bytes; what is beyond is dropped, counted, and sent again.
+#[test]
+fn a_full_inbox_is_counted_and_costs_time_alone() {
+    let pair = Pair::with(
+        1,
+        "127.0.0.1:0",
+        echo(),
+        |server| {
+            // A first window that is many times what the mailbox takes.
+            (server.transport.inbox, server.transport.stream_window) = (64 << 10, 4 << 20);
+            server.transport.window = 16 << 20;
+        },
+        |_| (),
+    );
+    let other = Elsewhere::new(|client| {
+        client.transport.initial_window = 2_000;
+        client.transport.pacing = false;
+    });
+    let neighbour = wait(pair.connect());
+    let connection = wait(other.connect(&pair));
+    let dropped = || pair.counter("quic_packets_dropped", "q", "inbox_full");
+    let end = now() + SOON;
+    while dropped() == 0 && now() < end {
+        wait(round_trip(&connection, Bytes::from(vec![1; 3_000_000])));
+        wait(round_trip(&neighbour, Bytes::from(vec![9; 50_000])));
+    }
+    assert!(dropped() > 0, "the mailbox was never full");
+    assert!(connection.end().is_none() && neighbour.end().is_none());
+    drop((connection, neighbour));
+    other.end();
+    pair.end();
+}
+
+/// Holds its arbiter up until the test lets go.
+struct Gate(Arc<(Mutex<bool>, Condvar)>, Arc<AtomicBool>, Echo);
+
+impl Application for Gate {
+    fn on(&mut self, event: Event, session: &mut dyn Session) {
+        let gated = matches!(event, Event::Readable(stream) if stream.kind() == StreamKind::Unidirectional);
+        if gated {
+            self.1.store(true, Ordering::SeqCst);
+            let (open, changed) = &*self.0;
+            let mut open = open.lock();
+            while !*open {
+                changed.wait(&mut open);
+            }
+        } else {
+            self.2.on(event, session);
+        }
+    }
+}
+
+/// A packet of no connection that names this arbiter.
+fn naming(arbiter: usize) -> Vec<u8> {
+    let mut packet = vec![0x40; 1_200];
+    packet[1] = arbiter as u8;
+    packet
+}
+
+#[test]
+fn a_full_way_between_arbiters_is_counted_and_costs_a_neighbour_nothing() {
+    let gate = Arc::new((Mutex::new(false), Condvar::new()));
+    let held = Arc::new(AtomicBool::new(false));
+    let (open, holds) = (gate.clone(), held.clone());
+    let applications: Applications =
+        Arc::new(move |_| Some(Box::new(Gate(open.clone(), holds.clone(), Echo::default()))));
+    // Without the kernel's steering a socket is chosen by addresses.
+    let patient = Duration::from_secs(300);
+    let change = |server: &mut portway::transports::quic::ServerSettings| {
+        server.steer = false;
+        server.transport.idle_timeout = patient;
+    };
+    let pair = Pair::with(2, "127.0.0.1:0", Some(applications), change, |_| ());
+    let clients = Elsewhere::new(|client| client.transport.idle_timeout = patient);
+    let forwarded = || pair.counter("quic_forwarded", "q", "");
+    // A connection lives where its first packet said, and its packets come by the socket that the kernel chose. The
+    // neighbour is one whose packets come where it lives.
+    let neighbour = loop {
+        let connection = wait(clients.connect(&pair));
+        wait(round_trip(&connection, Bytes::from("where am I?")));
+        let before = forwarded();
+        wait(round_trip(&connection, Bytes::from("and now?")));
+        if forwarded() == before {
+            break connection;
+        }
+    };
+    let arbiters = || -> Vec<usize> { wait(pair.server.connections(100)).iter().map(|info| info.arbiter).collect() };
+    eventually("the others have ended", || arbiters().len() == 1);
+    let busy = 1 - arbiters()[0];
+    // A stranger whose packets reach the neighbour's arbiter and name the other one.
+    let socket = loop {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        socket.connect(pair.address()).expect("connected");
+        let before = (forwarded(), pair.counter("quic_packets_dropped", "q", "unknown_connection"));
+        // Too short to be answered.
+        socket.send(&naming(busy)[..21]).expect("sent");
+        eventually("it has come", || pair.counter("quic_packets_dropped", "q", "unknown_connection") > before.1);
+        if forwarded() > before.0 {
+            break socket;
+        }
+    };
+    let network = Translator::start(pair.address());
+    let gated = loop {
+        let connection = wait(clients.client.connect(network.address, pair.tls.clone())).expect("connected");
+        if arbiters().contains(&busy) {
+            break connection;
+        }
+    };
+    wait(async {
+        let stream = gated.open_uni(Priority::default()).await.expect("a stream");
+        stream.write("hold").await.expect("accepted");
+    });
+    eventually("its arbiter is held up", || held.load(Ordering::SeqCst));
+    // Nor is it asked again and again whether it is there.
+    network.cut.store(true, Ordering::SeqCst);
+
+    // The one that is held up says nothing of its counters, which makes each look slow; these are of the other.
+    let full = || pair.counter("quic_packets_dropped", "q", "forward_full");
+    let end = now() + SOON * 3;
+    while full() == 0 && now() < end {
+        for _ in 0..50 {
+            for _ in 0..200 {
+                socket.send(&naming(busy)).expect("sent");
+            }
+            wait(round_trip(&neighbour, Bytes::from(vec![9; 10_000])));
+        }
+    }
+    let before = full();
+    assert!(before > 0, "10,000 packets were not enough");
+    // One more is one more.
+    socket.send(&naming(busy)).expect("sent");
+    wait(round_trip(&neighbour, Bytes::from(vec![9; 50_000])));
+    assert_eq!(full(), before + 1);
+
+    network.cut.store(false, Ordering::SeqCst);
+    *gate.0.lock() = true;
+    gate.1.notify_all();
+    wait(round_trip(&gated, Bytes::from("it goes on")));
+    drop((gated, neighbour));
+    clients.end();
+    pair.end();
+}
