@@ -442,7 +442,7 @@ fn older_messages_are_read_in_draft_18_alone() {
 }
 
 #[test]
-fn moq_net_may_tell_its_group_order_where_it_does() {
+fn a_group_order_in_answers_is_read() {
     for (kind, body) in [(message::SUBSCRIBE_OK, &[7, 1, 0x22, 1][..]), (message::FETCH_OK, &[0, 1, 1, 1, 0x22, 2])] {
         assert!(matches!(decoded(framed(kind, body), Draft::D18), Ok(Some(_))));
     }

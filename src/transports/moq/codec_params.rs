@@ -201,8 +201,8 @@ fn row(number: u64, draft: Draft) -> Option<(Form, Place)> {
     (places != Place::NONE).then_some((*form, places))
 }
 
-/// What messages may carry a parameter in some draft beyond what its text says, because a peer in use sends it. moq-net
-/// writes the group order of a track into SUBSCRIBE_OK and PUBLISH; it costs nothing to read it.
+/// What messages may carry beyond what the text of their draft says. Earlier releases of moq-net told the group order of a
+/// track so; moq-net 0.3 and aiomoqt 0.13 still read it, and it costs nothing.
 fn is_tolerated(number: u64, place: Place) -> bool {
     number == parameter::GROUP_ORDER && Place::SUBSCRIBE_OK.or(Place::PUBLISH).or(Place::FETCH_OK).meets(place)
 }
