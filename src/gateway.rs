@@ -30,6 +30,7 @@ mod check_wireguard;
 #[cfg(feature = "wireguard")]
 mod check_wireguard_service;
 pub mod cli;
+mod cli_texts;
 pub mod config;
 mod config_http;
 mod config_quic;
@@ -58,6 +59,7 @@ mod raw_http;
 mod raw_quic;
 mod raw_secrets;
 mod raw_section;
+mod raw_shape;
 mod raw_text;
 mod raw_udp;
 mod raw_upstream;
@@ -68,6 +70,7 @@ mod reload;
 mod reload_quic;
 pub mod report;
 mod report_source;
+mod schema;
 mod service;
 #[cfg_attr(not(feature = "http"), path = "gateway/sites_none.rs")]
 mod sites;

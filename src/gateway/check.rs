@@ -113,7 +113,7 @@ pub(super) fn parse_with(file_name: &str, text: &str, known: &Known, env: Env<'_
     }
 
     let folder = Path::new(file_name).parent().unwrap_or_else(|| Path::new(""));
-    let mut reader = Reader { text, folder, env, mistakes };
+    let mut reader = Reader { text, folder, env, mistakes, shape: None };
     let raw = raw::file(&mut reader, document, known);
     let Reader { mut mistakes, .. } = reader;
     let config = checked(raw, file_name, text, &mut mistakes);

@@ -9,15 +9,15 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::config::Config;
-use super::{Builder, Gateway, ask, check, control, limits, log, service};
+use super::{Builder, Gateway, ask, check, cli_texts, control, limits, log, service};
 
-const FAILED: u8 = 1;
-const REFUSED: u8 = 2;
+pub(super) const FAILED: u8 = 1;
+pub(super) const REFUSED: u8 = 2;
 
 /// A multi-protocol gateway configured by one TOML file.
 #[derive(Debug, Parser)]
 #[command(name = "portway", version)]
-struct Arguments {
+pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,
     /// The configuration file
@@ -26,7 +26,7 @@ struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// Run the gateway until SIGTERM or SIGINT; it then finishes what it accepted. A second signal ends it at once
     Run,
     /// Report every mistake of the configuration file; opens no socket
@@ -39,8 +39,23 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print a configuration file to start from, with every key and its default
-    Example,
+    /// Print a configuration file to start from: without a name the one with every key and its default
+    Example {
+        /// Another one; `--list` names them
+        name: Option<String>,
+        /// Print the names of all examples
+        #[arg(long, conflicts_with = "name")]
+        list: bool,
+    },
+    /// Print the JSON Schema (2020-12) of the configuration file, for editors
+    Schema,
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
     /// Say what this machine gives a gateway, and what this configuration would miss of it, if there is one
     Doctor,
     /// Make new keys
@@ -61,7 +76,7 @@ enum Command {
 
 /// What keys are for.
 #[derive(Debug, Subcommand)]
-enum KeyKind {
+pub(super) enum KeyKind {
     /// A private key, its public key and a preshared key, printed or written to files
     Wireguard {
         /// Write NAME.key and NAME.psk, readable by their owner alone, and print only the public key
@@ -72,7 +87,7 @@ enum KeyKind {
 
 #[cfg(feature = "wireguard")]
 #[derive(Debug, Subcommand)]
-enum WireguardCommand {
+pub(super) enum WireguardCommand {
     /// Print a wg-quick file for a peer of this configuration
     Client {
         /// The peer's name in the configuration
@@ -94,7 +109,10 @@ enum WireguardCommand {
 pub fn main(builder: &Builder) -> ExitCode {
     let Arguments { command, config: path } = Arguments::parse();
     match &command {
-        Command::Example => return say(include_str!("../../config.toml")),
+        Command::Example { name, list } => return cli_texts::example(name.as_deref(), *list),
+        Command::Schema => return cli_texts::schema(&builder.known()),
+        Command::Completions { shell } => return cli_texts::completions(*shell),
+        Command::Man => return cli_texts::man(),
         Command::PrivateNetwork => return private_network(),
         Command::Keygen { kind: KeyKind::Wireguard { out } } => return keygen(out.as_deref()),
         #[cfg(feature = "wireguard")]
@@ -119,7 +137,13 @@ pub fn main(builder: &Builder) -> ExitCode {
         Command::Doctor => doctor(Some(&config)),
         #[cfg(feature = "wireguard")]
         Command::Wireguard { what } => client(&config, &what),
-        Command::Check | Command::Example | Command::PrivateNetwork | Command::Keygen { .. } => {
+        Command::Check
+        | Command::Example { .. }
+        | Command::Schema
+        | Command::Completions { .. }
+        | Command::Man
+        | Command::PrivateNetwork
+        | Command::Keygen { .. } => {
             #[cfg(feature = "wireguard")]
             for listener in &config.listeners {
                 for warning in super::tunnels::of(listener).iter().flat_map(|tunnel| &tunnel.warnings) {
@@ -387,7 +411,7 @@ impl Signals {
 }
 
 /// Prints. A reader that has had enough (`| head`) is no failure.
-fn say(text: &str) -> ExitCode {
+pub(super) fn say(text: &str) -> ExitCode {
     let mut out = std::io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::from(FAILED),
@@ -399,7 +423,7 @@ fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
     say_error(&error.to_string(), code)
 }
 
-fn say_error(text: &str, code: u8) -> ExitCode {
+pub(super) fn say_error(text: &str, code: u8) -> ExitCode {
     // Standard error gone: the exit code still tells.
     let _unheard = std::io::stderr().write_all(format!("portway: {text}\n").as_bytes());
     ExitCode::from(code)

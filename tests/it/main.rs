@@ -66,6 +66,7 @@ mod relay_splice;
 mod relay_tls;
 mod reload;
 mod rooms;
+mod schema;
 #[cfg(all(feature = "http", feature = "quic", feature = "wireguard"))]
 mod seeds;
 mod service;
