@@ -5,11 +5,17 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
 use super::config::Config;
-use super::{Builder, Gateway, ask, check, cli_texts, control, limits, log, service};
+use super::watch::{Watched, stamp};
+use super::{Builder, Gateway, Plan, ask, check, cli_texts, control, limits, log, service};
+use crate::actors::clock;
+
+/// How often a watched configuration file is looked at. It counts as changed when two looks find it alike.
+const WATCH: Duration = Duration::from_millis(500);
 
 pub(super) const FAILED: u8 = 1;
 pub(super) const REFUSED: u8 = 2;
@@ -30,7 +36,14 @@ pub(super) enum Command {
     /// Run the gateway until SIGTERM or SIGINT; it then finishes what it accepted. A second signal ends it at once
     Run,
     /// Report every mistake of the configuration file; opens no socket
-    Check,
+    Check {
+        /// Ask the running gateway of this configuration what a reload would do: keep, change, drain, start
+        #[arg(long)]
+        diff: bool,
+        /// With --diff: as JSON
+        #[arg(long, requires = "diff")]
+        json: bool,
+    },
     /// Have the running gateway of this configuration read it again: applied as a difference, or refused whole
     Reload,
     /// Show how the running gateway of this configuration is: it asks its admin listener
@@ -118,7 +131,7 @@ pub fn main(builder: &Builder) -> ExitCode {
         #[cfg(feature = "wireguard")]
         Command::Wireguard { .. } => {}
         Command::Doctor if !path.exists() => return doctor(None),
-        Command::Run | Command::Check | Command::Reload | Command::Status { .. } | Command::Doctor => {}
+        Command::Run | Command::Check { .. } | Command::Reload | Command::Status { .. } | Command::Doctor => {}
     }
     let config = match check::load(&path, &builder.known()) {
         Ok(config) => config,
@@ -134,10 +147,11 @@ pub fn main(builder: &Builder) -> ExitCode {
         Command::Run => run(builder, config, &path),
         Command::Status { json } => status(&config, json),
         Command::Reload => ask_reload(&config),
+        Command::Check { diff: true, json } => ask_plan(&config, json),
         Command::Doctor => doctor(Some(&config)),
         #[cfg(feature = "wireguard")]
         Command::Wireguard { what } => client(&config, &what),
-        Command::Check
+        Command::Check { .. }
         | Command::Example { .. }
         | Command::Schema
         | Command::Completions { .. }
@@ -239,6 +253,10 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
         Err(error) => return complain(&error, FAILED),
     };
     tracing::info!(arbiters = gateway.mesh().arbiters(), open_files = files, "running");
+    gateway.reloads_by(path.to_owned(), {
+        let (gateway, builder, path) = (gateway.clone(), builder.clone(), path.to_owned());
+        move || reload(&gateway, &builder, &path)
+    });
     let (socket, socket_path) = control.unzip();
     let complete = runtime.block_on(until_told(&gateway, &mut signals, builder, path, socket));
     // A later gateway replaces it anyway.
@@ -250,7 +268,7 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
         while !stopping.is_finished() {
             tokio::select! {
                 name = signals.next() => end_at_once(name),
-                () = crate::actors::clock::sleep(std::time::Duration::from_millis(5)) => {}
+                () = clock::sleep(Duration::from_millis(5)) => {}
             }
         }
     });
@@ -272,7 +290,7 @@ async fn until_told(
 ) -> bool {
     let controlled = async {
         match control.map(tokio::net::UnixListener::from_std) {
-            Some(Ok(socket)) => control::serve(socket, || reload(gateway, builder, path)).await,
+            Some(Ok(socket)) => control::serve(socket, |command| obey(gateway, builder, path, command)).await,
             Some(Err(error)) => tracing::error!(%error, "the control socket is not served"),
             None => {}
         }
@@ -286,6 +304,19 @@ async fn until_told(
             reload(gateway, builder, path);
         }
     };
+    let watched = async {
+        let mut watched = Watched::new(stamp(path));
+        loop {
+            clock::sleep(WATCH).await;
+            let now = stamp(path);
+            if !gateway.watches_its_file() {
+                watched.uses(now);
+            } else if watched.look(now) {
+                tracing::info!(file = %path.display(), "the configuration has changed");
+                reload(gateway, builder, path);
+            }
+        }
+    };
     #[cfg(any(feature = "http", feature = "quic"))]
     let certificates = gateway.keep_certificates();
     #[cfg(not(any(feature = "http", feature = "quic")))]
@@ -297,6 +328,7 @@ async fn until_told(
         () = service::report_in(gateway.mesh()) => {}
         () = gateway.keep_budget() => {}
         () = reloads => {}
+        () = watched => {}
         () = controlled => {}
     }
     service::stopping();
@@ -328,6 +360,39 @@ fn ask_reload(config: &Config) -> ExitCode {
         Ok((true, done)) => say(&format!("reloaded: {done}\n")),
         Ok((false, why)) => say_error(&format!("reload refused, the old configuration goes on\n{why}"), FAILED),
         Err(error) => complain(&error, FAILED),
+    }
+}
+
+fn ask_plan(config: &Config, json: bool) -> ExitCode {
+    let Some(path) = config.admin.as_ref().and_then(|admin| admin.control.as_ref()) else {
+        return say_error("this configuration has no `control` socket in [admin] to ask by", REFUSED);
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&error, FAILED),
+    };
+    match runtime.block_on(ask::plan(path)) {
+        Ok((true, plan)) if json => say(&(plan + "\n")),
+        Ok((true, plan)) => match serde_json::from_str::<Plan>(&plan) {
+            Ok(plan) => say(&plan.text()),
+            Err(error) => say_error(&format!("not a portway of this version: {error}"), FAILED),
+        },
+        Ok((false, why)) => say_error(&format!("a reload would be refused\n{why}"), FAILED),
+        Err(error) => complain(&error, FAILED),
+    }
+}
+
+fn obey(gateway: &Gateway, builder: &Builder, path: &Path, command: control::Command) -> (bool, String) {
+    match command {
+        control::Command::Reload => reload(gateway, builder, path),
+        control::Command::Plan => match check::load(path, &builder.known()) {
+            Ok(config) => match gateway.plan(&config).map(|plan| serde_json::to_string_pretty(&plan)) {
+                Ok(Ok(plan)) => (true, plan),
+                Ok(Err(error)) => (false, error.to_string()),
+                Err(error) => (false, error.to_string()),
+            },
+            Err(report) => (false, report.render(false)),
+        },
     }
 }
 

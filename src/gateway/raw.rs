@@ -26,7 +26,7 @@ use super::report::{Span, quoted};
 pub(super) const ROOT: &str = "the file";
 const ROOT_KEYS: &[&str] = &["version", "runtime", "admin", "log", "certificate", "upstream", "listener"];
 const RUNTIME_KEYS: &[&str] = &["arbiters", "pin_cores", "memory", "drain"];
-const ADMIN_KEYS: &[&str] = &["listen", "control"];
+const ADMIN_KEYS: &[&str] = &["listen", "control", "token", "watch"];
 const LOG_KEYS: &[&str] = &["level", "format"];
 const LISTENER_KEYS: &[&str] = &[
     "name",
@@ -129,6 +129,8 @@ pub(super) struct RawFile {
 pub(super) struct RawAdmin {
     pub(super) listen: Field<SocketAddr>,
     pub(super) control: Field<Text>,
+    pub(super) token: Field<Text>,
+    pub(super) watch: Field<bool>,
 }
 
 /// `[runtime]`; `None` inside a field is the word `"auto"`.
@@ -223,8 +225,10 @@ pub(super) fn file(reader: &mut Reader<'_>, document: &DeTable<'_>, known: &Know
             let listen = admin.address("listen");
             admin.need(&listen, "listen", "\"127.0.0.1:9180\"");
             let control = admin.text("control", "\"portway.sock\"");
+            let token = admin.text("token", "\"file:admin.token\"");
+            let watch = admin.boolean("watch");
             unknown_keys(admin, &[], false);
-            RawAdmin { listen, control }
+            RawAdmin { listen, control, token, watch }
         }),
         log: log(root.section("log", "[log]", LOG_KEYS)),
         certificates: tables(

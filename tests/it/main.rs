@@ -6,6 +6,7 @@ mod actors_faults;
 mod actors_mesh;
 mod admin;
 mod config;
+mod dashboard;
 #[cfg(feature = "deadlock")]
 mod deadlock;
 mod embed;
