@@ -17,7 +17,7 @@ use super::counts::{Counts, Moves};
 use super::settings::Terms;
 use super::state::{State, Way};
 use super::state_table::Ends;
-use crate::actors::{Exit, Fault, Progress, Protocol, Turn, clock};
+use crate::actors::{Exit, Fault, Progress, Protocol, Traffic, Turn, clock};
 use crate::memory::Buf;
 use crate::transports::kit::admission::Ticket;
 use crate::transports::kit::balance::Picked;
@@ -406,6 +406,11 @@ fn lost(contents: &[u8], stride: usize) -> u64 {
 impl Protocol for Flow {
     type Msg = ToFlow;
     const KIND: &'static str = "udp_relay";
+
+    fn traffic(&self) -> Traffic {
+        let (up, down) = self.state.moved();
+        Traffic { peer: Some(self.ends.peer), bytes_in: up.bytes, bytes_out: down.bytes }
+    }
 
     fn size(m: &ToFlow) -> usize {
         let ToFlow::Send { contents, .. } = m;
