@@ -22,9 +22,9 @@ run: ## build the gateway and start it with config.toml (CONFIG=file for another
 	exec $(TARGET)/release/portway run -c $(CONFIG)
 
 test: lint ## everything that must hold before a commit; what CI runs
-	cargo test --locked --features qlog --all-targets
-	cargo test --locked --doc
-	cargo test --locked --no-default-features --features deadlock --lib --test sim
+	cargo test --locked --features qlog,deadlock --all-targets
+	cargo test --locked --features qlog,deadlock --doc
+	cargo test --locked --no-default-features --lib --test sim
 	@scripts/loom
 	@scripts/licences
 	@echo 'make test: all passed'
@@ -33,9 +33,9 @@ lint: setup ## formatting, clippy and rustdoc; a warning is an error
 	cargo fmt --check
 	cargo fmt --check --manifest-path tests/loom/Cargo.toml
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
-	cargo clippy --locked --all-targets --features deadlock -- -D warnings
+	cargo clippy --locked --all-targets --features qlog,deadlock -- -D warnings
 	cargo clippy --locked --no-default-features --lib -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --features qlog,deadlock
 
 loom: ## the models of the mailbox lane and of buffers, in all interleavings (LOOM_MAX_PREEMPTIONS, default 3)
 	@scripts/loom

@@ -26,6 +26,8 @@ mod check_tests;
 mod check_upstream;
 #[cfg(feature = "wireguard")]
 mod check_wireguard;
+#[cfg(feature = "wireguard")]
+mod check_wireguard_service;
 pub mod cli;
 pub mod config;
 mod config_http;
@@ -311,6 +313,17 @@ impl Builder {
             let occupancy = Arc::default();
             prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }
+        // Before listeners: whoever they let in may be led into a tunnel.
+        let around = tunnels::Around {
+            mesh,
+            upstreams: &upstreams,
+            certificates: &certificates,
+            before: None,
+            budget: &parts.budget,
+            helper: self.helper.as_ref(),
+        };
+        let tunnels = tunnels::start_all(around, parts.tunnels)?;
+        tunnels::lead(&upstreams, &tunnels);
         #[cfg_attr(not(feature = "quic"), expect(unused_mut, reason = "QUIC listeners are added"))]
         let mut listeners = listeners::start_all(mesh, prepared, &parts.budget)?;
         #[cfg(feature = "quic")]
@@ -330,10 +343,6 @@ impl Builder {
             }
             in_order(&mut listeners, config);
         }
-        let around =
-            tunnels::Around { mesh, upstreams: &upstreams, budget: &parts.budget, helper: self.helper.as_ref() };
-        let tunnels = tunnels::start_all(around, parts.tunnels)?;
-        tunnels::lead(&upstreams, &tunnels);
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
             budget: parts.budget,

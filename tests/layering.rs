@@ -293,6 +293,46 @@ fn every_counter_is_explained_on_the_metrics_page() {
     assert_eq!(families("turn.counter(\"a\", x); count.raise(\"b\", y)"), ["a", "b"]);
 }
 
+/// Public items and methods of this source, and those of its public traits, whose documentation has no example.
+fn without_example(text: &str) -> Vec<&str> {
+    let (mut found, mut example, mut in_trait) = (Vec::new(), false, false);
+    for line in text.split("\n#[cfg(test)]\n").next().unwrap_or_default().lines() {
+        let item = line.trim_start();
+        if item.starts_with("///") {
+            example |= item.contains("```");
+            continue;
+        }
+        if item.starts_with("#[") {
+            continue;
+        }
+        in_trait = line.starts_with("pub trait ") || (in_trait && line != "}");
+        let of_trait = in_trait && line.strip_prefix("    ").is_some_and(|line| line.starts_with("fn "));
+        let public = ["fn", "const fn", "struct", "enum", "trait", "type", "static"]
+            .iter()
+            .any(|kind| item.strip_prefix("pub ").is_some_and(|rest| rest.starts_with(&format!("{kind} "))));
+        if (public || of_trait) && !example {
+            found.push(item);
+        }
+        example = false;
+    }
+    found
+}
+
+/// `cargo test --doc` runs them.
+#[test]
+fn every_public_item_of_memory_has_an_example() {
+    let memory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/memory");
+    let mut missing = Vec::new();
+    for file in rust_files(&memory) {
+        let text = fs::read_to_string(&file).expect("source is readable");
+        missing.extend(without_example(&text).into_iter().map(|item| format!("{}: {item}", file.display())));
+    }
+    assert!(missing.is_empty(), "without an example:\n{}\n", missing.join("\n"));
+    let text = "/// Two.\npub trait T {\n    /// ```\n    /// ```\n    fn a();\n    /// None.\n    fn b() {\n    }\n}\n\
+                /// ```\n/// ```\n#[must_use]\npub const fn c() {}\npub(super) fn d() {}\nfn e() {}\npub enum F {}";
+    assert_eq!(without_example(text), ["pub trait T {", "fn b() {", "pub enum F {}"], "it can fail");
+}
+
 /// The named files exist: a stale exception would let the next file of that name through.
 #[test]
 fn exceptions_name_files_that_exist() {

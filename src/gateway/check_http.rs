@@ -8,9 +8,10 @@ use regex::Regex;
 
 use super::check_guards;
 use super::check_listener::{copied, count, small};
+use super::check_quic;
 use super::check_quic::{Around, is, listener_tls};
 use super::check_upstream::Kind;
-use super::config::{Http, HttpAction, HttpPath, HttpRoute, HttpSettings};
+use super::config::{Http, HttpAction, HttpPath, HttpRoute, HttpSettings, QuicService};
 use super::raw::RawListener;
 use super::raw_http::{RawHttp, RawHttpRoute};
 use super::raw_quic::{RawRoute, RouteService};
@@ -95,9 +96,10 @@ pub(super) fn rule(route: &HttpRoute) -> Result<Rule, regex::Error> {
 
 fn route(raw: &RawRoute, number: usize, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<HttpRoute> {
     let here = &raw.http;
+    let session = copied(&here.webtransport, false);
     let foreign = [("alpn", &raw.alpn), ("sni", &raw.sni), ("datagrams", &raw.datagrams)];
     for (key, span) in foreign.map(|(key, field)| (key, is(field).map(|at| at.span))) {
-        if let Some(span) = span {
+        if let Some(span) = span.filter(|_| key != "datagrams" || !session) {
             mistakes.add(span, format!("`{key}` does not belong to a route of HTTP"), "take it out");
         }
     }
@@ -221,6 +223,9 @@ fn headers(here: &RawHttpRoute, mistakes: &mut Mistakes) -> Option<Vec<(String, 
 
 fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<HttpAction> {
     let here = &raw.http;
+    if copied(&here.webtransport, false) {
+        return session(raw, around, mistakes);
+    }
     let given: Vec<(&str, Span)> = [
         ("upstream", is(&raw.upstream).map(|at| at.span)),
         ("redirect", is(&here.redirect).map(|at| at.span)),
@@ -271,10 +276,6 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
             files(raw, around.folder, mistakes)?
         }
         (_, _, Field::Is(At { value: RouteService::Demo, .. })) => HttpAction::Demo,
-        (_, _, Field::Is(At { value: RouteService::Echo, .. })) if copied(&here.webtransport, false) => {
-            fit.extend([("webtransport", true), ("protocols", true)]);
-            HttpAction::Session { protocols: protocols(here, mistakes) }
-        }
         (_, _, Field::Is(At { value: RouteService::Echo, span })) => {
             mistakes.add(
                 *span,
@@ -289,14 +290,61 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
         }
         _ => return None,
     };
+    let guards = ["rate", "basic", "jwt", "response"];
+    misfits(here, |key| guards.iter().any(|word| key.starts_with(word)) || fit.contains_key(key), mistakes);
+    Some(action)
+}
+
+/// Keys that do not belong to what answers.
+fn misfits(here: &RawHttpRoute, fits: impl Fn(&str) -> bool, mistakes: &mut Mistakes) {
     let always = ["name", "host", "path", "path_exact", "path_regex", "method", "header", "redirect"];
     for (key, span) in here.given() {
-        let guards = ["rate", "basic", "jwt", "response"].iter().any(|word| key.starts_with(word));
-        if !always.contains(&key) && !guards && !fit.contains_key(key) {
+        if !always.contains(&key) && !fits(key) {
             mistakes.add(span, format!("`{key}` does not belong to what answers here"), "take it out");
         }
     }
-    Some(action)
+}
+
+/// A route of sessions of WebTransport.
+fn session(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<HttpAction> {
+    const INSIDE: &str = "write `service = \"echo\"` or `upstream = \"app\"`";
+    let here = &raw.http;
+    if let Field::Is(At { value: RouteService::Static | RouteService::Respond | RouteService::Demo, span }) =
+        raw.service
+    {
+        mistakes.add(span, "this service answers requests, not sessions of WebTransport", INSIDE);
+        return None;
+    }
+    if let Field::Is(redirect) = &here.redirect {
+        mistakes.add(redirect.span, "sessions of WebTransport cannot be redirected", INSIDE);
+        return None;
+    }
+    misfits(here, |key| ["webtransport", "protocols", "origins"].contains(&key), mistakes);
+    let (service, datagrams) = check_quic::ways(raw, around, mistakes)?;
+    let upstream = if let QuicService::Upstream(name) = &service { Some(name.clone()) } else { None };
+    let echo = service == QuicService::Echo;
+    Some(HttpAction::Session {
+        protocols: protocols(here, mistakes),
+        origins: origins(here, mistakes),
+        echo,
+        upstream,
+        datagrams,
+    })
+}
+
+/// Pages that may open sessions: origins as browsers write them (RFC 6454, section 6.2).
+fn origins(here: &RawHttpRoute, mistakes: &mut Mistakes) -> Vec<String> {
+    let mut origins = Vec::new();
+    for at in is(&here.origins).into_iter().flat_map(|list| list.value.iter().filter_map(is)) {
+        let text = at.value.text.to_ascii_lowercase();
+        let host = text.split_once("://").map_or("", |(_, host)| host);
+        if host.is_empty() || host.contains('/') || HeaderValue::from_str(&text).is_err() {
+            let hint = "write scheme, host and port if it is not the usual one, such as \"https://app.example\"";
+            mistakes.add(at.span, format!("{} is not an origin", at.value.shown()), hint);
+        }
+        origins.push(text);
+    }
+    origins
 }
 
 /// What is spoken in sessions of WebTransport: strings of RFC 8941.

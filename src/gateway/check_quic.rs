@@ -251,6 +251,16 @@ fn route(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option
         mistakes.add(alpn.span, "`alpn` has 1 to 255 bytes", "write the name of a protocol, such as \"echo\"");
         return None;
     }
+    let (service, datagrams) = ways(raw, around, mistakes)?;
+    Some(Route { alpn: alpn.value.text.clone(), service, datagrams })
+}
+
+/// Where streams and datagrams of a route go.
+pub(super) fn ways(
+    raw: &RawRoute,
+    around: &Around<'_>,
+    mistakes: &mut Mistakes,
+) -> Option<(QuicService, Option<String>)> {
     let hint = "write `service = \"echo\"` or `upstream = \"app\"`, or `datagrams` for datagrams alone";
     let (service, kind) = match (&raw.service, &raw.upstream) {
         (Field::Absent, Field::Absent) if !matches!(raw.datagrams, Field::Absent) => (QuicService::Nothing, None),
@@ -299,7 +309,7 @@ fn route(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option
         Field::Absent => None,
         Field::Bad => return None,
     };
-    Some(Route { alpn: alpn.value.text.clone(), service, datagrams })
+    Some((service, datagrams))
 }
 
 fn settings(raw: Option<&RawQuic>, folder: &Path, mistakes: &mut Mistakes) -> QuicSettings {

@@ -11,12 +11,11 @@ use zeroize::Zeroizing;
 
 use super::check_listener::{copied, count};
 use super::check_quic::Around;
-use super::check_upstream::Kind;
-use super::config::{Framed, FramedService, Relay};
-use super::config_wireguard::{InsideService, Key, Mode, Offload, Peer, Speaks, ThreadingMode, Wireguard};
+use super::check_wireguard_service;
+use super::config_wireguard::{Key, Mode, Offload, Peer, ThreadingMode, Wireguard};
 use super::raw_section::{At, Field};
 use super::raw_text::{Text, reason};
-use super::raw_wireguard::{RawMode, RawOffload, RawPeer, RawService, RawSpoken, RawThreading, RawWireguard};
+use super::raw_wireguard::{RawMode, RawOffload, RawPeer, RawThreading, RawWireguard};
 use super::report::{Mistakes, Span};
 use super::wg_conf;
 use crate::transports::wireguard::codec_conf::{Conf, ConfPeer};
@@ -56,8 +55,7 @@ pub(super) fn wireguard(raw: &At<RawWireguard>, around: &Around<'_>, mistakes: &
     if peers.len() > MOST_PEERS {
         mistakes.add(*span, format!("an interface has at most {MOST_PEERS} peers"), "spread them over two interfaces");
     }
-    let services = raw.services.iter().filter_map(|service| self::service(service, &addresses, around, mistakes));
-    let services: Vec<InsideService> = services.collect();
+    let services = check_wireguard_service::services(&raw.services, &addresses, around, mistakes);
     let forward = networks(&raw.forward, mistakes);
     let mode = copied(&raw.mode, RawMode::Auto);
     if let (Field::Is(masquerade), false) = (&raw.masquerade, matches!(mode, RawMode::Tun)) {
@@ -440,71 +438,7 @@ fn seconds_of(day: &str) -> Option<u64> {
     Some((years + months + day - 1) * 24 * 60 * 60)
 }
 
-fn service(
-    raw: &RawService,
-    addresses: &[(IpAddr, Network)],
-    around: &Around<'_>,
-    mistakes: &mut Mistakes,
-) -> Option<InsideService> {
-    let Field::Is(At { value: listen, span }) = &raw.listen else { return None };
-    if !addresses.is_empty() && !addresses.iter().any(|(own, _)| *own == listen.ip()) {
-        let hint = "name one of the interface's own `addresses`, and a port";
-        mistakes.add(*span, format!("{} is not an address of this interface", listen.ip()), hint);
-    }
-    if listen.port() == 0 {
-        mistakes.add(*span, "a service needs a port that peers know", "write a port other than 0");
-    }
-    let Field::Is(At { value: protocol, span: chosen }) = &raw.protocol else { return None };
-    let (own, other) = match protocol {
-        RawSpoken::Framed => ("service", span_of(&raw.upstream).map(|span| ("upstream", span))),
-        RawSpoken::Relay | RawSpoken::Udp => ("upstream", span_of(&raw.service).map(|span| ("service", span))),
-    };
-    if let Some((what, span)) = other {
-        let message = format!("`{what}` does not belong to this protocol, whose word is `{own}`");
-        mistakes.add_pair(span, message, "take it out", *chosen, "the protocol is chosen here");
-    }
-    let speaks = match protocol {
-        RawSpoken::Framed => {
-            if matches!(raw.service, Field::Absent) {
-                mistakes.add(
-                    raw.header,
-                    "a service with protocol `framed` lacks `service`",
-                    "add `service = \"echo\"`",
-                );
-                return None;
-            }
-            Speaks::Framed(Framed { service: FramedService::Echo, ..Framed::default() })
-        }
-        RawSpoken::Relay | RawSpoken::Udp => {
-            let datagrams = matches!(protocol, RawSpoken::Udp);
-            let Field::Is(upstream) = &raw.upstream else {
-                if matches!(raw.upstream, Field::Absent) {
-                    let name = if datagrams { "udp" } else { "relay" };
-                    let hint = around.upstreams.example();
-                    mistakes.add(raw.header, format!("a service with protocol `{name}` lacks `upstream`"), hint);
-                }
-                return None;
-            };
-            around.upstreams.need_plain(upstream, mistakes);
-            match around.upstreams.kind(&upstream.value.text) {
-                Some(Kind::Udp) if !datagrams => {
-                    let hint = "name an upstream whose servers take streams";
-                    mistakes.add(upstream.span, "a relay cannot send its streams to servers over UDP", hint);
-                }
-                Some(Kind::Stream | Kind::Quic) if datagrams => {
-                    let hint = "name an upstream whose servers are written as \"udp://127.0.0.1:53\"";
-                    mistakes.add(upstream.span, "datagrams need servers over UDP", hint);
-                }
-                _ => {}
-            }
-            let name = upstream.value.text.as_str();
-            if datagrams { Speaks::Udp(name.to_owned()) } else { Speaks::Relay(Relay::new(name)) }
-        }
-    };
-    Some(InsideService { listen: *listen, speaks })
-}
-
-fn span_of<T>(field: &Field<T>) -> Option<Span> {
+pub(super) fn span_of<T>(field: &Field<T>) -> Option<Span> {
     match field {
         Field::Is(at) => Some(at.span),
         Field::Absent | Field::Bad => None,

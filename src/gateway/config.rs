@@ -222,6 +222,8 @@ pub enum Balance {
     LeastConnections,
     /// Of two picked at random, the one with fewer connections.
     RandomOfTwo,
+    /// The same for each source address, as long as it is up; the same after a restart, and in every gateway.
+    Hash,
 }
 
 /// `[upstream.limits]`: what one server is asked to bear.

@@ -197,11 +197,19 @@ pub enum HttpAction {
     },
     /// A page that shows the request.
     Demo,
-    /// An echo in sessions of WebTransport.
+    /// Sessions of WebTransport.
     #[non_exhaustive]
     Session {
         /// Protocols inside, the most wanted first. Default none.
         protocols: Vec<String>,
+        /// Pages that may open one, by their origins, in small letters. Default: all.
+        origins: Vec<String>,
+        /// Whether everything goes back to where it came from.
+        echo: bool,
+        /// The upstream that streams go to, each to a server of its own. Default: none, they are refused.
+        upstream: Option<String>,
+        /// The upstream that datagrams go to. Default: where the streams go if that is over QUIC, else none.
+        datagrams: Option<String>,
     },
 }
 

@@ -131,6 +131,9 @@ pub enum Speaks {
     Framed(Framed),
     /// Byte streams, handed to a server of an upstream.
     Relay(Relay),
+    /// HTTP/1.1 and HTTP/2, by routes of its own.
+    #[cfg(feature = "http")]
+    Http(Box<super::config::Http>),
     /// Datagrams, handed to a server of this upstream over UDP.
     Udp(String),
 }

@@ -115,13 +115,7 @@ pub(super) fn made(
             let name: Arc<str> = Arc::from(listener.name.as_str());
             let service = framed.service;
             if let Some(upstream) = &framed.upstream {
-                let mut to = relay_settings(listener, upstream, upstreams).map_err(refuse)?;
-                to.frames = Some(Frames {
-                    format: settings.format,
-                    first_message: settings.first_message,
-                    message_timeout: settings.message_timeout,
-                    slow_after: settings.slow_after,
-                });
+                let to = forward_to(listener, framed, upstream, upstreams).map_err(refuse)?;
                 let network = upstreams.network(upstream);
                 return Ok(Box::new(move || {
                     Box::new(relay::Connections::through(network.clone(), name.clone(), to.clone()))
@@ -176,6 +170,30 @@ pub(super) fn relay_to(
         ProxyOut::V2 => Some(ProxyVersion::V2),
     };
     Ok(settings)
+}
+
+/// How whole messages go to an upstream.
+pub(super) fn forward_to(
+    listener: &Listener,
+    framed: &config::Framed,
+    upstream: &str,
+    upstreams: &Upstreams,
+) -> Result<RelaySettings, String> {
+    let settings = settings_of(listener, framed)?;
+    let mut to = relay_settings(listener, upstream, upstreams)?;
+    to.frames = Some(Frames {
+        format: settings.format,
+        first_message: settings.first_message,
+        message_timeout: settings.message_timeout,
+        slow_after: settings.slow_after,
+    });
+    Ok(to)
+}
+
+/// Who may come in.
+pub(super) const fn caps(limits: &config::Limits) -> Caps {
+    let config::Limits { connections, per_source, half_open, .. } = *limits;
+    Caps { connections, per_source, half_open, base_bytes: BASE_BYTES }
 }
 
 /// What a stream to a server of an upstream may do.
@@ -234,12 +252,7 @@ pub(super) fn start_all(
         let name: Arc<str> = Arc::from(listener.name.as_str());
         let settings = AcceptorSettings {
             name: name.clone(),
-            caps: Caps {
-                connections: listener.limits.connections,
-                per_source: listener.limits.per_source,
-                half_open: listener.limits.half_open,
-                base_bytes: BASE_BYTES,
-            },
+            caps: caps(&listener.limits),
             budget: budget.clone(),
             shed_delay: SHED_DELAY,
             occupancy: occupancy.clone(),

@@ -354,16 +354,22 @@ fn routes(listener: &Listener, quic: &config::Quic, upstreams: &Upstreams) -> Ro
     let to = |route: &config::Route| match &route.service {
         QuicService::Echo => Way::Echo,
         QuicService::Upstream(name) => {
-            // Over QUIC a server takes datagrams as well.
-            let datagrams = route.datagrams.as_ref().or_else(|| upstreams.links(name).map(|_| name));
-            Way::Relay(Arc::new(target(listener, Some(name), datagrams, upstreams)))
+            Way::Relay(Arc::new(target(listener, Some(name), route.datagrams.as_ref(), upstreams)))
         }
         QuicService::Nothing => Way::Relay(Arc::new(target(listener, None, route.datagrams.as_ref(), upstreams))),
     };
     quic.routes.iter().map(|route| (route.alpn.as_bytes().to_vec(), to(route))).collect()
 }
 
-fn target(listener: &Listener, streams: Option<&String>, datagrams: Option<&String>, upstreams: &Upstreams) -> Target {
+/// Where the streams and datagrams of connections go, or of sessions inside them.
+pub(super) fn target(
+    listener: &Listener,
+    streams: Option<&String>,
+    datagrams: Option<&String>,
+    upstreams: &Upstreams,
+) -> Target {
+    // Over QUIC a server takes datagrams as well.
+    let datagrams = datagrams.or_else(|| streams.filter(|name| upstreams.links(name).is_some()));
     Target {
         streams: streams.and_then(|name| upstreams.relay(name, &listener.limits)).map(Arc::new),
         network: streams.map(|name| upstreams.network(name)).unwrap_or_default(),

@@ -344,6 +344,28 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
     raw
 }
 
+/// What a service inside a tunnel says beside its address and protocol, which are its own: in the words of a listener.
+pub(super) fn inside(section: &mut Section<'_, '_>, route: &'static str) -> RawListener {
+    RawListener {
+        header: section.header,
+        name: Field::Absent,
+        listen: Field::Absent,
+        protocol: Field::Absent,
+        service: section.choice("service", &SERVICES),
+        upstream: section.text("upstream", "\"app\""),
+        limits: limits(None),
+        framed: None,
+        relay: None,
+        certificate: section.one_or_more("certificate", "\"local\""),
+        tls: section.section("tls", raw_quic::TLS, raw_quic::TLS_KEYS).map(raw_quic::tls),
+        routes: tables(section, "route", "a route", route, raw_quic::ROUTE_KEYS, raw_quic::route),
+        http: section.section("http", raw_http::HTTP, raw_http::HTTP_KEYS).map(raw_http::http),
+        quic: None,
+        wireguard: None,
+        options: None,
+    }
+}
+
 pub(super) fn name(section: &mut Section<'_, '_>, of: &str, example: &str) -> Field<Text> {
     let found = section.text("name", example);
     found.and_then(|At { value, span }| {

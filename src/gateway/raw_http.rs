@@ -75,6 +75,7 @@ pub(super) struct RawHttpRoute {
     pub(super) max_body: Field<u64>,
     pub(super) webtransport: Field<bool>,
     pub(super) protocols: Texts,
+    pub(super) origins: Texts,
     pub(super) guards: RawGuards,
 }
 
@@ -128,6 +129,7 @@ pub(super) fn route(section: &mut Section<'_, '_>) -> RawHttpRoute {
         max_body: section.size("max_body", 0..=1 << 50),
         webtransport: section.boolean("webtransport"),
         protocols: section.one_or_more("protocols", "\"moq-00\""),
+        origins: section.one_or_more("origins", "\"https://app.example\""),
         guards: guards(section),
     }
 }
@@ -146,7 +148,12 @@ impl RawHttpRoute {
             (&self.root, "root"),
             (&self.index, "index"),
         ];
-        let lists = [(&self.method, "method"), (&self.header, "header"), (&self.protocols, "protocols")];
+        let lists = [
+            (&self.method, "method"),
+            (&self.header, "header"),
+            (&self.protocols, "protocols"),
+            (&self.origins, "origins"),
+        ];
         let numbers = [(&self.status, "status"), (&self.retries, "retries"), (&self.max_body, "max_body")];
         let texts = texts.map(|(field, key)| (key, span(field)));
         let lists = lists.map(|(field, key)| (key, span(field)));

@@ -39,6 +39,7 @@ pub(super) const ROUTE_KEYS: &[&str] = &[
     "max_body",
     "webtransport",
     "protocols",
+    "origins",
     "rewrite",
     "request_set",
     "request_add",

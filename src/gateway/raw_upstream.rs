@@ -22,10 +22,11 @@ pub(super) const LIMITS_KEYS: &[&str] = &["connections", "connect_timeout"];
 pub(super) const HEALTH_KEYS: &[&str] =
     &["eject_after", "eject_for", "check", "path", "interval", "timeout", "healthy_after", "unhealthy_after"];
 
-const BALANCE: [(&str, Balance); 3] = [
+const BALANCE: [(&str, Balance); 4] = [
     ("round-robin", Balance::RoundRobin),
     ("least-connections", Balance::LeastConnections),
     ("random-of-two", Balance::RandomOfTwo),
+    ("hash", Balance::Hash),
 ];
 const CHECK: [(&str, Check); 3] = [("off", Check::Off), ("tcp", Check::Tcp), ("http", Check::Http)];
 

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::raw::{DAY, name, tables, unknown_keys};
+use super::raw::{DAY, RawListener, name, tables, unknown_keys};
 use super::raw_quic::Texts;
 use super::raw_section::{At, Field, Section};
 use super::raw_text::Text;
@@ -46,7 +46,10 @@ pub(super) const PEER_KEYS: &[&str] = &[
     "expires",
     "metrics",
 ];
-pub(super) const SERVICE_KEYS: &[&str] = &["listen", "protocol", "service", "upstream"];
+/// A route of an HTTP service inside.
+pub(super) const SERVICE_ROUTE: &str = "[[listener.wireguard.service.route]]";
+pub(super) const SERVICE_KEYS: &[&str] =
+    &["listen", "protocol", "service", "upstream", "certificate", "tls", "route", "http"];
 
 const MODES: [(&str, RawMode); 4] =
     [("auto", RawMode::Auto), ("private", RawMode::Private), ("netstack", RawMode::Netstack), ("tun", RawMode::Tun)];
@@ -55,9 +58,8 @@ const THREADING: [(&str, RawThreading); 3] =
 const OFFLOAD: [(&str, RawOffload); 3] =
     [("auto", RawOffload::Auto), ("tcp", RawOffload::Tcp), ("off", RawOffload::Off)];
 const PEER_TO_PEER: [(&str, bool); 2] = [("deny", false), ("direct", true)];
-const SPOKEN: [(&str, RawSpoken); 3] =
-    [("framed", RawSpoken::Framed), ("relay", RawSpoken::Relay), ("udp", RawSpoken::Udp)];
-const SERVICES: [(&str, ()); 1] = [("echo", ())];
+const SPOKEN: [(&str, RawSpoken); 4] =
+    [("framed", RawSpoken::Framed), ("relay", RawSpoken::Relay), ("http", RawSpoken::Http), ("udp", RawSpoken::Udp)];
 
 const MTU: RangeInclusive<u64> = 576..=9_000;
 const HANDSHAKES: RangeInclusive<u64> = 64..=1_000_000;
@@ -96,6 +98,7 @@ pub(super) enum RawThreading {
 pub(super) enum RawSpoken {
     Framed,
     Relay,
+    Http,
     Udp,
 }
 
@@ -146,8 +149,8 @@ pub(super) struct RawService {
     pub(super) header: Span,
     pub(super) listen: Field<SocketAddr>,
     pub(super) protocol: Field<RawSpoken>,
-    pub(super) service: Field<()>,
-    pub(super) upstream: Field<Text>,
+    /// The rest, as a listener has it.
+    pub(super) rest: RawListener,
 }
 
 pub(super) fn wireguard(mut section: Section<'_, '_>) -> At<RawWireguard> {
@@ -204,8 +207,7 @@ fn service(mut section: Section<'_, '_>) -> RawService {
         header: section.header,
         listen: section.address("listen"),
         protocol: section.choice("protocol", &SPOKEN),
-        service: section.choice("service", &SERVICES),
-        upstream: section.text("upstream", "\"app\""),
+        rest: super::raw::inside(&mut section, SERVICE_ROUTE),
     };
     section.need(&raw.listen, "listen", "\"10.98.0.1:7001\"");
     section.need(&raw.protocol, "protocol", "\"framed\"");

@@ -128,6 +128,8 @@ impl Gateway {
                 before: (&before, &certificates_before),
                 now: (&upstreams, &certificates),
             };
+            // Before listeners: whoever they let in may be led into a tunnel that is there already.
+            tunnels::lead(&upstreams, &tunnels_before);
             let started = self.start_new(&step, &mut done);
             #[cfg(feature = "quic")]
             let started = started
@@ -143,13 +145,15 @@ impl Gateway {
             }
         };
         // Tunnels come last of what can fail: an error leaves what was changed of them, and says so.
-        let steps = tunnels::plan(&tunnels_before, &new, running.upstreams != new.upstreams);
         let around = tunnels::Around {
             mesh: &self.mesh,
             upstreams: &upstreams,
+            certificates: &certificates,
+            before: Some((&before, &certificates_before)),
             budget: &self.status.budget,
             helper: self.helper.as_ref(),
         };
+        let steps = tunnels::plan(around, &tunnels_before, &new);
         let tunnels = steps.and_then(|steps| tunnels::apply(around, &tunnels_before, steps, &mut done));
         let tunnels = match tunnels {
             Ok(tunnels) => tunnels,

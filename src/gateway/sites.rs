@@ -22,6 +22,8 @@ use crate::transports::http::{Action, Connections, Published, Route, Settings, S
 use crate::transports::http::{Inside, OverQuic};
 #[cfg(feature = "quic")]
 use crate::transports::quic::{Application, Echo};
+#[cfg(feature = "quic")]
+use crate::transports::relay;
 use crate::transports::tcp::OnAccept;
 
 /// The site of a listener: what its connections ask for, and what they are to find there once it is started.
@@ -42,17 +44,33 @@ impl Web {
         #[cfg(feature = "quic")]
         self.over_quic.set(self.settings.clone());
     }
+
+    /// What starts the connections of clients that do not come from an acceptor.
+    #[cfg(feature = "wireguard")]
+    pub(super) fn connections(&self) -> Connections {
+        Connections::new(self.settings.clone(), self.live.clone())
+    }
 }
 
 /// The names of the upstreams that routes lead to.
 pub(super) fn upstreams_of(http: &Http) -> impl Iterator<Item = &str> {
+    http.routes.iter().flat_map(|route| {
+        let (first, second) = match &route.action {
+            HttpAction::Upstream(name) => (Some(name), None),
+            HttpAction::Session { upstream, datagrams, .. } => (upstream.as_ref(), datagrams.as_ref()),
+            HttpAction::Respond { .. } | HttpAction::Redirect { .. } | HttpAction::Static { .. } | HttpAction::Demo => {
+                (None, None)
+            }
+        };
+        first.into_iter().chain(second).map(String::as_str)
+    })
+}
+
+/// The names of those that requests are sent to.
+fn servers_of(http: &Http) -> impl Iterator<Item = &str> {
     http.routes.iter().filter_map(|route| match &route.action {
         HttpAction::Upstream(name) => Some(name.as_str()),
-        HttpAction::Respond { .. }
-        | HttpAction::Redirect { .. }
-        | HttpAction::Static { .. }
-        | HttpAction::Demo
-        | HttpAction::Session { .. } => None,
+        _ => None,
     })
 }
 
@@ -94,7 +112,7 @@ pub(super) fn make(
         sessions: http.routes.iter().any(|route| matches!(route.action, HttpAction::Session { .. })),
     };
     let mut servers: BTreeMap<&str, Arc<Upstream>> = BTreeMap::new();
-    for name in upstreams_of(http) {
+    for name in servers_of(http) {
         if !servers.contains_key(name) {
             let upstream = upstreams.http(name).ok_or_else(|| format!("there is no upstream `{name}`"))?;
             servers.insert(name, upstream);
@@ -104,7 +122,7 @@ pub(super) fn make(
     for route in &http.routes {
         let rule = rule(route).map_err(|error| error.to_string())?;
         let rewrite = check_guards::rewrite_of(&rule.path, route.strip_prefix, route.rewrite.as_deref());
-        routes.push((rule, self::route(route, rewrite, &servers)?));
+        routes.push((rule, self::route(listener, route, rewrite, &servers, upstreams)?));
     }
     let site = Site::new(routes).map_err(|tie| tie.to_string())?;
     let (settings, next) = (Arc::new(settings), Arc::new(site));
@@ -130,7 +148,13 @@ fn alternative(port: u16) -> HeaderValue {
     HeaderValue::try_from(format!("h3=\":{port}\"; ma=86400")).unwrap_or(HeaderValue::from_static("clear"))
 }
 
-fn route(route: &HttpRoute, rewrite: Rewrite, servers: &BTreeMap<&str, Arc<Upstream>>) -> Result<Route, String> {
+fn route(
+    listener: &Listener,
+    route: &HttpRoute,
+    rewrite: Rewrite,
+    servers: &BTreeMap<&str, Arc<Upstream>>,
+    upstreams: &Upstreams,
+) -> Result<Route, String> {
     let status = |status: u16| StatusCode::from_u16(status).map_err(|error| error.to_string());
     let action = match &route.action {
         HttpAction::Upstream(name) => {
@@ -148,12 +172,21 @@ fn route(route: &HttpRoute, rewrite: Rewrite, servers: &BTreeMap<&str, Arc<Upstr
         }
         HttpAction::Demo => Action::Demo,
         #[cfg(feature = "quic")]
-        HttpAction::Session { protocols } => {
-            let make = Arc::new(|| Box::new(Echo::default()) as Box<dyn Application>);
-            Action::Session(Inside { protocols: protocols.clone(), make })
+        HttpAction::Session { protocols, origins, echo, upstream, datagrams } => {
+            let make: Arc<dyn Fn() -> Box<dyn Application> + Send + Sync> = if *echo {
+                Arc::new(|| Box::new(Echo::default()))
+            } else {
+                let to = super::quic::target(listener, upstream.as_ref(), datagrams.as_ref(), upstreams);
+                let (to, name) = (Arc::new(to), Arc::<str>::from(listener.name.as_str()));
+                Arc::new(move || Box::new(relay::Inside::new(name.clone(), to.clone())))
+            };
+            Action::Session(Inside { protocols: protocols.clone(), origins: origins.clone(), make })
         }
         #[cfg(not(feature = "quic"))]
-        HttpAction::Session { .. } => return Err("WebTransport needs a build with the feature `quic`".to_owned()),
+        HttpAction::Session { .. } => {
+            let _ = (listener, upstreams);
+            return Err("WebTransport needs a build with the feature `quic`".to_owned());
+        }
     };
     let (request, response) = check_guards::edits_of(&route.edits);
     Ok(Route {

@@ -1,7 +1,7 @@
 //! WireGuard listeners: from their configuration to running interfaces with what is inside, and through reloads.
 //!
-//! A reload that changes peers alone changes peers alone: sessions of the others go on. Services of a netstack change
-//! without touching it. Anything else makes the interface anew, on the same socket.
+//! A reload that changes peers alone changes peers alone: sessions of the others go on. Services of streams change
+//! without touching the interface. Anything else makes it anew, on the same socket.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -14,7 +14,10 @@ use parking_lot::Mutex;
 use socket2::SockRef;
 
 use super::config::{Config, Listener, Protocol};
-use super::config_wireguard::{Key, Speaks, ThreadingMode, Wireguard};
+use super::config_wireguard::{InsideService, Key, Speaks, ThreadingMode, Wireguard};
+#[cfg(feature = "http")]
+use super::sites;
+use super::sites::Certificates;
 pub(super) use super::tunnels_api::api;
 use super::tunnels_inside::{self, Inside, Running};
 use super::upstreams::Upstreams;
@@ -59,9 +62,33 @@ pub(crate) type Tunnels = Mutex<Vec<Arc<Tunnel>>>;
 pub(super) struct Around<'a> {
     pub(super) mesh: &'a Mesh,
     pub(super) upstreams: &'a Upstreams,
+    pub(super) certificates: &'a Certificates,
+    /// Those that a reload replaces.
+    pub(super) before: Option<(&'a Upstreams, &'a Certificates)>,
     pub(super) budget: &'a Budget,
     /// The program that makes private networks, if there is one.
     pub(super) helper: Option<&'a PathBuf>,
+}
+
+impl Around<'_> {
+    /// Whether what a service leads to is the same as before the reload.
+    pub(super) fn is_as_before(&self, speaks: &Speaks) -> bool {
+        let Some((upstreams, certificates)) = self.before else { return false };
+        let same = |name: &str| match (upstreams.get(name), self.upstreams.get(name)) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (_, None) | (None, _) => false,
+        };
+        match speaks {
+            Speaks::Framed(framed) => framed.upstream.as_deref().is_none_or(same),
+            Speaks::Relay(relay) => same(&relay.upstream),
+            Speaks::Udp(upstream) => same(upstream),
+            #[cfg(feature = "http")]
+            Speaks::Http(http) => {
+                sites::upstreams_of(http).all(same)
+                    && http.tls.as_ref().is_none_or(|tls| certificates.same_for(self.certificates, tls))
+            }
+        }
+    }
 }
 
 /// A socket that is bound and not served yet.
@@ -289,7 +316,7 @@ impl Tunnel {
 /// What a reload does to one listener.
 pub(super) enum Step {
     Keep(Arc<Tunnel>),
-    /// Only peers, or services of a netstack, are other ones.
+    /// Only peers, or services of streams, are other ones.
     Adjust(Arc<Tunnel>, Listener),
     Start(Bound),
     /// Made anew on the socket it has.
@@ -297,7 +324,7 @@ pub(super) enum Step {
 }
 
 /// What a reload is going to do; everything that can fail before something is stopped has happened.
-pub(super) fn plan(old: &[Arc<Tunnel>], new: &Config, upstreams_changed: bool) -> Result<Vec<Step>, StartError> {
+pub(super) fn plan(around: Around<'_>, old: &[Arc<Tunnel>], new: &Config) -> Result<Vec<Step>, StartError> {
     let mut steps = Vec::new();
     for listener in new.listeners.iter().filter(|listener| of(listener).is_some()) {
         let running = old.iter().find(|tunnel| *tunnel.name == *listener.name);
@@ -308,7 +335,7 @@ pub(super) fn plan(old: &[Arc<Tunnel>], new: &Config, upstreams_changed: bool) -
                 Step::Renew(tunnel.clone(), listener.clone())
             }
             Some(tunnel) if !tunnel.accepting() => Step::Start(bind_one(listener)?),
-            Some(tunnel) => match compare(&tunnel.configured, listener, upstreams_changed, &tunnel.inside) {
+            Some(tunnel) => match compare(around, &tunnel.configured, listener) {
                 Difference::None => Step::Keep(tunnel.clone()),
                 Difference::PeersOrServices => Step::Adjust(tunnel.clone(), listener.clone()),
                 Difference::Address => Step::Start(bind_one(listener)?),
@@ -326,7 +353,7 @@ enum Difference {
     Address,
 }
 
-fn compare(old: &Listener, new: &Listener, upstreams_changed: bool, inside: &Inside) -> Difference {
+fn compare(around: Around<'_>, old: &Listener, new: &Listener) -> Difference {
     let (Some(was), Some(is)) = (of(old), of(new)) else { return Difference::Interface };
     if old.listen != new.listen {
         return Difference::Address;
@@ -338,13 +365,16 @@ fn compare(old: &Listener, new: &Listener, upstreams_changed: bool, inside: &Ins
         warnings: was.warnings.clone(),
         ..is.clone()
     };
-    let udp = |wireguard: &Wireguard| wireguard.services.iter().any(|one| matches!(one.speaks, Speaks::Udp(_)));
-    let relays = is.services.iter().any(|one| matches!(one.speaks, Speaks::Relay(_) | Speaks::Udp(_)));
-    let services = was.services != is.services || (upstreams_changed && relays);
-    let fixed = !matches!(inside.running, Running::Netstack(_)) || udp(was) || udp(is);
-    if alike != *was || old.limits != new.limits || (services && fixed) {
+    let same = |one: &InsideService| around.is_as_before(&one.speaks);
+    fn udp(wireguard: &Wireguard) -> impl Iterator<Item = &InsideService> {
+        wireguard.services.iter().filter(|one| matches!(one.speaks, Speaks::Udp(_)))
+    }
+    // What takes datagrams out stands before everything that is inside.
+    let fixed = !udp(was).eq(udp(is)) || !udp(is).all(same);
+    if alike != *was || old.limits != new.limits || fixed {
         return Difference::Interface;
     }
+    let services = was.services != is.services || !is.services.iter().all(same);
     if was.peers == is.peers && !services { Difference::None } else { Difference::PeersOrServices }
 }
 

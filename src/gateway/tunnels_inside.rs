@@ -1,17 +1,24 @@
 //! What is inside a tunnel: a private network, an interface of the host, or a netstack, with the services there.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::config::{Listener, Protocol};
+use super::config::{FramedService, Listener, Protocol};
 use super::config_wireguard::{InsideService, Mode, Speaks, Wireguard};
+use super::sites::Web;
 use super::tunnels::Around;
 use super::tunnels_kernel::{self, Join, Kernel};
 use super::tunnels_way::Kept;
 use super::{StartError, listeners, tunnels_datagrams};
 use crate::actors::{Control, Mail, Place};
 use crate::transports::framed::Echo;
-use crate::transports::netstack::{self, Beside, Forwarded, Framed, MakeServe, NetMsg, Relayed};
+use crate::transports::framed::rooms::Limits;
+#[cfg(feature = "http")]
+use crate::transports::kit::admission::{Admission, Occupancy};
+#[cfg(feature = "http")]
+use crate::transports::netstack::Sited;
+use crate::transports::netstack::{self, Beside, Forwarded, Framed, MakeServe, NetMsg, Relayed, Roomed};
 use crate::transports::relay::Way;
 use crate::transports::tun::HostNetwork;
 use crate::transports::wireguard::{self as wg, Interface, Threading};
@@ -23,6 +30,16 @@ pub(crate) struct Inside {
     pub(super) why: Option<String>,
     /// What takes datagrams out before it.
     beside: Option<Beside>,
+    /// What a netstack serves.
+    stacked: Vec<Stacked>,
+}
+
+/// A service of a netstack.
+#[derive(Clone)]
+struct Stacked {
+    service: InsideService,
+    make: MakeServe,
+    web: Option<Web>,
 }
 
 /// The three kinds.
@@ -78,29 +95,36 @@ impl Inside {
         }
     }
 
-    /// The same network with other peers, and, if it is a netstack, other services.
+    /// The same network with other peers and other services.
     pub(super) fn adjusted(
         &self,
         around: Around<'_>,
         listener: &Listener,
         wireguard: &Wireguard,
     ) -> Result<Self, StartError> {
+        let mut stacked = Vec::new();
         let running = match &self.running {
             Running::Netstack(stack) => {
+                stacked = in_netstack(around, listener, wireguard, &self.stacked)?;
                 // Refused only when it is flooded; then its services stay those of before, which is said.
-                if stack.tell(NetMsg::Services(in_netstack(around, listener, wireguard)?)).is_err() {
+                if stack.tell(NetMsg::Services(served(&stacked))).is_err() {
                     tracing::warn!(listener = %listener.name, "the netstack is too busy to change its services");
                 }
+                stacked.iter().filter_map(|one| one.web.as_ref()).for_each(Web::publish);
                 Running::Netstack(stack.clone())
             }
             // Everything that is not its own goes into the tunnel, whoever the peers are.
-            Running::Private(kernel) => Running::Private(kernel.clone()),
+            Running::Private(kernel) => {
+                kernel.adjust(around, listener, wireguard)?;
+                Running::Private(kernel.clone())
+            }
             Running::Tun(kernel) => {
+                kernel.adjust(around, listener, wireguard)?;
                 kernel.reroute(&listener.name, wireguard);
                 Running::Tun(kernel.clone())
             }
         };
-        Ok(Self { running, why: self.why.clone(), beside: self.beside.clone() })
+        Ok(Self { running, why: self.why.clone(), beside: self.beside.clone(), stacked })
     }
 }
 
@@ -124,7 +148,11 @@ pub(super) fn start(
     };
     let beside = tunnels_datagrams::start(around, listener, wireguard, interface, place)?;
     let join = Join { around, listener, wireguard, interface, place, beside: beside.as_ref() };
-    let netstack = || netstack_of(join).map(Running::Netstack);
+    let mut stacked = Vec::new();
+    let mut netstack = || {
+        stacked = in_netstack(around, listener, wireguard, &[])?;
+        netstack_of(join, served(&stacked)).map(Running::Netstack)
+    };
     let started = match wireguard.mode {
         Mode::Netstack => netstack().map(|running| (running, None)),
         Mode::Tun => tunnels_kernel::host(join).map(|kernel| (Running::Tun(Arc::new(kernel)), None)),
@@ -135,7 +163,7 @@ pub(super) fn start(
         },
     };
     match started {
-        Ok((running, why)) => Ok(Inside { running, why, beside }),
+        Ok((running, why)) => Ok(Inside { running, why, beside, stacked }),
         Err(error) => {
             beside.iter().for_each(Beside::stop);
             Err(error)
@@ -153,16 +181,18 @@ pub(super) fn as_listener(listener: &Listener, service: &InsideService) -> Optio
         protocol: match &service.speaks {
             Speaks::Framed(framed) => Protocol::Framed(framed.clone()),
             Speaks::Relay(relay) => Protocol::Relay(relay.clone()),
+            #[cfg(feature = "http")]
+            Speaks::Http(http) => Protocol::Http(http.clone()),
             Speaks::Udp(_) => return None,
         },
     })
 }
 
-fn netstack_of(join: Join<'_>) -> Result<Mail<NetMsg>, StartError> {
+fn netstack_of(join: Join<'_>, services: Vec<(SocketAddr, MakeServe)>) -> Result<Mail<NetMsg>, StartError> {
     let Join { around, listener, wireguard, interface, place, beside } = join;
     let mtu = usize::from(wireguard.mtu);
     let mut settings = netstack::Settings::new(&listener.name, wireguard.addresses.clone(), mtu);
-    settings.services = in_netstack(around, listener, wireguard)?;
+    settings.services = services;
     if !wireguard.forward.is_empty() {
         let (name, idle) = (Arc::<str>::from(listener.name.as_str()), listener.limits.idle);
         let idle = (!idle.is_zero()).then_some(idle);
@@ -172,35 +202,83 @@ fn netstack_of(join: Join<'_>) -> Result<Mail<NetMsg>, StartError> {
     wg::start_netstack_beside(around.mesh, place, interface, settings, beside.cloned()).map_err(StartError::Spawn)
 }
 
+fn served(stacked: &[Stacked]) -> Vec<(SocketAddr, MakeServe)> {
+    stacked.iter().map(|one| (one.service.listen, one.make.clone())).collect()
+}
+
+/// The services of a netstack. Those that are as `before` stay the very same.
 fn in_netstack(
     around: Around<'_>,
     listener: &Listener,
     wireguard: &Wireguard,
-) -> Result<Vec<(std::net::SocketAddr, MakeServe)>, StartError> {
+    before: &[Stacked],
+) -> Result<Vec<Stacked>, StartError> {
     let mut all = Vec::new();
     for service in &wireguard.services {
+        let known = before.iter().find(|known| known.service.listen == service.listen);
+        if let Some(known) = known.filter(|known| known.service == *service && around.is_as_before(&service.speaks)) {
+            all.push(known.clone());
+            continue;
+        }
+        let web = known.and_then(|known| known.web.as_ref());
         let Some(own) = as_listener(listener, service) else { continue };
-        let refuse =
-            |message: String| StartError::Options { listener: own.name.clone(), place: own.place.clone(), message };
-        let name: Arc<str> = Arc::from(own.name.as_str());
-        let make: MakeServe = match &service.speaks {
-            Speaks::Framed(framed) => {
-                let settings = Arc::new(listeners::settings_of(&own, framed).map_err(refuse)?);
-                Arc::new(move || Box::new(Framed::new(name.clone(), settings.clone(), || Echo)))
-            }
-            Speaks::Relay(relay) => {
-                let mut settings = around
-                    .upstreams
-                    .relay(&relay.upstream, &own.limits)
-                    .ok_or_else(|| refuse(format!("there is no upstream `{}`", relay.upstream)))?;
-                settings.attempts = usize::try_from(relay.attempts).unwrap_or(usize::MAX);
-                let (network, settings) = (around.upstreams.network(&relay.upstream), Arc::new(settings));
-                Arc::new(move || Box::new(Relayed::new(network.clone(), name.clone(), settings.clone())))
-            }
-            // Taken out before they come here.
-            Speaks::Udp(_) => continue,
-        };
-        all.push((service.listen, make));
+        let made = stacked(around, &own, &service.speaks, web).map_err(|message| StartError::Options {
+            listener: own.name.clone(),
+            place: own.place.clone(),
+            message,
+        })?;
+        let Some((make, web)) = made else { continue };
+        all.push(Stacked { service: service.clone(), make, web });
     }
     Ok(all)
+}
+
+/// What serves one; nothing if that is not the netstack's affair.
+fn stacked(
+    around: Around<'_>,
+    own: &Listener,
+    speaks: &Speaks,
+    before: Option<&Web>,
+) -> Result<Option<(MakeServe, Option<Web>)>, String> {
+    #[cfg(not(feature = "http"))]
+    let _: Option<&Web> = before;
+    let name: Arc<str> = Arc::from(own.name.as_str());
+    let make: MakeServe = match speaks {
+        Speaks::Framed(framed) => match (framed.service, &framed.upstream) {
+            (FramedService::Forward, Some(upstream)) => {
+                let settings = Arc::new(listeners::forward_to(own, framed, upstream, around.upstreams)?);
+                let network = around.upstreams.network(upstream);
+                Arc::new(move || Box::new(Relayed::new(network.clone(), name.clone(), settings.clone())))
+            }
+            (FramedService::Rooms, _) => {
+                let settings = listeners::settings_of(own, framed)?;
+                Arc::new(move || Box::new(Roomed::new(name.clone(), settings.clone(), Limits::default())))
+            }
+            // Forwarding without an upstream is refused by the check.
+            (FramedService::Echo | FramedService::Forward, _) => {
+                let settings = Arc::new(listeners::settings_of(own, framed)?);
+                Arc::new(move || Box::new(Framed::new(name.clone(), settings.clone(), || Echo)))
+            }
+        },
+        Speaks::Relay(relay) => {
+            let settings = Arc::new(listeners::relay_to(own, relay, &relay.upstream, around.upstreams)?);
+            let network = around.upstreams.network(&relay.upstream);
+            Arc::new(move || Box::new(Relayed::new(network.clone(), name.clone(), settings.clone())))
+        }
+        #[cfg(feature = "http")]
+        Speaks::Http(http) => {
+            let port = own.listen.port();
+            let (_, web) = super::sites::make(own, http, around.upstreams, around.certificates, before, port)?;
+            let (caps, budget) = (listeners::caps(&own.limits), around.budget.clone());
+            let (occupancy, site) = (Arc::<Occupancy>::default(), web.clone());
+            let make: MakeServe = Arc::new(move || {
+                let admission = Admission::new(caps, budget.clone(), occupancy.clone());
+                Box::new(Sited::new(site.connections(), name.clone(), admission))
+            });
+            return Ok(Some((make, Some(web))));
+        }
+        // Taken out before they come here.
+        Speaks::Udp(_) => return Ok(None),
+    };
+    Ok(Some((make, None)))
 }

@@ -1,6 +1,8 @@
 //! Tunnels whose inside is a network of the kernel: a private one, or the host's, with acceptors for what is served
 //! there.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use parking_lot::Mutex;
 use super::config::{Listener, Protocol};
 use super::config_wireguard::{InsideService, Offload, Speaks, Wireguard};
 use super::listeners::{self, Prepared};
+use super::sites::Web;
 use super::tunnels::Around;
 use super::tunnels_inside::as_listener;
 use super::tunnels_way::{Bound, Kept};
@@ -35,25 +38,97 @@ const TRIES: (u32, Duration) = (100, Duration::from_millis(10));
 /// A network whose TCP is the kernel's.
 pub(super) struct Kernel<N> {
     tun: Mail<TunMsg>,
-    services: Vec<Arc<ListenerStatus>>,
+    /// Those of the configuration by their words, and what forwards.
+    services: Mutex<Vec<(Option<InsideService>, Arc<ListenerStatus>)>>,
     /// Gone once it is stopped.
     network: Mutex<Option<N>>,
 }
 
+/// Where the sockets of services are made.
+pub(super) trait Listens {
+    fn listen(&self, at: SocketAddr) -> io::Result<TcpListener>;
+}
+
+impl Listens for Kept {
+    fn listen(&self, at: SocketAddr) -> io::Result<TcpListener> {
+        Self::listen(self, at)
+    }
+}
+
+impl Listens for HostNetwork {
+    fn listen(&self, at: SocketAddr) -> io::Result<TcpListener> {
+        tcp::bind(at)
+    }
+}
+
 impl<N> Kernel<N> {
     pub(super) fn is_alive(&self) -> bool {
-        !self.tun.is_closed() && self.services.iter().all(|service| service.accepting())
+        !self.tun.is_closed() && self.services.lock().iter().all(|(_, service)| service.accepting())
     }
 
     pub(super) fn drain(&self, by: Instant) {
-        self.services.iter().for_each(|service| service.acceptor.control(Control::Drain(by)));
+        self.tell_services(|| Control::Drain(by));
     }
 
     pub(super) fn stop(&self) {
-        self.services.iter().for_each(|service| service.acceptor.control(Control::Stop));
+        self.tell_services(|| Control::Stop);
         self.tun.control(Control::Stop);
         // Rules and helpers go now: the next interface may want the same.
         drop(self.network.lock().take());
+    }
+
+    fn tell_services(&self, what: impl Fn() -> Control) {
+        self.services.lock().iter().for_each(|(_, service)| service.acceptor.control(what()));
+    }
+}
+
+impl<N: Listens> Kernel<N> {
+    /// Serves what the configuration says now. What is as before goes on; what is changed keeps its socket.
+    pub(super) fn adjust(
+        &self,
+        around: Around<'_>,
+        listener: &Listener,
+        wireguard: &Wireguard,
+    ) -> Result<(), StartError> {
+        let mut running = self.services.lock();
+        let network = self.network.lock();
+        let Some(network) = network.as_ref() else { return Err(refuse(listener, "it has ended".to_owned())) };
+        let (mut kept, mut prepared, mut words) = (Vec::new(), Vec::new(), Vec::new());
+        for service in streams(wireguard) {
+            let known = running.iter().find(|(_, status)| status.configured == service.listen);
+            match known {
+                Some((Some(was), status)) if was == service && around.is_as_before(&service.speaks) => {
+                    kept.push((Some(service.clone()), status.clone()));
+                    continue;
+                }
+                _ => {}
+            }
+            let status = known.map(|(_, status)| &**status);
+            let socket = match status.and_then(|status| status.socket.upgrade()) {
+                Some(socket) => Ok(socket),
+                None => network.listen(service.listen).map(Arc::new).map_err(|error| error.to_string()),
+            };
+            prepared.push(prepare(around, listener, service, socket, status)?);
+            words.push(Some(service.clone()));
+        }
+        let started = listeners::start_all(around.mesh, prepared, around.budget)?;
+        started.iter().filter_map(|status| status.web.as_ref()).for_each(Web::publish);
+        kept.extend(words.into_iter().zip(started));
+        for (was, status) in running.iter() {
+            if was.is_none() {
+                kept.push((None, status.clone()));
+            } else if !kept.iter().any(|(_, now)| Arc::ptr_eq(now, status)) {
+                status.acceptor.control(Control::Stop);
+                // Nobody serves there any more: the port is free at once.
+                if let Some(socket) = status.socket.upgrade()
+                    && !kept.iter().any(|(_, now)| now.configured == status.configured)
+                {
+                    tcp::refuse(&*socket);
+                }
+            }
+        }
+        *running = kept;
+        Ok(())
     }
 }
 
@@ -112,7 +187,7 @@ pub(super) fn host(join: Join<'_>) -> Result<Kernel<HostNetwork>, StartError> {
             Ok(made) => break made,
             // After a reload: the actor of the interface before ends in its own time.
             Err(HostError::Tun(TunError::Make(error)))
-                if error.kind() == std::io::ErrorKind::ResourceBusy && tries < TRIES.0 =>
+                if error.kind() == io::ErrorKind::ResourceBusy && tries < TRIES.0 =>
             {
                 tries += 1;
                 std::thread::sleep(TRIES.1);
@@ -122,8 +197,8 @@ pub(super) fn host(join: Join<'_>) -> Result<Kernel<HostNetwork>, StartError> {
     };
     let mut prepared = Vec::new();
     for service in streams(wireguard) {
-        let socket = tcp::bind(service.listen).map_err(|error| error.to_string());
-        prepared.push(prepare(join, service, socket)?);
+        let socket = network.listen(service.listen).map(Arc::new).map_err(|error| error.to_string());
+        prepared.push((Some(service.clone()), prepare(join.around, listener, service, socket, None)?));
     }
     start(join, network, tun, prepared)
 }
@@ -165,11 +240,12 @@ fn with_services(
     join: Join<'_>,
     network: PrivateNetwork,
     tun: Tun,
-    mut prepared: Vec<Prepared>,
+    onward: Vec<Prepared>,
 ) -> Result<Kernel<Kept>, StartError> {
+    let mut prepared: Vec<_> = onward.into_iter().map(|one| (None, one)).collect();
     for service in streams(join.wireguard) {
-        let socket = network.tcp_listener(service.listen, false).map_err(|error| error.to_string());
-        prepared.push(prepare(join, service, socket)?);
+        let socket = network.tcp_listener(service.listen, false).map(Arc::new).map_err(|error| error.to_string());
+        prepared.push((Some(service.clone()), prepare(join.around, join.listener, service, socket, None)?));
     }
     let kept = Kept::new(join.around.mesh, &join.listener.name, network).map_err(StartError::Spawn)?;
     start(join, kept, tun, prepared)
@@ -204,18 +280,28 @@ fn streams(wireguard: &Wireguard) -> impl Iterator<Item = &InsideService> {
 }
 
 fn prepare(
-    join: Join<'_>,
+    around: Around<'_>,
+    listener: &Listener,
     service: &InsideService,
-    socket: Result<TcpListener, String>,
+    socket: Result<Arc<TcpListener>, String>,
+    before: Option<&ListenerStatus>,
 ) -> Result<Prepared, StartError> {
-    let own = as_listener(join.listener, service).ok_or_else(|| refuse(join.listener, "not a stream".to_owned()))?;
+    let own = as_listener(listener, service).ok_or_else(|| refuse(listener, "not a stream".to_owned()))?;
     let socket = socket.map_err(|why| refuse(&own, format!("cannot listen on {}: {why}", own.listen)))?;
-    let made = listeners::made(&own, &std::collections::BTreeMap::new(), join.around.upstreams)?;
-    Ok(Prepared { listener: own, socket: Arc::new(socket), made, web: None, occupancy: Arc::default() })
+    let none = BTreeMap::new();
+    let needs = listeners::Around { protocols: &none, upstreams: around.upstreams, certificates: around.certificates };
+    let (made, web) = listeners::prepare(&own, needs, before, own.listen.port())?;
+    let occupancy = before.map_or_else(Arc::default, |status| status.occupancy.clone());
+    Ok(Prepared { listener: own, socket, made, web, occupancy })
 }
 
 /// The actor of the interface, and the acceptors behind it.
-fn start<N>(join: Join<'_>, network: N, tun: Tun, prepared: Vec<Prepared>) -> Result<Kernel<N>, StartError> {
+fn start<N>(
+    join: Join<'_>,
+    network: N,
+    tun: Tun,
+    prepared: Vec<(Option<InsideService>, Prepared)>,
+) -> Result<Kernel<N>, StartError> {
     let router = join.interface.router();
     let scope: Arc<str> = Arc::from(join.listener.name.as_str());
     let spec = Spec::named(scope.clone()).inbox(TUN_INBOX.0, TUN_INBOX.1);
@@ -227,9 +313,11 @@ fn start<N>(join: Join<'_>, network: N, tun: Tun, prepared: Vec<Prepared>) -> Re
         Some(beside) => beside.of(into.clone()),
         None => Box::new(into.clone()),
     });
-    let services = listeners::start_all(mesh, prepared, join.around.budget).inspect_err(|_| {
+    let (words, prepared): (Vec<_>, Vec<_>) = prepared.into_iter().unzip();
+    let started = listeners::start_all(mesh, prepared, join.around.budget).inspect_err(|_| {
         tun.control(Control::Stop);
     })?;
+    let services = Mutex::new(words.into_iter().zip(started).collect());
     Ok(Kernel { tun, services, network: Mutex::new(Some(network)) })
 }
 

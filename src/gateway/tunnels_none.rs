@@ -7,6 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::config::{Config, Listener};
+use super::sites::Certificates;
 use super::upstreams::Upstreams;
 use super::{Reloaded, StartError};
 use crate::actors::Mesh;
@@ -23,6 +24,8 @@ pub(crate) type Tunnels = Mutex<Vec<Arc<Tunnel>>>;
 pub(super) struct Around<'a> {
     pub(super) mesh: &'a Mesh,
     pub(super) upstreams: &'a Upstreams,
+    pub(super) certificates: &'a Certificates,
+    pub(super) before: Option<(&'a Upstreams, &'a Certificates)>,
     pub(super) budget: &'a Budget,
     pub(super) helper: Option<&'a PathBuf>,
 }
@@ -61,7 +64,7 @@ pub(super) fn start_all(_: Around<'_>, _: Vec<Step>) -> Result<Vec<Arc<Tunnel>>,
     Ok(Vec::new())
 }
 
-pub(super) fn plan(_: &[Arc<Tunnel>], _: &Config, _: bool) -> Result<Vec<Step>, StartError> {
+pub(super) fn plan(_: Around<'_>, _: &[Arc<Tunnel>], _: &Config) -> Result<Vec<Step>, StartError> {
     Ok(Vec::new())
 }
 

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -30,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) enum ToKeeper {
     /// A TCP socket to connect with, over IPv6 or IPv4.
     Tcp { v6: bool, reply: Reply<io::Result<Socket>> },
+    /// A TCP socket that listens.
+    Listen { at: SocketAddr, reply: Reply<io::Result<TcpListener>> },
 }
 
 /// The actor that holds a private network and makes sockets in it. Its end is the network's.
@@ -42,9 +44,13 @@ impl Protocol for Keeper {
     const KIND: &'static str = "private_network";
 
     fn on(&mut self, m: ToKeeper, _: &mut Turn<'_, ToKeeper>) -> Result<(), Fault> {
-        let ToKeeper::Tcp { v6, reply } = m;
         // Nobody waits any more if the attempt was given up.
-        let _given_up = reply.send(self.network.tcp_socket(v6).map_err(io::Error::other));
+        let _given_up = match m {
+            ToKeeper::Tcp { v6, reply } => reply.send(self.network.tcp_socket(v6).map_err(io::Error::other)).is_err(),
+            ToKeeper::Listen { at, reply } => {
+                reply.send(self.network.tcp_listener(at, false).map_err(io::Error::other)).is_err()
+            }
+        };
         Ok(())
     }
 }
@@ -60,6 +66,12 @@ impl Kept {
 
     pub(super) fn way(&self) -> Arc<dyn Way> {
         Arc::new(Inside(self.0.clone()))
+    }
+
+    /// A listening socket in it. Waits for the keeper: not on an arbiter.
+    pub(super) fn listen(&self, at: SocketAddr) -> io::Result<TcpListener> {
+        let asked = self.0.ask_blocking(|reply| ToKeeper::Listen { at, reply }, PATIENCE);
+        asked.map_err(|_| io::Error::from(io::ErrorKind::NetworkDown))?
     }
 }
 

@@ -283,6 +283,7 @@ fn settings_of(upstream: &config::Upstream) -> BalanceSettings {
             Balance::RoundRobin => Policy::RoundRobin,
             Balance::LeastConnections => Policy::LeastConnections,
             Balance::RandomOfTwo => Policy::RandomOfTwo,
+            Balance::Hash => Policy::Source,
         },
         max_connections: upstream.limits.connections,
         eject_after: upstream.health.eject_after,

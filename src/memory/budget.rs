@@ -9,6 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How much of the budget is used.
+///
+/// ```
+/// use portway::memory::{Budget, Level};
+///
+/// let lease = Budget::new(100).lease(79)?;
+/// assert_eq!(lease.level(), Level::Normal);
+/// assert!(Level::Normal < Level::Tight && Level::Tight < Level::Critical);
+/// # Ok::<(), portway::memory::OverBudget>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Below 80 %: there is room.
@@ -20,6 +29,12 @@ pub enum Level {
 }
 
 /// A lease was refused: the budget is at 80 % or would be above.
+///
+/// ```
+/// use portway::memory::{Budget, OverBudget};
+///
+/// assert_eq!(Budget::new(100).lease(81).err(), Some(OverBudget));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OverBudget;
 
@@ -58,24 +73,50 @@ struct Inner {
 
 impl Budget {
     /// A budget of `limit` bytes.
+    ///
+    /// ```
+    /// # use portway::memory::Budget;
+    /// assert_eq!(Budget::new(1 << 30).used(), 0);
+    /// ```
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self { inner: Arc::new(Inner { limit, used: AtomicUsize::new(0) }) }
     }
 
     /// The bytes there are.
+    ///
+    /// ```
+    /// # use portway::memory::Budget;
+    /// assert_eq!(Budget::new(100).limit(), 100);
+    /// ```
     #[must_use]
     pub fn limit(&self) -> usize {
         self.inner.limit
     }
 
     /// The bytes leased now.
+    ///
+    /// ```
+    /// # use portway::memory::Budget;
+    /// let budget = Budget::new(100);
+    /// let (_a, _b) = (budget.lease(30)?, budget.lease(40)?);
+    /// assert_eq!(budget.used(), 70);
+    /// # Ok::<(), portway::memory::OverBudget>(())
+    /// ```
     #[must_use]
     pub fn used(&self) -> usize {
         self.inner.used.load(Ordering::Relaxed)
     }
 
     /// How much of it is used.
+    ///
+    /// ```
+    /// # use portway::memory::{Budget, Level};
+    /// let budget = Budget::new(100);
+    /// let _lease = budget.lease(80)?;
+    /// assert_eq!(budget.level(), Level::Tight);
+    /// # Ok::<(), portway::memory::OverBudget>(())
+    /// ```
     #[must_use]
     pub fn level(&self) -> Level {
         let (used, limit) = (self.used() as u128 * 100, self.inner.limit as u128);
@@ -92,6 +133,14 @@ impl Budget {
     ///
     /// # Errors
     /// [`OverBudget`] when more than 80 % would be used then.
+    ///
+    /// ```
+    /// # use portway::memory::Budget;
+    /// let budget = Budget::new(100);
+    /// assert_eq!(budget.lease(80)?.bytes(), 80);
+    /// assert!(budget.lease(81).is_err());
+    /// # Ok::<(), portway::memory::OverBudget>(())
+    /// ```
     pub fn lease(&self, bytes: usize) -> Result<Lease, OverBudget> {
         let mut lease = self.nothing();
         lease.resize(bytes)?;
@@ -99,6 +148,12 @@ impl Budget {
     }
 
     /// A lease of nothing yet.
+    ///
+    /// ```
+    /// # use portway::memory::Budget;
+    /// let budget = Budget::new(0);
+    /// assert_eq!(budget.nothing().bytes(), 0, "there is always room for nothing");
+    /// ```
     #[must_use]
     pub fn nothing(&self) -> Lease {
         Lease { budget: self.clone(), bytes: 0 }
@@ -117,6 +172,16 @@ impl Budget {
 }
 
 /// Bytes held by one session; given back when dropped.
+///
+/// ```
+/// use portway::memory::Budget;
+///
+/// let budget = Budget::new(100);
+/// let lease = budget.lease(50)?;
+/// drop(lease);
+/// assert_eq!(budget.used(), 0);
+/// # Ok::<(), portway::memory::OverBudget>(())
+/// ```
 #[derive(Debug)]
 pub struct Lease {
     budget: Budget,
@@ -125,12 +190,27 @@ pub struct Lease {
 
 impl Lease {
     /// The bytes leased.
+    ///
+    /// ```
+    /// # use portway::memory::Budget;
+    /// assert_eq!(Budget::new(100).lease(50)?.bytes(), 50);
+    /// # Ok::<(), portway::memory::OverBudget>(())
+    /// ```
     #[must_use]
     pub const fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// How much of the budget it is from is used.
+    ///
+    /// ```
+    /// # use portway::memory::{Budget, Level};
+    /// let budget = Budget::new(100);
+    /// let (mine, mut other) = (budget.lease(10)?, budget.nothing());
+    /// other.force(85);
+    /// assert_eq!(mine.level(), Level::Critical);
+    /// # Ok::<(), portway::memory::OverBudget>(())
+    /// ```
     #[must_use]
     pub fn level(&self) -> Level {
         self.budget.level()
@@ -140,6 +220,15 @@ impl Lease {
     ///
     /// # Errors
     /// [`OverBudget`] when it is more than before and more than 80 % would be used then; nothing has changed.
+    ///
+    /// ```
+    /// # use portway::memory::Budget;
+    /// let mut lease = Budget::new(100).lease(50)?;
+    /// assert!(lease.resize(81).is_err());
+    /// assert_eq!(lease.bytes(), 50);
+    /// lease.resize(20)?;
+    /// # Ok::<(), portway::memory::OverBudget>(())
+    /// ```
     pub fn resize(&mut self, bytes: usize) -> Result<(), OverBudget> {
         if bytes > self.bytes {
             self.budget.take(bytes - self.bytes)?;
@@ -152,6 +241,14 @@ impl Lease {
 
     /// Changes the lease to what is held already, whatever the level: for bytes that cannot be given up without
     /// losing something accepted.
+    ///
+    /// ```
+    /// # use portway::memory::Budget;
+    /// let budget = Budget::new(100);
+    /// let mut lease = budget.nothing();
+    /// lease.force(110);
+    /// assert_eq!(budget.used(), 110);
+    /// ```
     pub fn force(&mut self, bytes: usize) {
         let used = &self.budget.inner.used;
         if bytes >= self.bytes {
@@ -201,11 +298,13 @@ mod tests {
 
     #[test]
     fn threads_add_up() {
+        // Miri interprets what others run.
+        const STEPS: usize = if cfg!(miri) { 30 } else { 1_000 };
         let budget = Budget::new(1 << 30);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for n in 0..1_000 {
+                    for n in 0..STEPS {
                         let mut lease = budget.lease(n).unwrap();
                         lease.force(n * 2);
                     }

@@ -79,18 +79,38 @@ pub trait CellLike<T> {
         T: 'a;
 
     /// A cell with this value.
+    ///
+    /// ```
+    /// # use portway::memory::CellLike;
+    /// let cell: parking_lot::RwLock<u8> = CellLike::cell(1);
+    /// assert_eq!(*cell.read(), 1);
+    /// ```
     fn cell(value: T) -> Self;
 
     /// Reads, or answers at once.
     ///
     /// # Errors
     /// Why it cannot be had now.
+    ///
+    /// ```
+    /// # use portway::memory::{Busy, CellLike};
+    /// let cell = std::cell::RefCell::new(1);
+    /// let _writing = cell.borrow_mut();
+    /// assert_eq!(CellLike::read_now(&cell).err(), Some(Busy::Borrowed));
+    /// ```
     fn read_now(cell: &Self) -> Result<Self::Read<'_>, Busy>;
 
     /// Writes, or answers at once.
     ///
     /// # Errors
     /// Why it cannot be had now.
+    ///
+    /// ```
+    /// # use portway::memory::{Busy, CellLike};
+    /// let cell = parking_lot::RwLock::new(1);
+    /// let _reading = cell.read();
+    /// assert_eq!(CellLike::write_now(&cell).err(), Some(Busy::Contended));
+    /// ```
     fn write_now(cell: &Self) -> Result<Self::Write<'_>, Busy>;
 
     /// Reads, after waiting for this long at most. A cell of one thread does not wait: nobody but the waiting thread
@@ -98,6 +118,14 @@ pub trait CellLike<T> {
     ///
     /// # Errors
     /// Why it could not be had in time.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use portway::memory::{Busy, CellLike};
+    /// let cell = parking_lot::RwLock::new(1);
+    /// assert_eq!(*CellLike::read_within(&cell, Duration::from_micros(50))?, 1);
+    /// # Ok::<(), Busy>(())
+    /// ```
     fn read_within(cell: &Self, _time: Duration) -> Result<Self::Read<'_>, Busy> {
         Self::read_now(cell)
     }
@@ -106,6 +134,14 @@ pub trait CellLike<T> {
     ///
     /// # Errors
     /// Why it could not be had in time.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use portway::memory::{Busy, CellLike};
+    /// let cell = parking_lot::RwLock::new(1);
+    /// let _reading = cell.read();
+    /// assert_eq!(CellLike::write_within(&cell, Duration::from_micros(50)).err(), Some(Busy::TimedOut));
+    /// ```
     fn write_within(cell: &Self, _time: Duration) -> Result<Self::Write<'_>, Busy> {
         Self::write_now(cell)
     }

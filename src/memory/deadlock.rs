@@ -13,6 +13,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One thread of a circle.
+///
+/// ```
+/// use std::time::Duration;
+/// use portway::memory::{DeadlockWatch, Waiting};
+///
+/// fn report(circle: &[Waiting]) {
+///     for thread in circle {
+///         eprintln!("{:?} waits here:\n{}", thread.thread, thread.stack);
+///     }
+/// }
+/// let watch = DeadlockWatch::start(Duration::from_secs(1), report)?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Waiting {
     /// Which thread.
@@ -42,6 +55,14 @@ impl DeadlockWatch {
     ///
     /// # Errors
     /// The system gives no thread.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use portway::memory::DeadlockWatch;
+    /// let mut circles = 0;
+    /// let watch = DeadlockWatch::start(Duration::from_secs(1), move |_| circles += 1)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn start(every: Duration, mut report: impl FnMut(&[Waiting]) + Send + 'static) -> io::Result<Self> {
         let over = Arc::new(AtomicBool::new(false));
         let seen = over.clone();

@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn of_holders_given_up_at_the_same_time_one_gets_the_value() {
-        for _ in 0..200 {
+        for _ in 0..if cfg!(miri) { 10 } else { 200 } {
             let a: Managed<Vec<u8>, ThreadSafe> = Managed::new(vec![1]);
             let threads: Vec<_> = (0..3)
                 .map(|_| {
@@ -295,7 +295,7 @@ mod tests {
             (0..5usize).prop_map(Step::Reclaim),
             (0..5usize).prop_map(Step::GiveUp),
         ];
-        proptest::collection::vec(step, 1..100)
+        proptest::collection::vec(step, 1..if cfg!(miri) { 25 } else { 100 })
     }
 
     /// Five holders against five plain vectors; which of them share is known by a number.
@@ -356,7 +356,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 32 }))]
 
         /// Three threads hand values around and edit them; each value travels with a plain copy of what it must be.
         #[test]

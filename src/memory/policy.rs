@@ -30,19 +30,65 @@ pub trait AtomicPolicy: Sized + 'static {
     type Count: Count;
 
     /// A pointer with one holder.
+    ///
+    /// ```
+    /// # use portway::memory::{AtomicPolicy, ThreadSafe};
+    /// let pointer = ThreadSafe::ptr(1);
+    /// assert_eq!(*pointer, 1);
+    /// ```
     fn ptr<T>(value: T) -> Self::Ptr<T>;
     /// The value, if it has one holder.
+    ///
+    /// ```
+    /// # use portway::memory::{AtomicPolicy, ThreadSafe};
+    /// let mut pointer = ThreadSafe::ptr(1);
+    /// assert!(ThreadSafe::get_mut(&mut pointer).is_some());
+    /// let _another = pointer.clone();
+    /// assert!(ThreadSafe::get_mut(&mut pointer).is_none());
+    /// ```
     fn get_mut<T>(ptr: &mut Self::Ptr<T>) -> Option<&mut T>;
     /// The value, cloned first if it has other holders.
+    ///
+    /// ```
+    /// # use portway::memory::{AtomicPolicy, SingleThreaded};
+    /// let mut pointer = SingleThreaded::ptr(1);
+    /// let before = pointer.clone();
+    /// *SingleThreaded::make_mut(&mut pointer) = 2;
+    /// assert_eq!((*before, *pointer), (1, 2));
+    /// ```
     fn make_mut<T: Clone>(ptr: &mut Self::Ptr<T>) -> &mut T;
     /// The value, or the pointer again if there are other holders.
     ///
     /// # Errors
     /// The pointer.
+    ///
+    /// ```
+    /// # use portway::memory::{AtomicPolicy, SingleThreaded};
+    /// let pointer = SingleThreaded::ptr(1);
+    /// let another = pointer.clone();
+    /// let pointer = SingleThreaded::try_unwrap(pointer).unwrap_err();
+    /// drop(another);
+    /// assert_eq!(SingleThreaded::try_unwrap(pointer), Ok(1));
+    /// ```
     fn try_unwrap<T>(ptr: Self::Ptr<T>) -> Result<T, Self::Ptr<T>>;
     /// Gives a pointer up; of all holders the last to do so gets the value.
+    ///
+    /// ```
+    /// # use portway::memory::{AtomicPolicy, ThreadSafe};
+    /// let pointer = ThreadSafe::ptr(1);
+    /// let another = pointer.clone();
+    /// assert_eq!(ThreadSafe::into_inner(pointer), None);
+    /// assert_eq!(ThreadSafe::into_inner(another), Some(1));
+    /// ```
     fn into_inner<T>(ptr: Self::Ptr<T>) -> Option<T>;
     /// Whether both lead to one value.
+    ///
+    /// ```
+    /// # use portway::memory::{AtomicPolicy, ThreadSafe};
+    /// let pointer = ThreadSafe::ptr(1);
+    /// assert!(ThreadSafe::same(&pointer, &pointer.clone()));
+    /// assert!(!ThreadSafe::same(&pointer, &ThreadSafe::ptr(1)));
+    /// ```
     fn same<T>(a: &Self::Ptr<T>, b: &Self::Ptr<T>) -> bool;
 }
 
@@ -140,8 +186,20 @@ impl AtomicPolicy for ThreadSafe {
 /// ```
 pub trait Count: Default {
     /// Adds one.
+    ///
+    /// ```
+    /// # use portway::memory::Count;
+    /// let count = std::sync::atomic::AtomicU64::new(41);
+    /// count.add_one();
+    /// assert_eq!(count.into_inner(), 42);
+    /// ```
     fn add_one(&self);
     /// The number now.
+    ///
+    /// ```
+    /// # use portway::memory::Count;
+    /// assert_eq!(Count::get(&std::cell::Cell::new(7)), 7);
+    /// ```
     fn get(&self) -> u64;
 }
 

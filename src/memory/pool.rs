@@ -493,7 +493,7 @@ mod tests {
     proptest! {
         /// Never two holders of one memory, never more than the limit, and nothing is lost.
         #[test]
-        fn every_buffer_is_in_one_place(steps in proptest::collection::vec((0..5u8, 0..6usize), 1..100)) {
+        fn every_buffer_is_in_one_place(steps in proptest::collection::vec((0..5u8, 0..6usize), 1..if cfg!(miri) { 20 } else { 100 })) {
             let budget = Budget::new(10_000);
             let pool = Pool::new(64, 4, Some(&budget));
             let mut out: Vec<Buf> = Vec::new();

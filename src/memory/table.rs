@@ -253,7 +253,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_key_leads_to_its_own_value_or_to_none(
-            steps in proptest::collection::vec((any::<bool>(), 0..20usize), 1..200),
+            steps in proptest::collection::vec((any::<bool>(), 0..20usize), 1..if cfg!(miri) { 30 } else { 200 }),
         ) {
             let mut table = Table::new(8);
             let mut model: HashMap<usize, u32> = HashMap::new();

@@ -51,3 +51,4 @@ pub use over_quic::{OverQuic, Refused};
 #[cfg(feature = "quic")]
 pub use site::Inside;
 pub use site::{Action, Published, Route, Settings, Site, Upstream, Version};
+pub use wire::ByteStream;

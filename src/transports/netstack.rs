@@ -21,6 +21,8 @@ mod stream;
 
 pub use actor::{MakeServe, NetMsg, Serve, Settings, Stack, Uplink, Visitor};
 pub use datagrams::{Beside, DatagramSettings, ToDatagrams};
-pub use serve::{Forwarded, Framed, Relayed, Via, connect};
+#[cfg(feature = "http")]
+pub use serve::Sited;
+pub use serve::{Forwarded, Framed, Relayed, Roomed, Via, connect};
 pub use state_flows::{FlowLimits, Refusal};
 pub use stream::{BUFFER, Far, NetStream};

@@ -32,6 +32,7 @@ mod actor_remote;
 mod actor_send;
 mod actor_session;
 mod actor_shared;
+mod actor_stops;
 mod actor_streams;
 pub mod blocking;
 mod client;

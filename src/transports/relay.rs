@@ -45,6 +45,10 @@ mod hello;
 mod onward;
 mod pipe;
 #[cfg(feature = "quic")]
+mod quic_datagrams;
+#[cfg(feature = "quic")]
+mod quic_inside;
+#[cfg(feature = "quic")]
 mod quic_links;
 #[cfg(feature = "quic")]
 mod quic_session;
@@ -64,6 +68,8 @@ pub use forward::Forward;
 pub use hello::{HelloConnections, HelloRoute, HelloSettings, Terminated, Waiting};
 pub use onward::Onward;
 pub use pipe::Plain;
+#[cfg(feature = "quic")]
+pub use quic_inside::Inside;
 #[cfg(feature = "quic")]
 pub use quic_links::{LinkSettings, Links};
 #[cfg(feature = "quic")]

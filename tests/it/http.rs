@@ -396,6 +396,73 @@ fn servers_that_fail_have_their_status_and_reason() {
     assert_eq!(client.head().0, 405);
 }
 
+/// A server that answers each POST at its head, all of them at once, and then closes when it is asked for more; anything
+/// else it answers as it should.
+fn hasty(at_once: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let all = Arc::new(std::sync::Barrier::new(at_once));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, all) = (stream.unwrap(), all.clone());
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") {
+                    reader.read_line(&mut head).unwrap();
+                }
+                if !head.starts_with("POST") {
+                    stream
+                        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello")
+                        .unwrap();
+                    return;
+                }
+                all.wait();
+                stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno").unwrap();
+                let mut rest = [0; 100];
+                let length: usize = header(&head, "content-length").unwrap().parse().unwrap();
+                let mut read = 0;
+                while read <= length {
+                    match reader.read(&mut rest) {
+                        Ok(count) if count > 0 => read += count,
+                        _ => return,
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn answers_before_the_end_of_their_requests_cost_nobody_else() {
+    const CLIENTS: usize = 5;
+    let gateway = Running::start(&config(hasty(CLIENTS), "", "").replace("arbiters = 2", "arbiters = 1"));
+    // Whole requests, so that their connections look as if they could be used again.
+    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| Client::to(gateway.address("web"))).collect();
+    for client in &mut clients {
+        client.send("POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n123456789");
+    }
+    for client in &mut clients {
+        assert_eq!(client.answer().0, 403);
+    }
+    Client::to(gateway.address("web")).works();
+    gateway.counts("http_failures", "app", "stale", 1);
+    gateway.counts("http_failures", "app", "broken", 0);
+}
+
+#[test]
+fn a_connection_with_half_a_request_is_not_used_again() {
+    let server = Server::start();
+    let gateway = Running::start(&config(server.address, "", "").replace("arbiters = 2", "arbiters = 1"));
+    let mut client = Client::to(gateway.address("web"));
+    client.send("POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n");
+    assert_eq!(client.head().0, 403, "the answer does not wait for the body");
+    Client::to(gateway.address("web")).works();
+    assert_eq!(server.connections.load(Ordering::Relaxed), 2);
+    gateway.counts("http_failures", "app", "stale", 0);
+}
+
 #[test]
 fn a_server_that_is_not_there_is_passed_over() {
     let server = Server::start();

@@ -281,6 +281,45 @@ fn interop_wireguard_gateway_reloads_peers_and_their_routes_and_keeps_sessions()
 }
 
 #[test]
+fn interop_wireguard_gateway_answers_http_and_changes_services_within_a_session() {
+    for (mode, root) in [("private", false), ("tun", true)] {
+        let mut gateway = Gateway::start(mode, root, "uapi = \"off\"");
+        gateway.client("10.98.0.0/24");
+        gateway.pair.b.reaches("10.98.0.1");
+        let site = |body: &str| {
+            format!(
+                "[[listener.wireguard.service]]\nlisten = \"10.98.0.1:80\"\nprotocol = \"http\"\n\
+                 [[listener.wireguard.service.route]]\nservice = \"respond\"\nbody = \"{body}\"\n"
+            )
+        };
+        let mut stream = connected(&gateway.pair.b, "10.98.0.1:7001");
+        let mut echo = || {
+            stream.write_all(b"\0\0\0\x05still").unwrap();
+            let mut answer = [0; 9];
+            stream.read_exact(&mut answer).unwrap();
+            assert_eq!(&answer[4..], b"still");
+        };
+        echo();
+        for body in ["one", "two"] {
+            gateway.write(mode, "uapi = \"off\"", &site(body));
+            run("kill", &["-HUP", &gateway.process.to_string()]);
+            eventually("curl gets the site of now", || {
+                gateway.pair.b.output("curl", &["-s", "-m", "5", "http://10.98.0.1/"]).stdout == body.as_bytes()
+            });
+            echo();
+        }
+        gateway.write(mode, "uapi = \"off\"", "");
+        run("kill", &["-HUP", &gateway.process.to_string()]);
+        eventually("nobody serves there any more", || {
+            !gateway.pair.b.output("curl", &["-s", "-m", "5", "http://10.98.0.1/"]).status.success()
+        });
+        echo();
+        let handshakes = format!("portway_wireguard_handshakes_total{{listener=\"{}\"}} 1\n", gateway.name);
+        assert!(gateway.metrics().contains(&handshakes), "one session: {}", gateway.metrics());
+    }
+}
+
+#[test]
 fn interop_wireguard_gateway_outlives_its_interface_and_makes_another() {
     let mut gateway = Gateway::start("tun", true, "uapi = \"off\"");
     gateway.client("10.98.0.0/24");

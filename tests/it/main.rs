@@ -34,6 +34,7 @@ mod joined;
 mod limits;
 #[cfg(feature = "quic")]
 mod lossy;
+mod memory;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]
@@ -76,6 +77,8 @@ mod upstreams;
 mod views;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod webtransport;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod webtransport_relay;
 #[cfg(feature = "wireguard")]
 mod wireguard;
 #[cfg(feature = "wireguard")]
@@ -84,5 +87,7 @@ mod wireguard_bad;
 mod wireguard_datagrams;
 #[cfg(feature = "wireguard")]
 mod wireguard_gateway;
+#[cfg(all(feature = "http", feature = "wireguard"))]
+mod wireguard_services;
 #[cfg(feature = "wireguard")]
 mod wireguard_uapi;

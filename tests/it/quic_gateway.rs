@@ -103,7 +103,7 @@ async fn totals(running: &Running) -> portway::actors::Totals {
 }
 
 /// A TCP server that does `what` with each connection.
-fn tcp_server(what: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
+pub(crate) fn tcp_server(what: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
     let what = Arc::new(what);
@@ -118,7 +118,7 @@ fn tcp_server(what: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
 }
 
 /// Reads to the end and then sends all of it back: half-closes must pass both ways.
-fn answer_at_the_end(mut stream: TcpStream) {
+pub(crate) fn answer_at_the_end(mut stream: TcpStream) {
     let mut all = Vec::new();
     if stream.read_to_end(&mut all).is_ok() {
         // The client may have gone meanwhile.
@@ -126,7 +126,7 @@ fn answer_at_the_end(mut stream: TcpStream) {
     }
 }
 
-fn upstream(name: &str, server: impl std::fmt::Display) -> String {
+pub(crate) fn upstream(name: &str, server: impl std::fmt::Display) -> String {
     format!("[[upstream]]\nname = \"{name}\"\nservers = [\"{server}\"]\n")
 }
 

@@ -19,7 +19,7 @@ pub(crate) const ECHO: &str = "[[listener.route]]\nname = \"wt\"\npath = \"/wt\"
      protocols = [\"b\", \"a\"]\n";
 
 /// The head of a CONNECT for a session.
-fn connect(path: &str, token: &str, more: &[(&str, &str)]) -> Bytes {
+pub(crate) fn connect(path: &str, token: &str, more: &[(&str, &str)]) -> Bytes {
     let mut list: Vec<(&str, &[u8])> = vec![
         (":method", b"CONNECT"),
         (":scheme", b"https"),
@@ -34,30 +34,30 @@ fn connect(path: &str, token: &str, more: &[(&str, &str)]) -> Bytes {
 }
 
 /// A session, with the stream it lives by.
-struct Session<'a> {
-    client: &'a Client,
-    send: SendStream,
-    receive: RecvStream,
-    answer: Answer,
+pub(crate) struct Session<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) send: SendStream,
+    pub(crate) receive: RecvStream,
+    pub(crate) answer: Answer,
 }
 
 impl<'a> Session<'a> {
-    async fn on(client: &'a Client, more: &[(&str, &str)]) -> Self {
+    pub(crate) async fn on(client: &'a Client, more: &[(&str, &str)]) -> Self {
         let (send, receive) = client.send(connect("/wt", "webtransport", more)).await;
         let answer = Answer::read(&read(&receive, 1).await.0);
         assert_eq!(answer.last_status(), 200);
         Self { client, send, receive, answer }
     }
 
-    fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         self.send.id().0
     }
 
-    async fn open(&self) -> (SendStream, RecvStream) {
+    pub(crate) async fn open(&self) -> (SendStream, RecvStream) {
         self.client.send(opening(frame::WEBTRANSPORT, self.id())).await
     }
 
-    async fn echoes(&self, what: &[u8]) {
+    pub(crate) async fn echoes(&self, what: &[u8]) {
         let (send, receive) = self.open().await;
         let sending = async {
             send.write(Bytes::copy_from_slice(what)).await.expect("written");
@@ -67,20 +67,21 @@ impl<'a> Session<'a> {
         assert!(back.expect("read") == what);
     }
 
-    async fn casts(&self, what: &[u8]) -> Bytes {
+    pub(crate) async fn casts(&self, what: &[u8]) -> Bytes {
+        // Asked once: who asks and goes takes what comes next along.
+        let mut back = std::pin::pin!(self.client.connection.datagrams());
         loop {
             let sent = Datagram::new(datagram(self.id(), what));
             self.client.connection.send_datagram(sent).await.expect("sent");
             // One may be lost.
-            let back = tokio::time::timeout(Duration::from_millis(500), self.client.connection.datagrams()).await;
-            if let Ok(Ok(mut back)) = back {
-                return back.remove(0);
+            if let Ok(back) = tokio::time::timeout(Duration::from_millis(500), &mut back).await {
+                return back.expect("alive").remove(0);
             }
         }
     }
 
     /// The capsules that come until the stream of the session ends.
-    async fn capsules(&self) -> (Vec<Capsule>, Result<(), StreamError>) {
+    pub(crate) async fn capsules(&self) -> (Vec<Capsule>, Result<(), StreamError>) {
         let (got, end) = read(&self.receive, usize::MAX).await;
         let mut content = Bytes::from(Answer::read(&got).body);
         let mut capsules = Capsules::default();
@@ -91,7 +92,7 @@ impl<'a> Session<'a> {
         (all, end)
     }
 
-    async fn says(&self, capsule: &Capsule) {
+    pub(crate) async fn says(&self, capsule: &Capsule) {
         let mut out = BytesMut::new();
         capsule.encode(&mut out);
         self.send.write(data(&out)).await.expect("written");

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 
 use crate::gateway::Running;
 use crate::probe::{SOON, eventually, view};
-use crate::wireguard::{Raw, ipv4};
+use crate::wireguard::{Mode, Raw, in_both, ipv4};
 use crate::wireguard_gateway::{Text, inside, key_file};
 
 /// Answers every datagram with itself.
@@ -20,12 +20,12 @@ fn server() -> SocketAddr {
     address
 }
 
-fn start(server: SocketAddr, limits: &str) -> Running {
+fn start(mode: Mode, server: SocketAddr, limits: &str) -> Running {
     let more = format!(
         "[[listener.wireguard.service]]\nlisten = \"10.98.0.1:53\"\nprotocol = \"udp\"\nupstream = \"names\"\n\
          [[upstream]]\nname = \"names\"\nservers = [\"udp://{server}\"]\n"
     );
-    let text = Text::new([10, 11]).with(&more).write("127.0.0.1:0", &key_file());
+    let text = Text::new(mode, [10, 11]).with(&more).write("127.0.0.1:0", &key_file());
     let (listener, rest) = text.split_once("[listener.wireguard]").unwrap();
     Running::start(&format!("{listener}{limits}[listener.wireguard]{rest}"))
 }
@@ -53,83 +53,91 @@ fn flows(running: &Running) -> usize {
 
 #[test]
 fn a_service_over_udp_has_a_flow_for_each_client_and_forgets_it() {
-    let running = start(server(), "[listener.limits]\nidle = \"2s\"\n");
-    let [mut one, mut other] =
-        [(10, "127.0.0.2"), (11, "127.0.0.3")].map(|(key, from)| Raw::new(key, running.address("wg0"), from).connect());
-    echoes(&mut one, &inside(10), 4000, b"what is portway?");
-    echoes(&mut one, &inside(10), 4000, &[7; 1_392]);
-    echoes(&mut one, &inside(10), 4000, b"");
-    echoes(&mut other, &inside(11), 4000, b"the same port, another peer");
-    echoes(&mut one, &inside(10), 4001, b"another port");
-    assert_eq!(flows(&running), 3);
-    let here = view(running.gateway().mesh());
-    assert!(here.of_kind("udp_flow").all(|flow| flow.turns > 0));
-    running.counts("netstack_datagrams", "wg0", "up", 5);
-    running.counts("netstack_datagrams", "wg0", "down", 5);
-    eventually("they are forgotten", || flows(&running) == 0);
-    echoes(&mut one, &inside(10), 4000, b"and made again");
-    assert_eq!(flows(&running), 1);
+    in_both(|mode| {
+        let running = start(mode, server(), "[listener.limits]\nidle = \"2s\"\n");
+        let [mut one, mut other] = [(10, "127.0.0.2"), (11, "127.0.0.3")]
+            .map(|(key, from)| Raw::new(key, running.address("wg0"), from).connect());
+        echoes(&mut one, &inside(10), 4000, b"what is portway?");
+        echoes(&mut one, &inside(10), 4000, &[7; 1_392]);
+        echoes(&mut one, &inside(10), 4000, b"");
+        echoes(&mut other, &inside(11), 4000, b"the same port, another peer");
+        echoes(&mut one, &inside(10), 4001, b"another port");
+        assert_eq!(flows(&running), 3);
+        let here = view(running.gateway().mesh());
+        assert!(here.of_kind("udp_flow").all(|flow| flow.turns > 0));
+        running.counts("netstack_datagrams", "wg0", "up", 5);
+        running.counts("netstack_datagrams", "wg0", "down", 5);
+        eventually("they are forgotten", || flows(&running) == 0);
+        echoes(&mut one, &inside(10), 4000, b"and made again");
+        assert_eq!(flows(&running), 1);
+    });
 }
 
 #[test]
 fn bad_datagrams_are_counted_and_a_neighbour_loses_nothing() {
-    let running = start(server(), "");
-    let mut client = Raw::new(10, running.address("wg0"), "127.0.0.2").connect();
-    let mut neighbour = Raw::new(11, running.address("wg0"), "127.0.0.3").connect();
-    let good = || datagram(&inside(10), 4000, b"content");
-    let mut wrong_sum = good();
-    wrong_sum[26] ^= 1;
-    let mut too_long = good();
-    too_long[24..26].copy_from_slice(&200u16.to_be_bytes());
-    let mut too_short = good();
-    too_short[24..26].copy_from_slice(&7u16.to_be_bytes());
-    for (packet, reason, count) in
-        [(wrong_sum, "inner_checksum", 1), (too_long, "inner_length", 1), (too_short, "inner_length", 2)]
-    {
-        client.say(&packet);
-        running.counts("netstack_dropped", "wg0", reason, count);
-        echoes(&mut neighbour, &inside(11), 4000, b"unharmed");
-    }
-    assert_eq!(flows(&running), 1, "the neighbour's alone");
-    echoes(&mut client, &inside(10), 4000, b"and its own good ones pass");
+    in_both(|mode| {
+        let running = start(mode, server(), "");
+        let mut client = Raw::new(10, running.address("wg0"), "127.0.0.2").connect();
+        let mut neighbour = Raw::new(11, running.address("wg0"), "127.0.0.3").connect();
+        let good = || datagram(&inside(10), 4000, b"content");
+        let mut wrong_sum = good();
+        wrong_sum[26] ^= 1;
+        let mut too_long = good();
+        too_long[24..26].copy_from_slice(&200u16.to_be_bytes());
+        let mut too_short = good();
+        too_short[24..26].copy_from_slice(&7u16.to_be_bytes());
+        for (packet, reason, count) in
+            [(wrong_sum, "inner_checksum", 1), (too_long, "inner_length", 1), (too_short, "inner_length", 2)]
+        {
+            client.say(&packet);
+            running.counts("netstack_dropped", "wg0", reason, count);
+            echoes(&mut neighbour, &inside(11), 4000, b"unharmed");
+        }
+        assert_eq!(flows(&running), 1, "the neighbour's alone");
+        echoes(&mut client, &inside(10), 4000, b"and its own good ones pass");
+    });
 }
 
 #[test]
 fn a_peer_with_too_many_flows_leaves_room_for_others() {
-    let running = start(server(), "");
-    let mut greedy = Raw::new(10, running.address("wg0"), "127.0.0.2").connect();
-    let mut other = Raw::new(11, running.address("wg0"), "127.0.0.3").connect();
-    for port in 1_000..3_000 {
-        greedy.say(&datagram(&inside(10), port, b"x"));
-    }
-    eventually("it has as many as it may", || flows(&running) == 1_024);
-    eventually("the rest is counted", || running.totals().get("netstack_dropped", "wg0", "flows_of_peer") > 0);
-    echoes(&mut other, &inside(11), 4000, b"served");
-    assert_eq!(flows(&running), 1_025);
+    in_both(|mode| {
+        let running = start(mode, server(), "");
+        let mut greedy = Raw::new(10, running.address("wg0"), "127.0.0.2").connect();
+        let mut other = Raw::new(11, running.address("wg0"), "127.0.0.3").connect();
+        for port in 1_000..3_000 {
+            greedy.say(&datagram(&inside(10), port, b"x"));
+        }
+        eventually("it has as many as it may", || flows(&running) == 1_024);
+        eventually("the rest is counted", || running.totals().get("netstack_dropped", "wg0", "flows_of_peer") > 0);
+        echoes(&mut other, &inside(11), 4000, b"served");
+        assert_eq!(flows(&running), 1_025);
+    });
 }
 
 #[test]
 fn a_server_that_is_not_there_is_counted_and_found_when_it_comes() {
-    let gone = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let address = gone.local_addr().unwrap();
-    drop(gone);
-    let running = start(address, "");
-    let mut client = Raw::new(10, running.address("wg0"), "127.0.0.2").connect();
-    // The kernel tells of one when the next is sent.
-    eventually("nobody", || {
-        client.say(&datagram(&inside(10), 4000, b"anybody?"));
-        running.totals().get("netstack_dropped", "wg0", "unreachable") > 0
+    in_both(|mode| {
+        let gone = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = gone.local_addr().unwrap();
+        drop(gone);
+        let running = start(mode, address, "");
+        let mut client = Raw::new(10, running.address("wg0"), "127.0.0.2").connect();
+        // The kernel tells of one when the next is sent.
+        eventually("nobody", || {
+            client.say(&datagram(&inside(10), 4000, b"anybody?"));
+            running.totals().get("netstack_dropped", "wg0", "unreachable") > 0
+        });
+        // A socket of some other test may have the port for a moment.
+        let mut back = None;
+        eventually("the port is free", || {
+            back = UdpSocket::bind(address).ok();
+            back.is_some()
+        });
+        let back = back.unwrap();
+        back.set_read_timeout(Some(SOON)).unwrap();
+        client.say(&datagram(&inside(10), 4000, b"now?"));
+        let mut buffer = [0; 100];
+        // Questions of before may come first.
+        while back.recv_from(&mut buffer).unwrap().0 != 4 {}
     });
-    // A socket of some other test may have the port for a moment.
-    let mut back = None;
-    eventually("the port is free", || {
-        back = UdpSocket::bind(address).ok();
-        back.is_some()
-    });
-    let back = back.unwrap();
-    back.set_read_timeout(Some(SOON)).unwrap();
-    client.say(&datagram(&inside(10), 4000, b"now?"));
-    let mut buffer = [0; 100];
-    // Questions of before may come first.
-    while back.recv_from(&mut buffer).unwrap().0 != 4 {}
 }

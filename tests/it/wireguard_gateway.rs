@@ -16,12 +16,12 @@ use portway::transports::wireguard::{PeerSettings, public_key};
 use crate::gateway::{Binary, Client, Running, free, get, temp_dir};
 use crate::private_network::Unprivileged;
 use crate::probe::{SOON, eventually, mesh, now, stop, view, wait};
-use crate::wireguard::{Plan, Site, echoes, peer, secret};
+use crate::wireguard::{Mode, Plan, Site, echoes, in_both, peer, secret};
 
 /// A gateway with key 1 and these peers by number: peer n is 10.98.(n / 250).(n % 250 + 2).
 pub(crate) struct Text {
     peers: Vec<u8>,
-    mode: &'static str,
+    mode: Mode,
     more: String,
 }
 
@@ -30,8 +30,8 @@ pub(crate) fn inside(n: u8) -> String {
 }
 
 impl Text {
-    pub(crate) fn new(peers: impl IntoIterator<Item = u8>) -> Self {
-        Self { peers: peers.into_iter().collect(), mode: "netstack", more: String::new() }
+    pub(crate) fn new(mode: Mode, peers: impl IntoIterator<Item = u8>) -> Self {
+        Self { peers: peers.into_iter().collect(), mode, more: String::new() }
     }
 
     pub(crate) fn with(self, more: &str) -> Self {
@@ -42,8 +42,8 @@ impl Text {
         let mut text = format!(
             "version = 1\n[runtime]\narbiters = 2\n[[listener]]\nname = \"wg0\"\nlisten = \"{listen}\"\n\
              protocol = \"wireguard\"\n[listener.wireguard]\nprivate_key_file = \"{key_file}\"\n\
-             addresses = [\"10.98.0.1/16\"]\nmode = \"{}\"\nthreading = \"single\"\n",
-            self.mode
+             addresses = [\"10.98.0.1/16\"]\nmode = \"netstack\"\nthreading = \"{}\"\n",
+            self.mode.word()
         );
         for n in &self.peers {
             write!(
@@ -71,7 +71,7 @@ fn key_file_of(n: u8) -> String {
 }
 
 /// A client of the gateway, on a mesh of its own.
-fn client(mesh: &Mesh, n: u8, to: std::net::SocketAddr) -> Site {
+pub(crate) fn client(mesh: &Mesh, n: u8, to: std::net::SocketAddr) -> Site {
     let server = PeerSettings { endpoint: Some(to), ..peer(1, "10.98.0.0/16") };
     Plan::new("client", n, &format!("{}/16", inside(n))).start(mesh, vec![server])
 }
@@ -82,139 +82,149 @@ fn sessions(running: &Running) -> BTreeSet<u64> {
 
 #[test]
 fn fifty_sessions_are_fifty_pinned_actors_and_then_none() {
-    let key = key_file();
-    let text = |peers: std::ops::Range<u8>| Text::new(peers).write("127.0.0.1:0", &key);
-    let running = Running::start(&text(10..60));
-    let address = running.address("wg0");
-    let clients_mesh = mesh(2);
-    let clients: Vec<_> = (10..60).map(|n| client(&clients_mesh, n, address)).collect();
-    let mut homes = None;
-    for round in 1..=3u64 {
-        for client in &clients {
-            echoes(&client.stack, "10.98.0.1:7001", b"turn");
+    in_both(|mode| {
+        let key = key_file();
+        let text = |peers: std::ops::Range<u8>| Text::new(mode, peers).write("127.0.0.1:0", &key);
+        let running = Running::start(&text(10..60));
+        let address = running.address("wg0");
+        let clients_mesh = mesh(2);
+        let clients: Vec<_> = (10..60).map(|n| client(&clients_mesh, n, address)).collect();
+        let mut homes = None;
+        for round in 1..=3u64 {
+            for client in &clients {
+                echoes(&client.stack, "10.98.0.1:7001", b"turn");
+            }
+            let seen = view(running.gateway().mesh());
+            let actors: Vec<_> = seen.of_kind("wireguard_peer").collect();
+            assert_eq!(actors.len(), 50);
+            assert!(actors.iter().all(|actor| actor.turns >= round), "each has turns");
+            let now: BTreeSet<_> = actors.iter().map(|actor| (actor.id, actor.arbiter)).collect();
+            assert_eq!(homes.get_or_insert_with(|| now.clone()), &now, "nobody moves");
         }
-        let seen = view(running.gateway().mesh());
-        let actors: Vec<_> = seen.of_kind("wireguard_peer").collect();
-        assert_eq!(actors.len(), 50);
-        assert!(actors.iter().all(|actor| actor.turns >= round), "each has turns");
-        let now: BTreeSet<_> = actors.iter().map(|actor| (actor.id, actor.arbiter)).collect();
-        assert_eq!(homes.get_or_insert_with(|| now.clone()), &now, "nobody moves");
-    }
-    let mut none = check::parse("test.toml", &text(10..10), &check::Known::default()).unwrap();
-    none.listeners[0].listen = "127.0.0.1:0".parse().unwrap();
-    running.gateway().reload(none).unwrap();
-    eventually("no session is left", || sessions(&running).is_empty());
-    stop(&clients_mesh);
+        let mut none = check::parse("test.toml", &text(10..10), &check::Known::default()).unwrap();
+        none.listeners[0].listen = "127.0.0.1:0".parse().unwrap();
+        running.gateway().reload(none).unwrap();
+        eventually("no session is left", || sessions(&running).is_empty());
+        stop(&clients_mesh);
+    });
 }
 
 #[test]
 fn a_reload_takes_one_peer_out_and_leaves_the_other_as_it_was() {
-    let key = key_file();
-    let running = Running::start(&Text::new([10, 11]).write("127.0.0.1:0", &key));
-    let address = running.address("wg0");
-    let clients_mesh = mesh(2);
-    let [stays, goes] = [10, 11].map(|n| client(&clients_mesh, n, address));
-    let mut kept = echoes(&stays.stack, "10.98.0.1:7001", b"before");
-    echoes(&goes.stack, "10.98.0.1:7001", b"before");
-    let before = sessions(&running);
-    let text = Text::new([10, 12]).write("127.0.0.1:0", &key);
-    let done = running.gateway().reload(check::parse("test.toml", &text, &check::Known::default()).unwrap()).unwrap();
-    assert_eq!((done.changed.as_slice(), done.kept.len()), (&["wg0".to_owned()][..], 0));
-    eventually("one has ended", || sessions(&running).len() == 1);
-    assert!(sessions(&running).is_subset(&before));
-    wait(async {
-        kept.send(b"after").await.unwrap();
-        assert_eq!(kept.recv().await.unwrap().unwrap(), &b"after"[..]);
+    in_both(|mode| {
+        let key = key_file();
+        let running = Running::start(&Text::new(mode, [10, 11]).write("127.0.0.1:0", &key));
+        let address = running.address("wg0");
+        let clients_mesh = mesh(2);
+        let [stays, goes] = [10, 11].map(|n| client(&clients_mesh, n, address));
+        let mut kept = echoes(&stays.stack, "10.98.0.1:7001", b"before");
+        echoes(&goes.stack, "10.98.0.1:7001", b"before");
+        let before = sessions(&running);
+        let text = Text::new(mode, [10, 12]).write("127.0.0.1:0", &key);
+        let done =
+            running.gateway().reload(check::parse("test.toml", &text, &check::Known::default()).unwrap()).unwrap();
+        assert_eq!((done.changed.as_slice(), done.kept.len()), (&["wg0".to_owned()][..], 0));
+        eventually("one has ended", || sessions(&running).len() == 1);
+        assert!(sessions(&running).is_subset(&before));
+        wait(async {
+            kept.send(b"after").await.unwrap();
+            assert_eq!(kept.recv().await.unwrap().unwrap(), &b"after"[..]);
+        });
+        let new = client(&clients_mesh, 12, address);
+        echoes(&new.stack, "10.98.0.1:7001", b"hello");
+        let same =
+            running.gateway().reload(check::parse("test.toml", &text, &check::Known::default()).unwrap()).unwrap();
+        assert_eq!((same.kept, same.changed), (vec!["wg0".to_owned()], vec![]));
+        // A service more, for those who are connected already.
+        let more = Text::new(mode, [10, 12]).with(
+            "[[listener.wireguard.service]]\nlisten = \"10.98.0.1:7009\"\nprotocol = \"framed\"\nservice = \"echo\"\n",
+        );
+        let more = check::parse("test.toml", &more.write("127.0.0.1:0", &key), &check::Known::default()).unwrap();
+        running.gateway().reload(more).unwrap();
+        echoes(&new.stack, "10.98.0.1:7009", b"there as well");
+        assert_eq!(view(running.gateway().mesh()).totals.get("wireguard_handshakes", "wg0", ""), 3);
+        stop(&clients_mesh);
     });
-    let new = client(&clients_mesh, 12, address);
-    echoes(&new.stack, "10.98.0.1:7001", b"hello");
-    let same = running.gateway().reload(check::parse("test.toml", &text, &check::Known::default()).unwrap()).unwrap();
-    assert_eq!((same.kept, same.changed), (vec!["wg0".to_owned()], vec![]));
-    // A service more, for those who are connected already.
-    let more = Text::new([10, 12]).with(
-        "[[listener.wireguard.service]]\nlisten = \"10.98.0.1:7009\"\nprotocol = \"framed\"\nservice = \"echo\"\n",
-    );
-    let more = check::parse("test.toml", &more.write("127.0.0.1:0", &key), &check::Known::default()).unwrap();
-    running.gateway().reload(more).unwrap();
-    echoes(&new.stack, "10.98.0.1:7009", b"there as well");
-    assert_eq!(view(running.gateway().mesh()).totals.get("wireguard_handshakes", "wg0", ""), 3);
-    stop(&clients_mesh);
 }
 
 #[test]
 fn a_service_relays_to_an_upstream_and_the_state_is_shown() {
-    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let upstream = server.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in server.incoming() {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || {
-                let mut all = Vec::new();
-                stream.read_to_end(&mut all).unwrap();
-                stream.write_all(&all).unwrap();
-            });
-        }
-    });
-    let admin = free();
-    let more = format!(
-        "[[listener.wireguard.service]]\nlisten = \"10.98.0.1:80\"\nprotocol = \"relay\"\nupstream = \"app\"\n\
+    in_both(|mode| {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let upstream = server.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in server.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || {
+                    let mut all = Vec::new();
+                    stream.read_to_end(&mut all).unwrap();
+                    stream.write_all(&all).unwrap();
+                });
+            }
+        });
+        let admin = free();
+        let more = format!(
+            "[[listener.wireguard.service]]\nlisten = \"10.98.0.1:80\"\nprotocol = \"relay\"\nupstream = \"app\"\n\
          [[upstream]]\nname = \"app\"\nservers = [\"{upstream}\"]\n[admin]\nlisten = \"{admin}\"\n"
-    );
-    let running = Running::start(&Text::new([10]).with(&more).write("127.0.0.1:0", &key_file()));
-    let clients_mesh = mesh(1);
-    let client = client(&clients_mesh, 10, running.address("wg0"));
-    let stack = client.stack;
-    let body = vec![9u8; 300_000];
-    let sent = body.clone();
-    let got = wait(async move {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let stream = connect(&stack, "10.98.0.1:80".parse().unwrap(), SOON).await.expect("it connects");
-        let (mut read, mut write) = tokio::io::split(stream);
-        write.write_all(&sent).await.unwrap();
-        write.shutdown().await.unwrap();
-        let mut all = Vec::new();
-        read.read_to_end(&mut all).await.unwrap();
-        all
+        );
+        let running = Running::start(&Text::new(mode, [10]).with(&more).write("127.0.0.1:0", &key_file()));
+        let clients_mesh = mesh(1);
+        let client = client(&clients_mesh, 10, running.address("wg0"));
+        let stack = client.stack;
+        let body = vec![9u8; 300_000];
+        let sent = body.clone();
+        let got = wait(async move {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let stream = connect(&stack, "10.98.0.1:80".parse().unwrap(), SOON).await.expect("it connects");
+            let (mut read, mut write) = tokio::io::split(stream);
+            write.write_all(&sent).await.unwrap();
+            write.shutdown().await.unwrap();
+            let mut all = Vec::new();
+            read.read_to_end(&mut all).await.unwrap();
+            all
+        });
+        assert_eq!(got.len(), body.len());
+        let (status, page) = get(admin, "/api/wireguard");
+        assert_eq!(status, 200);
+        let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+        let row = &page[0];
+        assert_eq!((row["name"].as_str(), row["mode"].as_str()), (Some("wg0"), Some("netstack")));
+        assert_eq!(row["public_key"].as_str(), Some(public_key(&secret(1)).to_string().as_str()));
+        let known = &row["peers"][0];
+        assert_eq!((known["name"].as_str(), known["arbiter"].is_null()), (Some("p10"), false));
+        let metrics = get(admin, "/metrics").1;
+        for line in [
+            "portway_wireguard_sessions{listener=\"wg0\"} 1",
+            "portway_wireguard_peer_bytes_in_total{peer=\"p10\"}",
+            "portway_wireguard_handshakes_total{listener=\"wg0\"} 1",
+        ] {
+            assert!(metrics.contains(line), "{line} in\n{metrics}");
+        }
+        assert!(!metrics.contains("127.0.0.1:"), "no address of a peer is a label");
+        let overview = wait(running.gateway().overview());
+        let row = overview.listeners.iter().find(|row| row.name == "wg0").unwrap();
+        assert_eq!((row.protocol.as_str(), row.accepting, row.connections), ("wireguard", true, 1));
+        stop(&clients_mesh);
     });
-    assert_eq!(got.len(), body.len());
-    let (status, page) = get(admin, "/api/wireguard");
-    assert_eq!(status, 200);
-    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
-    let row = &page[0];
-    assert_eq!((row["name"].as_str(), row["mode"].as_str()), (Some("wg0"), Some("netstack")));
-    assert_eq!(row["public_key"].as_str(), Some(public_key(&secret(1)).to_string().as_str()));
-    let known = &row["peers"][0];
-    assert_eq!((known["name"].as_str(), known["arbiter"].is_null()), (Some("p10"), false));
-    let metrics = get(admin, "/metrics").1;
-    for line in [
-        "portway_wireguard_sessions{listener=\"wg0\"} 1",
-        "portway_wireguard_peer_bytes_in_total{peer=\"p10\"}",
-        "portway_wireguard_handshakes_total{listener=\"wg0\"} 1",
-    ] {
-        assert!(metrics.contains(line), "{line} in\n{metrics}");
-    }
-    assert!(!metrics.contains("127.0.0.1:"), "no address of a peer is a label");
-    let overview = wait(running.gateway().overview());
-    let row = overview.listeners.iter().find(|row| row.name == "wg0").unwrap();
-    assert_eq!((row.protocol.as_str(), row.accepting, row.connections), ("wireguard", true, 1));
-    stop(&clients_mesh);
 }
 
 #[test]
 fn a_server_behind_a_tunnel_is_dialled_through_it() {
-    let running = Running::start(&Text::new([10]).write("127.0.0.1:0", &key_file()));
-    let clients_mesh = mesh(1);
-    let client = client(&clients_mesh, 10, running.address("wg0"));
-    let dial = |stack: &Mail<NetMsg>, port: u16| {
-        let mut via = Via::new(stack.clone());
-        let to = format!("10.98.0.1:{port}").parse().unwrap();
-        let mut stream = via.dial(&portway::transports::kit::balance::Address::Tcp(to)).unwrap();
-        wait(std::future::poll_fn(|cx| via.poll_connected(&mut stream, cx))).map(|()| stream)
-    };
-    assert!(dial(&client.stack, 7001).is_ok_and(|stream| !stream.is_broken()));
-    let refused = dial(&client.stack, 7002).map(drop).map_err(|error| error.kind());
-    assert_eq!(refused, Err(std::io::ErrorKind::ConnectionRefused));
-    stop(&clients_mesh);
+    in_both(|mode| {
+        let running = Running::start(&Text::new(mode, [10]).write("127.0.0.1:0", &key_file()));
+        let clients_mesh = mesh(1);
+        let client = client(&clients_mesh, 10, running.address("wg0"));
+        let dial = |stack: &Mail<NetMsg>, port: u16| {
+            let mut via = Via::new(stack.clone());
+            let to = format!("10.98.0.1:{port}").parse().unwrap();
+            let mut stream = via.dial(&portway::transports::kit::balance::Address::Tcp(to)).unwrap();
+            wait(std::future::poll_fn(|cx| via.poll_connected(&mut stream, cx))).map(|()| stream)
+        };
+        assert!(dial(&client.stack, 7001).is_ok_and(|stream| !stream.is_broken()));
+        let refused = dial(&client.stack, 7002).map(drop).map_err(|error| error.kind());
+        assert_eq!(refused, Err(std::io::ErrorKind::ConnectionRefused));
+        stop(&clients_mesh);
+    });
 }
 
 /// A gateway that is a client of the one at `to`, and reaches `server` through it, by this listener and upstream.
@@ -237,65 +247,69 @@ fn behind(to: std::net::SocketAddr, peers: bool, rest: &str) -> String {
 
 #[test]
 fn upstreams_are_reached_through_a_tunnel_or_not_at_all() {
-    let running = Running::start(&Text::new([10]).write("127.0.0.1:0", &key_file()));
-    let upstream = "protocol = \"relay\"\nupstream = \"far\"\n\
+    in_both(|mode| {
+        let running = Running::start(&Text::new(mode, [10]).write("127.0.0.1:0", &key_file()));
+        let upstream = "protocol = \"relay\"\nupstream = \"far\"\n\
                     [[upstream]]\nname = \"far\"\nservers = [\"10.98.0.1:7001\"]\nvia = \"home\"\n\
                     [upstream.health]\ncheck = \"tcp\"\ninterval = \"100ms\"\n";
-    let text = |peers| behind(running.address("wg0"), peers, upstream);
-    let near = Running::start(&text(true));
-    let mut client = Client::to(near.address("near"));
-    client.echoes(b"through the tunnel");
-    client.echoes(&vec![7; 300_000]);
-    eventually("checks go through it", || near.totals().get("upstream_checks", "far", "ok") > 2);
-    assert!(near.totals().get("netstack_opened", "home", "") >= 3, "every connection is one inside");
-    // The tunnel loses its peer: nothing is dialled beside it, and it comes back.
-    let reload = |peers| {
-        near.gateway().reload(check::parse("test.toml", &text(peers), &check::Known::default()).unwrap()).unwrap()
-    };
-    assert_eq!(reload(false).changed, ["home"]);
-    let before = near.totals().get("netstack_dropped", "home", "no_route");
-    let answer = || {
-        let mut stream = TcpStream::connect_timeout(&near.address("near"), SOON)?;
-        stream.set_read_timeout(Some(SOON))?;
-        stream.write_all(b"\0\0\0\x05again")?;
-        stream.read_exact(&mut [0; 9])
-    };
-    assert!(answer().is_err(), "it is closed");
-    assert!(near.totals().get("netstack_dropped", "home", "no_route") > before);
-    reload(true);
-    eventually("the server is found again", || answer().is_ok());
+        let text = |peers| behind(running.address("wg0"), peers, upstream);
+        let near = Running::start(&text(true));
+        let mut client = Client::to(near.address("near"));
+        client.echoes(b"through the tunnel");
+        client.echoes(&vec![7; 300_000]);
+        eventually("checks go through it", || near.totals().get("upstream_checks", "far", "ok") > 2);
+        assert!(near.totals().get("netstack_opened", "home", "") >= 3, "every connection is one inside");
+        // The tunnel loses its peer: nothing is dialled beside it, and it comes back.
+        let reload = |peers| {
+            near.gateway().reload(check::parse("test.toml", &text(peers), &check::Known::default()).unwrap()).unwrap()
+        };
+        assert_eq!(reload(false).changed, ["home"]);
+        let before = near.totals().get("netstack_dropped", "home", "no_route");
+        let answer = || {
+            let mut stream = TcpStream::connect_timeout(&near.address("near"), SOON)?;
+            stream.set_read_timeout(Some(SOON))?;
+            stream.write_all(b"\0\0\0\x05again")?;
+            stream.read_exact(&mut [0; 9])
+        };
+        assert!(answer().is_err(), "it is closed");
+        assert!(near.totals().get("netstack_dropped", "home", "no_route") > before);
+        reload(true);
+        eventually("the server is found again", || answer().is_ok());
+    });
 }
 
 #[test]
 fn answers_of_http_come_through_a_tunnel() {
-    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let app = server.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in server.incoming() {
-            let mut stream = stream.unwrap();
-            let mut head = [0; 1024];
-            let _request = stream.read(&mut head).unwrap();
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\ninner").unwrap();
-        }
-    });
-    let more = format!(
-        "[[listener.wireguard.service]]\nlisten = \"10.98.0.1:80\"\nprotocol = \"relay\"\nupstream = \"app\"\n\
+    in_both(|mode| {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let app = server.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in server.incoming() {
+                let mut stream = stream.unwrap();
+                let mut head = [0; 1024];
+                let _request = stream.read(&mut head).unwrap();
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\ninner").unwrap();
+            }
+        });
+        let more = format!(
+            "[[listener.wireguard.service]]\nlisten = \"10.98.0.1:80\"\nprotocol = \"relay\"\nupstream = \"app\"\n\
          [[upstream]]\nname = \"app\"\nservers = [\"{app}\"]\n"
-    );
-    let running = Running::start(&Text::new([10]).with(&more).write("127.0.0.1:0", &key_file()));
-    let near = Running::start(&behind(
-        running.address("wg0"),
-        true,
-        "protocol = \"http\"\n[[listener.route]]\npath = \"/\"\nupstream = \"far\"\n\
+        );
+        let running = Running::start(&Text::new(mode, [10]).with(&more).write("127.0.0.1:0", &key_file()));
+        let near = Running::start(&behind(
+            running.address("wg0"),
+            true,
+            "protocol = \"http\"\n[[listener.route]]\npath = \"/\"\nupstream = \"far\"\n\
          [[upstream]]\nname = \"far\"\nservers = [\"10.98.0.1:80\"]\nvia = \"home\"\n",
-    ));
-    assert_eq!(get(near.address("near"), "/"), (200, "inner".to_owned()));
+        ));
+        assert_eq!(get(near.address("near"), "/"), (200, "inner".to_owned()));
+    });
 }
 
 #[test]
 fn a_pipeline_has_threads_of_its_own_and_all_of_them_work() {
     let (listen, admin) = (free(), free());
-    let text = Text::new([10, 11]).write(&listen.to_string(), &key_file()).replace("\"single\"", "\"pipeline\"");
+    let text = Text::new(Mode::Pipeline, [10, 11]).write(&listen.to_string(), &key_file());
     let mut binary = Binary::start(&format!("{text}[admin]\nlisten = \"{admin}\"\n"));
     binary.says("listener=wg0 ");
     let clients_mesh = mesh(2);
@@ -373,7 +387,7 @@ fn the_doctor_says_what_a_machine_gives_and_a_configuration_would_miss() {
 fn a_key_file_that_others_can_read_is_warned_about() {
     let key = key_file();
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
-    let text = Text::new([10]).write(&free().to_string(), &key);
+    let text = Text::new(Mode::Single, [10]).write(&free().to_string(), &key);
     let mut binary = Binary::start(&text);
     assert!(binary.says("can be read by others").contains("chmod 600"));
     let checked = binary.portway(&["check"]);

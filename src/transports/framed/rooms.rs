@@ -30,11 +30,13 @@
 
 use std::sync::Arc;
 
+use tokio::io::{AsyncRead, AsyncWrite};
+
 pub use super::rooms_hub::{Hubs, Limits};
 pub use super::rooms_member::Member;
 pub use super::rooms_words::{Batch, MAX_NAME};
 use super::state::Settings;
-use crate::actors::{Place, SpawnError, Turn};
+use crate::actors::{Mesh, Place, SpawnError, Turn};
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 
 /// Starts an actor for each connection of a `rooms` listener, and with the first one the hubs they talk to.
@@ -54,17 +56,40 @@ impl Rooms {
     }
 }
 
-impl OnAccept for Rooms {
-    fn accepted(&mut self, accepted: Accepted, turn: &Turn<'_, Never>) -> Result<(), SpawnError> {
+impl Rooms {
+    /// Starts the actor of a client that comes over something else than a socket of TCP.
+    ///
+    /// # Errors
+    /// When no actor can be started.
+    pub fn inside<M: Send + 'static>(
+        &mut self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        turn: &Turn<'_, M>,
+    ) -> Result<(), SpawnError> {
+        let hubs = self.hubs(turn.mesh())?;
+        let (listener, settings) = (self.listener.clone(), self.settings.clone());
+        let spec = Member::<()>::spec(&self.settings);
+        // Not here: an arbiter that somebody has for itself has no hub.
+        turn.spawn(Place::LeastLoaded, spec, move || Member::new(stream, listener, settings, hubs)).map(drop)
+    }
+
+    fn hubs(&mut self, mesh: &Mesh) -> Result<Arc<Hubs>, SpawnError> {
         let hubs = match self.hubs.take().filter(|hubs| hubs.live()) {
             Some(hubs) => hubs,
             None => {
                 let set = &self.settings;
                 // Not children of the listener: they end after the connections in a drain.
-                Hubs::start(turn.mesh(), &self.listener, set.outbound, set.when_slow, self.limits)?
+                Hubs::start(mesh, &self.listener, set.outbound, set.when_slow, self.limits)?
             }
         };
         self.hubs = Some(hubs.clone());
+        Ok(hubs)
+    }
+}
+
+impl OnAccept for Rooms {
+    fn accepted(&mut self, accepted: Accepted, turn: &Turn<'_, Never>) -> Result<(), SpawnError> {
+        let hubs = self.hubs(turn.mesh())?;
         let (listener, settings) = (self.listener.clone(), self.settings.clone());
         let spec = Member::<()>::spec(&self.settings);
         turn.spawn(Place::LeastLoaded, spec, move || Member::accepted(accepted, listener, settings, hubs)).map(drop)

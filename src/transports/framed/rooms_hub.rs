@@ -123,19 +123,9 @@ impl Hubs {
             let spec = Spec::named(format!("{listener}-rooms-{index}")).inbox(MESSAGES, bytes);
             let (listener, flag) = (listener.clone(), behind.clone());
             let share = (limits.members / arbiters.max(1)).max(1);
-            let mail = mesh.spawn(Place::On(index), spec, move || Hub {
-                index,
-                listener,
-                when_slow,
-                behind: flag,
-                peers: Vec::new(),
-                table: Table::new(limits.rooms, share, arbiters < 2),
-                generation: 0,
-                counters: Counters::default(),
-                retry: None,
-                active: None,
-                backlog: VecDeque::new(),
-                backlog_bytes: 0,
+            let mail = mesh.spawn(Place::On(index), spec, move || {
+                let table = Table::new(limits.rooms, share, arbiters < 2);
+                Hub::new(index, listener, when_slow, flag, table)
             })?;
             hubs.mails.push(mail);
             hubs.behind.push(behind);
@@ -269,6 +259,29 @@ struct FanOut {
 }
 
 impl Hub {
+    fn new(
+        index: usize,
+        listener: Arc<str>,
+        when_slow: WhenSlow,
+        behind: Arc<AtomicBool>,
+        table: Table<Mail<FramedMsg>>,
+    ) -> Self {
+        Self {
+            index,
+            listener,
+            when_slow,
+            behind,
+            peers: Vec::new(),
+            table,
+            generation: 0,
+            counters: Counters::default(),
+            retry: None,
+            active: None,
+            backlog: VecDeque::new(),
+            backlog_bytes: 0,
+        }
+    }
+
     fn said(&mut self, id: ActorId, mail: &Mail<FramedMsg>, commands: Vec<Command>, turn: &Turn<'_, HubMsg>) {
         let mut answers = Vec::new();
         for command in commands {
@@ -652,6 +665,88 @@ mod tests {
     use super::super::state::Settings;
     use super::*;
     use crate::actors::sim_link::{Faults, stream_link};
+    use std::sync::atomic::AtomicUsize;
+
+    /// A member that counts the batches it gets.
+    struct Ear(Arc<AtomicUsize>);
+
+    impl Protocol for Ear {
+        type Msg = FramedMsg;
+        const KIND: &'static str = "ear";
+
+        fn on(&mut self, m: FramedMsg, _: &mut Turn<'_, FramedMsg>) -> Result<(), Fault> {
+            self.0.fetch_add(usize::from(matches!(m, FramedMsg::Batch(_))), Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    /// A hub whose turn is a test's.
+    struct Workbench<F>(Hub, F);
+
+    impl<F: FnMut(&mut Hub, &Turn<'_, HubMsg>) + 'static> Protocol for Workbench<F> {
+        type Msg = HubMsg;
+        const KIND: &'static str = "workbench";
+
+        fn on(&mut self, _: HubMsg, turn: &mut Turn<'_, HubMsg>) -> Result<(), Fault> {
+            (self.1)(&mut self.0, turn);
+            Ok(())
+        }
+    }
+
+    /// A large room is served over turns, and what is on its way names the room. When that room has closed meanwhile and
+    /// another lies in its place, that one's members get nothing of it.
+    #[test]
+    fn what_was_left_of_a_room_that_closed_reaches_nobody_in_the_next() {
+        let mut sim = Mesh::sim(1);
+        let heard = Arc::new(AtomicUsize::new(0));
+        let ear = sim
+            .mesh()
+            .spawn(Place::On(0), Spec::default(), {
+                let heard = heard.clone();
+                || Ear(heard)
+            })
+            .unwrap();
+        let work = move |hub: &mut Hub, turn: &Turn<'_, HubMsg>| {
+            let id = ActorId(1);
+            let fan = |room| FanOut {
+                room,
+                lines: Arc::new([Line::answer(b"Msecret"[..].into())]),
+                bytes: 7,
+                first: 0,
+                author: None,
+                at: 0,
+                delivered: 0,
+                own: 0,
+                slow: Vec::new(),
+            };
+            hub.table.join(id, &Arc::from("old"), ear.clone());
+            let old = hub.table.find("old").unwrap();
+            hub.table.leave(id);
+            hub.settle(turn);
+            assert_eq!(hub.table.rooms(), 0);
+            hub.table.join(id, &Arc::from("new"), ear.clone());
+            hub.go_on(fan(old), turn);
+            assert_eq!(ear.depth().messages, 0);
+            assert_eq!(hub.table.own(old), 0);
+            hub.table.close_if_empty(old);
+            let new = hub.table.find("new").unwrap();
+            hub.go_on(fan(new), turn);
+            assert_eq!(ear.depth().messages, 1, "it can fail");
+        };
+        let done = Arc::new(AtomicBool::new(false));
+        let seen = done.clone();
+        let bench = sim.mesh().spawn(Place::On(0), Spec::default(), move || {
+            let hub = Hub::new(0, Arc::from("sim"), WhenSlow::Close, Arc::default(), Table::new(10, 10, true));
+            Workbench(hub, move |hub: &mut Hub, turn: &Turn<'_, HubMsg>| {
+                work(hub, turn);
+                seen.store(true, Ordering::Relaxed);
+            })
+        });
+        bench.unwrap().tell(HubMsg::Gone(ActorId(7))).unwrap();
+        sim.run_for(Duration::from_secs(1));
+        assert!(done.load(Ordering::Relaxed), "no assertion failed");
+        assert_eq!(heard.load(Ordering::Relaxed), 1);
+    }
 
     #[test]
     fn a_hub_that_ends_takes_the_other_hubs_and_all_members_along() {

@@ -30,7 +30,7 @@ use super::record::{Record, Tallies};
 use super::site::{Published, Settings, Site};
 use super::state_watch::{Late, Watch};
 use super::tunnel::Tunnel;
-use super::wire::{ClientStream, Looked, Notes, Wire};
+use super::wire::{ByteStream, ClientSocket, ClientStream, Looked, Notes, Wire};
 use crate::actors::clock::later;
 use crate::actors::{Driver, Fault, Kind, Place, SpawnError, Spec, Turn, shelf};
 use crate::memory::View;
@@ -81,17 +81,48 @@ impl Connections {
     pub fn new(settings: Arc<Settings>, site: Arc<Published>) -> Self {
         Self { shared: Arc::new(Shared { settings, site }), random: RandomState::new(), count: 0 }
     }
-}
 
-impl OnAccept for Connections {
-    fn accepted(&mut self, accepted: Accepted, turn: &Turn<'_, Never>) -> Result<(), SpawnError> {
+    /// Starts the actor of a client that comes over something else than a socket of TCP, on this arbiter.
+    ///
+    /// # Errors
+    /// When no actor can be started.
+    pub fn inside<M: Send + 'static>(
+        &mut self,
+        stream: impl ByteStream + 'static,
+        peer: SocketAddr,
+        ticket: Ticket,
+        turn: &Turn<'_, M>,
+    ) -> Result<(), SpawnError> {
+        self.enter(Comes { over: Over::Inner(Box::new(stream)), peer, ticket }, Place::Here, turn)
+    }
+
+    fn enter<M: Send + 'static>(&mut self, comes: Comes, place: Place, turn: &Turn<'_, M>) -> Result<(), SpawnError> {
         self.count += 1;
         let mut hasher = self.random.build_hasher();
         hasher.write_u64(self.count);
         let (shared, random) = (self.shared.clone(), hasher.finish());
-        let make = move |driver| connection(driver, shared, accepted, random);
-        turn.drive::<Connection, _>(Place::LeastLoaded, Spec::default(), make).map(drop)
+        let make = move |driver| connection(driver, shared, comes, random);
+        turn.drive::<Connection, _>(place, Spec::default(), make).map(drop)
     }
+}
+
+impl OnAccept for Connections {
+    fn accepted(&mut self, accepted: Accepted, turn: &Turn<'_, Never>) -> Result<(), SpawnError> {
+        let Accepted { stream, peer, ticket } = accepted;
+        self.enter(Comes { over: Over::Tcp(stream), peer, ticket }, Place::LeastLoaded, turn)
+    }
+}
+
+/// A client on its way to its arbiter.
+struct Comes {
+    over: Over,
+    peer: SocketAddr,
+    ticket: Ticket,
+}
+
+enum Over {
+    Tcp(std::net::TcpStream),
+    Inner(Box<dyn ByteStream>),
 }
 
 /// What the requests of a connection share.
@@ -226,9 +257,9 @@ enum End {
     Late(Late),
 }
 
-async fn connection(driver: Driver, shared: Arc<Shared>, accepted: Accepted, random: u64) -> Result<(), Fault> {
+async fn connection(driver: Driver, shared: Arc<Shared>, comes: Comes, random: u64) -> Result<(), Fault> {
     let settings = shared.settings.clone();
-    let result = serve(&driver, &shared, accepted, random).await;
+    let result = serve(&driver, &shared, comes, random).await;
     let reason = match &result {
         Ok(()) => "normal",
         Err(fault) => fault.reason,
@@ -237,13 +268,17 @@ async fn connection(driver: Driver, shared: Arc<Shared>, accepted: Accepted, ran
     result
 }
 
-async fn serve(driver: &Driver, shared: &Arc<Shared>, accepted: Accepted, random: u64) -> Result<(), Fault> {
+async fn serve(driver: &Driver, shared: &Arc<Shared>, comes: Comes, random: u64) -> Result<(), Fault> {
     let settings = &shared.settings;
-    let Accepted { stream, peer, ticket } = accepted;
-    let tcp = TcpStream::from_std(stream).map_err(|error| Fault::local("no_event_loop", error.to_string()))?;
+    let Comes { over, peer, ticket } = comes;
+    let socket = match over {
+        Over::Tcp(stream) => TcpStream::from_std(stream).map(ClientSocket::Tcp),
+        Over::Inner(stream) => Ok(ClientSocket::Inner(stream)),
+    };
+    let socket = socket.map_err(|error| Fault::local("no_event_loop", error.to_string()))?;
     let watch = Watch::new(settings.times, driver.now());
     let by_head = later(driver.now(), settings.times.head);
-    let begun = by(driver, by_head, begin(shared, tcp)).await.ok_or_else(|| Fault::peer("head_timeout", ""))??;
+    let begun = by(driver, by_head, begin(shared, socket)).await.ok_or_else(|| Fault::peer("head_timeout", ""))??;
     let notes = Notes::new(driver.clone(), settings.listener.clone(), watch);
     let version = if begun.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     let tls = matches!(begun.stream, ClientStream::Tls(_));
@@ -259,14 +294,14 @@ struct Begun {
     http2: bool,
 }
 
-async fn begin(shared: &Arc<Shared>, mut tcp: TcpStream) -> Result<Begun, Fault> {
+async fn begin(shared: &Arc<Shared>, mut socket: ClientSocket) -> Result<Begun, Fault> {
     let reset = |error: std::io::Error| Fault::peer("reset", error.to_string());
     if let Some(tls) = &shared.settings.tls {
         let local = |what: String| Fault::local("tls", what);
         let context = shelf(tls, || tls.builder().map(|builder| builder.build()));
         let context = context.as_ref().as_ref().map_err(|error| local(error.to_string()))?;
         let ssl = boring::ssl::Ssl::new(context).map_err(|error| local(error.to_string()))?;
-        let stream = tokio_boring::SslStreamBuilder::new(ssl, tcp).accept().await;
+        let stream = tokio_boring::SslStreamBuilder::new(ssl, socket).accept().await;
         let stream = stream.map_err(|error| Fault::peer("handshake", error.to_string()))?;
         let http2 = stream.ssl().selected_alpn_protocol() == Some(b"h2");
         return Ok(Begun { stream: ClientStream::Tls(Box::new(stream)), prefix: Vec::new(), http2 });
@@ -276,14 +311,14 @@ async fn begin(shared: &Arc<Shared>, mut tcp: TcpStream) -> Result<Begun, Fault>
     let mut piece = [0; PREFACE.len()];
     while prefix.len() < PREFACE.len() && PREFACE.starts_with(&prefix) {
         let room = piece.get_mut(..PREFACE.len() - prefix.len()).unwrap_or_default();
-        let count = tcp.read(room).await.map_err(reset)?;
+        let count = socket.read(room).await.map_err(reset)?;
         if count == 0 {
             break;
         }
         prefix.extend_from_slice(piece.get(..count).unwrap_or_default());
     }
     let http2 = prefix == PREFACE;
-    Ok(Begun { stream: ClientStream::Plain(tcp), prefix, http2 })
+    Ok(Begun { stream: ClientStream::Plain(socket), prefix, http2 })
 }
 
 async fn serve_one(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {

@@ -98,8 +98,17 @@ pub(super) struct Request {
     pub(super) record: Rc<Record>,
     /// What was wrong with it, for whoever waits for the answer.
     pub(super) fault: Rc<Cell<Option<Failure>>>,
+    /// Nothing of it is left to be sent, for whoever has the answer.
+    pub(super) sent: Rc<Cell<bool>>,
     pub(super) timer: Timer,
     pub(super) since: Option<std::time::Instant>,
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        // hyper keeps it for as long as it is to be asked for more.
+        self.sent.set(true);
+    }
 }
 
 impl Request {
@@ -186,8 +195,8 @@ type OwnConnection = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
 
 /// What keeps the answer coming.
 pub(super) enum Source {
-    /// A connection of the pool.
-    Pool { lent: Option<Lent>, pool: Rc<Pool>, upstream: Arc<Upstream>, picked: Option<Picked> },
+    /// A connection of the pool, and whether the request was sent to its end.
+    Pool { lent: Option<Lent>, pool: Rc<Pool>, upstream: Arc<Upstream>, picked: Option<Picked>, sent: Rc<Cell<bool>> },
     /// A connection of this exchange alone.
     Own { connection: Option<OwnConnection>, picked: Option<Picked> },
 }
@@ -196,10 +205,12 @@ impl Source {
     /// The answer has ended, whole or not.
     fn ended(&mut self, whole: bool, notes: &Notes) {
         match self {
-            Self::Pool { lent, pool, upstream, picked } => {
+            Self::Pool { lent, pool, upstream, picked, sent } => {
                 drop(picked.take());
+                // A server that has not heard all of a request may take the rest of it for the next, or hear nothing.
                 if let Some(lent) = lent.take()
                     && whole
+                    && (sent.get() || lent.is_http2())
                 {
                     pool.keep(lent, notes.driver.now(), upstream.idle_connections);
                 }

@@ -301,14 +301,15 @@ pub(super) async fn pick(
     tried: &[ServerId],
 ) -> Result<Picked, Failure> {
     let until = later(client.notes.driver.now(), upstream.connect_timeout);
+    let seed = || upstream.balancer.seed(client.random(), client.peer.ip());
     let mut waits = None;
     loop {
         let now = client.notes.driver.now();
-        match upstream.balancer.pick(now, client.random(), tried) {
+        match upstream.balancer.pick(now, seed(), tried) {
             Ok(picked) => return Ok(picked),
             // All were tried: once more at any of them.
             Err(NoServer::AllTried) if !tried.is_empty() => {
-                return upstream.balancer.pick(now, client.random(), &[]).map_err(|_| Failure::NoServer);
+                return upstream.balancer.pick(now, seed(), &[]).map_err(|_| Failure::NoServer);
             }
             Err(NoServer::Full) if now < until && (waits.is_some() || pool.waiting.get() < upstream.pending) => {
                 waits.get_or_insert_with(|| Waits::new(pool));
@@ -349,6 +350,7 @@ async fn proxy(
     let notes = &client.notes;
     let has_body = !incoming.is_end_stream();
     let fault = Rc::new(Cell::new(None));
+    let sent = Rc::new(Cell::new(!has_body));
     let mut body = Some(if has_body {
         ToServer::Stream(Box::new(body::Request {
             incoming,
@@ -356,6 +358,7 @@ async fn proxy(
             silence: client.settings.times.body,
             record: record.clone(),
             fault: fault.clone(),
+            sent: sent.clone(),
             timer: Timer::default(),
             since: None,
         }))
@@ -374,17 +377,19 @@ async fn proxy(
                 if let Some(line) = &record.line {
                     line.borrow_mut().server = picked.address().to_string();
                 }
-                match pool.lend(upstream, picked.id(), picked.address(), &notes.driver).await {
+                let server = (picked.id(), picked.address());
+                match pool.lend(upstream, server, &notes.driver, attempts.may_use_kept()).await {
                     Err(failure) => {
                         picked.failed(notes.driver.now());
                         failure
                     }
                     Ok(mut lent) => {
-                        let Some(sent) = body.take() else { return plain(StatusCode::BAD_GATEWAY, record) };
+                        let Some(whole) = body.take() else { return plain(StatusCode::BAD_GATEWAY, record) };
                         // A request without a body may be sent again; one with a body is sent once.
-                        let again = if has_body || route.retries == 0 { None } else { Some(head.clone()) };
+                        let again = has_body || (route.retries == 0 && !lent.is_used());
+                        let again = if again { None } else { Some(head.clone()) };
                         let request = std::mem::replace(&mut head, again.unwrap_or_else(Head::none)).request(
-                            sent,
+                            whole,
                             lent.is_http2(),
                             upstream.tls.is_some(),
                         );
@@ -398,6 +403,7 @@ async fn proxy(
                                     pool,
                                     upstream: upstream.clone(),
                                     picked: Some(picked),
+                                    sent,
                                 };
                                 return from_server(response, source, route, record);
                             }
@@ -410,6 +416,9 @@ async fn proxy(
                                         head = Head::back(parts);
                                         body = Some(whole);
                                         Failure::NotSent
+                                    }
+                                    (None, None) if lent.is_used() && !lent.is_http2() && ended(&error) => {
+                                        Failure::Stale
                                     }
                                     (None, None) => Failure::Broken,
                                 };
@@ -430,9 +439,12 @@ async fn proxy(
         notes.driver.raise("http_failures", &upstream.name, failure.reason());
         let whole = body.is_some() || !has_body;
         match attempts.failed(failure, whole, &mut pool.budget.borrow_mut()) {
-            Next::Again => {
+            next @ (Next::Again | Next::Anew) => {
                 if body.is_none() {
                     body = Some(ToServer::Empty);
+                }
+                if next == Next::Anew {
+                    tried.pop();
                 }
                 notes.driver.raise("http_retries", &upstream.name, failure.reason());
             }
@@ -449,6 +461,16 @@ async fn proxy(
             }
         }
     }
+}
+
+/// Whether a connection ended before anything of an answer came.
+fn ended(error: &hyper::Error) -> bool {
+    error.is_incomplete_message() || error.is_closed() || error.is_canceled() || is_reset(error)
+}
+
+fn is_reset(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    source.is_some_and(|io| matches!(io.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe))
 }
 
 impl Head {

@@ -134,7 +134,16 @@ impl Service for Three {
             let route = site.routes.get(number).ok_or(StatusCode::NOT_FOUND)?;
             record.routed(number);
             match &route.action {
-                Action::Session(inside) => Ok(inside.clone()),
+                Action::Session(inside) => {
+                    let origin = fields.get(header::ORIGIN).map(HeaderValue::as_bytes);
+                    let known =
+                        |origin: &[u8]| inside.origins.iter().any(|o| o.as_bytes().eq_ignore_ascii_case(origin));
+                    if origin.is_some_and(|origin| !inside.origins.is_empty() && !known(origin)) {
+                        record.denied("origin");
+                        return Err(StatusCode::FORBIDDEN);
+                    }
+                    Ok(inside.clone())
+                }
                 Action::Proxy(_)
                 | Action::Respond { .. }
                 | Action::Redirect { .. }

@@ -83,6 +83,8 @@ pub(super) struct Lent {
     sender: Sender,
     server: ServerId,
     life: Rc<Life>,
+    /// It has carried a request before.
+    used: bool,
 }
 
 enum Sender {
@@ -118,7 +120,7 @@ pub(super) type Unsent = (hyper::Error, Option<Request<ToServer>>);
 impl Lent {
     fn new(sender: Sender, server: ServerId, life: Rc<Life>) -> Self {
         life.busy.set(life.busy.get() + 1);
-        Self { sender, server, life }
+        Self { sender, server, life, used: false }
     }
 
     /// Whether one more request fits on the connection.
@@ -127,6 +129,11 @@ impl Lent {
             Sender::One(_) => true,
             Sender::Many(_) => self.life.busy.get() < STREAMS,
         }
+    }
+
+    /// Whether it has carried a request before.
+    pub(super) const fn is_used(&self) -> bool {
+        self.used
     }
 
     /// Whether HTTP/2 is spoken.
@@ -159,16 +166,16 @@ impl Pool {
         })
     }
 
-    /// A connection to this server: one that was kept, or a new one.
+    /// A connection to this server: one that was kept if that will do, else a new one.
     pub(super) async fn lend(
         &self,
         upstream: &Arc<Upstream>,
-        server: ServerId,
-        address: &Address,
+        (server, address): (ServerId, &Address),
         driver: &Driver,
+        kept: bool,
     ) -> Result<Lent, Failure> {
         loop {
-            if let Some(kept) = self.kept(server) {
+            if kept && let Some(kept) = self.kept(server) {
                 return Ok(kept);
             }
             let (tell, told) = oneshot::channel();
@@ -240,11 +247,12 @@ impl Pool {
             Some((Sender::Many(sender), life)) => Some(Lent::new(Sender::Many(sender.clone()), server, life.clone())),
             Some((Sender::One(_), _)) | None => None,
         };
-        let lent = shared.unwrap_or_else(|| {
+        let mut lent = shared.unwrap_or_else(|| {
             let lent = list.remove(at);
             lent.life.busy.set(lent.life.busy.get() + 1);
             lent
         });
+        lent.used = true;
         Some(lent)
     }
 

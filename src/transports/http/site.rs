@@ -115,6 +115,9 @@ pub enum Action {
 pub struct Inside {
     /// Protocols that it speaks, the most wanted first; a client that offers none of them gets none.
     pub protocols: Vec<String>,
+    /// Pages that may open one, by their origins in small letters; empty: all. A client that names none, as no browser
+    /// does, passes.
+    pub origins: Vec<String>,
     /// Makes the application of one.
     pub make: Arc<dyn Fn() -> Box<dyn crate::transports::quic::Application> + Send + Sync>,
 }

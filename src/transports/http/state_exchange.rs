@@ -18,6 +18,9 @@ pub enum Failure {
     Handshake,
     /// The connection was closed before anything of the request was sent.
     NotSent,
+    /// A connection that was kept from an earlier request ended instead of giving an answer. Its server may have closed
+    /// it before it saw the request.
+    Stale,
     /// The server closed the connection, or said something that is no answer.
     Broken,
     /// The server did not answer in time.
@@ -39,6 +42,7 @@ impl Failure {
             Self::NotConnected => "not_connected",
             Self::Handshake => "handshake",
             Self::NotSent => "not_sent",
+            Self::Stale => "stale",
             Self::Broken => "broken",
             Self::TooSlow => "response_timeout",
             Self::BadBody => "bad_body",
@@ -52,7 +56,9 @@ impl Failure {
     pub const fn status(self) -> StatusCode {
         match self {
             Self::NoServer => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NotConnected | Self::Handshake | Self::NotSent | Self::Broken => StatusCode::BAD_GATEWAY,
+            Self::NotConnected | Self::Handshake | Self::NotSent | Self::Stale | Self::Broken => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::TooSlow => StatusCode::GATEWAY_TIMEOUT,
             Self::BadBody => StatusCode::BAD_REQUEST,
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
@@ -72,6 +78,8 @@ impl Failure {
 pub enum Next {
     /// Another attempt, at another server if there is one.
     Again,
+    /// The same attempt once more, at the same server, on a connection of its own.
+    Anew,
     /// This answer.
     Answer(StatusCode),
 }
@@ -83,6 +91,8 @@ pub struct Attempts {
     left: u32,
     /// Whether the request may be sent twice.
     repeatable: bool,
+    /// A kept connection failed, and no other one is used.
+    anew: bool,
 }
 
 impl Attempts {
@@ -90,20 +100,30 @@ impl Attempts {
     #[must_use]
     pub fn new(retries: u32, method: &Method, has_body: bool) -> Self {
         let idempotent = method.is_idempotent() && *method != Method::CONNECT;
-        Self { left: retries, repeatable: idempotent && !has_body }
+        Self { left: retries, repeatable: idempotent && !has_body, anew: false }
+    }
+
+    /// Whether a kept connection may be used.
+    #[must_use]
+    pub const fn may_use_kept(&self) -> bool {
+        !self.anew
     }
 
     /// An attempt has failed. `whole`: nothing of the request's body is gone.
     pub fn failed(&mut self, failure: Failure, whole: bool, budget: &mut RetryBudget) -> Next {
         let safe = match failure {
             Failure::NotConnected | Failure::Handshake | Failure::NotSent => whole,
-            Failure::Broken => whole && self.repeatable,
+            Failure::Broken | Failure::Stale => whole && self.repeatable,
             // A server that is slow is not helped by more, and a client that errs would err again.
             Failure::NoServer | Failure::TooSlow | Failure::BadBody | Failure::SlowBody | Failure::LargeBody => false,
         };
-        // A kept connection that its server closed meanwhile is no failure of a server.
-        let free = failure == Failure::NotSent;
-        if safe && self.left > 0 && (free || budget.take()) {
+        // A kept connection that its server closed meanwhile is no failure of a server. It happens once: what is sent
+        // anew never goes over such a connection.
+        if safe && matches!(failure, Failure::NotSent | Failure::Stale) && !self.anew {
+            self.anew = true;
+            return Next::Anew;
+        }
+        if safe && self.left > 0 && budget.take() {
             self.left -= 1;
             return Next::Again;
         }
@@ -153,13 +173,28 @@ mod tests {
         assert_eq!(get.failed(Failure::NotConnected, true, budget), Next::Again);
         assert_eq!(get.failed(Failure::NotConnected, true, budget), GATEWAY, "twice is enough");
         let mut post = Attempts::new(2, &Method::POST, true);
-        assert_eq!(post.failed(Failure::NotSent, true, budget), Next::Again);
+        assert_eq!(post.failed(Failure::NotConnected, true, budget), Next::Again);
         assert_eq!(post.failed(Failure::Broken, true, budget), GATEWAY);
         let mut put = Attempts::new(2, &Method::PUT, true);
         assert_eq!(put.failed(Failure::Broken, true, budget), GATEWAY, "its body is gone");
         assert_eq!(put.failed(Failure::NotConnected, false, budget), GATEWAY);
         let mut slow = Attempts::new(2, &Method::GET, false);
         assert_eq!(slow.failed(Failure::TooSlow, true, budget), Next::Answer(StatusCode::GATEWAY_TIMEOUT));
+    }
+
+    #[test]
+    fn a_kept_connection_that_has_ended_costs_one_more_try_and_no_attempt() {
+        let budget = &mut RetryBudget { fifths: 0 };
+        let mut get = Attempts::new(0, &Method::GET, false);
+        assert!(get.may_use_kept());
+        assert_eq!(get.failed(Failure::Stale, true, budget), Next::Anew);
+        assert!(!get.may_use_kept());
+        assert_eq!(get.failed(Failure::NotSent, true, budget), GATEWAY, "once");
+        let mut post = Attempts::new(0, &Method::POST, true);
+        assert_eq!(post.failed(Failure::NotSent, true, budget), Next::Anew, "nothing of it was sent");
+        let mut post = Attempts::new(2, &Method::POST, true);
+        assert_eq!(post.failed(Failure::Stale, false, budget), GATEWAY, "it may have been carried out");
+        assert_eq!(post.failed(Failure::Stale, true, budget), GATEWAY);
     }
 
     #[test]

@@ -102,6 +102,7 @@ impl<S: Service> Http3<S> {
         match &mut self.wt {
             Some((running, _)) if running.all.id() == of => {
                 running.all.came(stream.0, ahead);
+                running.all.look_through(|stream| session.is_open(StreamId(stream)));
                 running.tell(Event::Opened(stream), session);
                 running.tell(Event::Readable(stream), session);
                 self.look_after(session)

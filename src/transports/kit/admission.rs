@@ -1,6 +1,6 @@
 //! Who may come in: caps per listener, per source address and on those who have not yet said anything.
 //!
-//! One acceptor decides for its listener; a `Ticket` travels with each connection to whatever arbiter it lives on and
+//! One acceptor decides for its listener, or one on each arbiter, and then all by one count; a `Ticket` travels with each connection to whatever arbiter it lives on and
 //! gives its place back when it is dropped, however the connection ends. Refusing new work beats degrading what was
 //! accepted, so a refusal is final and counted under its reason.
 
@@ -72,7 +72,8 @@ impl fmt::Display for Refusal {
 pub struct Occupancy {
     connections: AtomicUsize,
     half_open: AtomicUsize,
-    /// One doorkeeper uses it, so nobody ever waits for the lock.
+    /// Held while one is let in, so that doorkeepers who share this keep the caps exactly. A listener with one
+    /// doorkeeper never waits for it.
     sources: Mutex<Sources>,
 }
 
@@ -130,13 +131,13 @@ impl Admission {
     /// # Errors
     /// The [`Refusal`]; nothing has changed then.
     pub fn admit(&mut self, from: IpAddr) -> Result<Ticket, Refusal> {
+        let mut sources = self.occupancy.sources.lock();
         if self.occupancy.connections() >= self.caps.connections {
             return Err(Refusal::Connections);
         }
         if self.occupancy.half_open() >= self.caps.half_open {
             return Err(Refusal::HalfOpen);
         }
-        let mut sources = self.occupancy.sources.lock();
         let source = sources.of(source_of(from));
         if source.load(Ordering::Relaxed) >= self.caps.per_source {
             return Err(Refusal::Source);
@@ -144,9 +145,9 @@ impl Admission {
         let lease = self.budget.lease(self.caps.base_bytes).map_err(|_| Refusal::Memory)?;
         source.fetch_add(1, Ordering::Relaxed);
         let source = source.clone();
-        drop(sources);
         self.occupancy.connections.fetch_add(1, Ordering::Relaxed);
         self.occupancy.half_open.fetch_add(1, Ordering::Relaxed);
+        drop(sources);
         Ok(Ticket { occupancy: self.occupancy.clone(), source, lease, half_open: true })
     }
 }
@@ -247,6 +248,26 @@ mod tests {
             drop(keeper.admit(v4(n)).unwrap());
         }
         assert!(keeper.occupancy.sources.lock().counts.len() <= 1_024);
+    }
+
+    /// One doorkeeper on each arbiter, all by one count.
+    #[test]
+    fn several_doorkeepers_let_in_exactly_as_many_as_the_caps_allow() {
+        for caps in [(50, 1_000, 1_000), (1_000, 50, 1_000), (1_000, 1_000, 50)] {
+            let occupancy = Arc::new(Occupancy::default());
+            let caps = Caps { connections: caps.0, per_source: caps.1, half_open: caps.2, base_bytes: 0 };
+            let let_in: usize = std::thread::scope(|scope| {
+                let one = || {
+                    let mut keeper = Admission::new(caps, Budget::new(1), occupancy.clone());
+                    (0..1_000).filter_map(|_| keeper.admit(v4(1)).ok()).collect::<Vec<_>>()
+                };
+                let all: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
+                let all: Vec<_> = all.into_iter().map(|thread| thread.join().unwrap()).collect();
+                all.iter().map(Vec::len).sum()
+            });
+            assert_eq!(let_in, 50, "{caps:?}");
+            assert_eq!((occupancy.connections(), occupancy.half_open()), (0, 0), "all have gone");
+        }
     }
 
     #[test]

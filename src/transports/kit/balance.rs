@@ -6,7 +6,7 @@
 //! takes no lock and allocates nothing; only ejections and new lists of servers wait for each other.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -68,6 +68,9 @@ pub enum Policy {
     LeastConnections,
     /// Of two picked at random, the one with fewer connections (two choices: Mitzenmacher, 2001).
     RandomOfTwo,
+    /// The same for each source, as long as it may be picked (rendezvous hashing: Thaler and Ravishankar, 1998). When a
+    /// server goes, only its own sources get others; the same in every process. See [`Balancer::seed`].
+    Source,
 }
 
 /// What a balancer is told.
@@ -110,6 +113,18 @@ impl BalanceSettings {
         let times = 1_u32.checked_shl(ejection.saturating_sub(1)).unwrap_or(LONGEST).clamp(1, LONGEST);
         micros(self.eject_for.saturating_mul(times)).max(1)
     }
+}
+
+/// FNV-1a: the same in every process, so that gateways side by side agree.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Spreads what differs in few bits over all of them (the finaliser of SplitMix64).
+const fn mixed(mut n: u64) -> u64 {
+    n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    n ^ (n >> 31)
 }
 
 fn micros(time: Duration) -> u64 {
@@ -175,6 +190,8 @@ pub struct ServerView {
 struct Server {
     id: ServerId,
     address: Address,
+    /// Of the address, for [`Policy::Source`].
+    hash: u64,
     connections: AtomicUsize,
     healthy: AtomicBool,
     failures: AtomicU32,
@@ -266,7 +283,19 @@ impl Balancer {
         Arc::new(balancer)
     }
 
-    /// A place at a server that is none of `tried`. `random` is used by [`Policy::RandomOfTwo`] only.
+    /// What to give [`pick`](Self::pick) as its random number for a client at this address: what the address tells where
+    /// the source decides, else `random`.
+    #[must_use]
+    pub fn seed(&self, random: u64, source: IpAddr) -> u64 {
+        match (self.settings.policy, source.to_canonical()) {
+            (Policy::Source, IpAddr::V4(v4)) => fnv(&v4.octets()),
+            (Policy::Source, IpAddr::V6(v6)) => fnv(&v6.octets()),
+            (Policy::RoundRobin | Policy::LeastConnections | Policy::RandomOfTwo, _) => random,
+        }
+    }
+
+    /// A place at a server that is none of `tried`. `random` is used by [`Policy::RandomOfTwo`] and [`Policy::Source`]
+    /// only.
     ///
     /// # Errors
     /// Why there is none; nothing has changed then.
@@ -294,6 +323,7 @@ impl Balancer {
                     let second = (first + 1 + high % (count - 1).max(1)) % count;
                     nth(first).into_iter().chain(nth(second)).min_by_key(|server| server.load())
                 }
+                Policy::Source => open().max_by_key(|server| mixed(random ^ server.hash)),
             };
             // Nothing chosen, or no place left: another arbiter was quicker, so look again.
             if let Some(server) = chosen.filter(|server| server.take_place(self.settings.max_connections)) {
@@ -342,6 +372,7 @@ impl Balancer {
             after.push(stays.cloned().unwrap_or_else(|| {
                 Arc::new(Server {
                     id: ServerId(self.next_id.fetch_add(1, Ordering::Relaxed)),
+                    hash: fnv(address.to_string().as_bytes()),
                     address,
                     connections: AtomicUsize::new(0),
                     healthy: AtomicBool::new(true),
@@ -498,6 +529,36 @@ mod tests {
     }
 
     #[test]
+    fn a_source_keeps_its_server_while_others_come_and_go() {
+        let settings = BalanceSettings { policy: Policy::Source, ..BalanceSettings::default() };
+        let (balancer, now) = balancer(5, settings);
+        let source = |n: u32| balancer.seed(77, IpAddr::from(n.to_be_bytes()));
+        let of = |n: u32| ports(&[balancer.pick(now, source(n), &[]).unwrap()])[0];
+        let before: Vec<_> = (0..5_000).map(of).collect();
+        for port in 1..=5 {
+            let share = before.iter().filter(|picked| **picked == port).count();
+            assert!((800..1_200).contains(&share), "{share} of 5,000 for one of five");
+        }
+        let without = |gone: u16| (1..=5).filter(|port| *port != gone).map(tcp).collect();
+        balancer.set_servers(without(3));
+        let after: Vec<_> = (0..5_000).map(of).collect();
+        assert!(before.iter().zip(&after).all(|(a, b)| a == b || *a == 3), "only those of the server that went");
+        assert!(!after.contains(&3));
+        // In another order, and with one that comes back.
+        balancer.set_servers((1..=5).rev().map(tcp).collect());
+        assert_eq!((0..5_000).map(of).collect::<Vec<_>>(), before);
+        // One that is out leaves its sources to the others.
+        let id = balancer.view(now)[0].id;
+        balancer.set_health(id, false);
+        let out: Vec<_> = (0..5_000).map(of).collect();
+        assert!(before.iter().zip(&out).all(|(a, b)| a == b || *a == 5));
+        // IPv4 in IPv6 is the same source; other policies keep the random number.
+        let mapped: IpAddr = "::ffff:0.0.0.9".parse().unwrap();
+        assert_eq!(balancer.seed(1, mapped), source(9));
+        assert_eq!(Balancer::new(Vec::new(), BalanceSettings::default()).seed(77, mapped), 77);
+    }
+
+    #[test]
     fn failures_in_a_row_eject_for_longer_each_time() {
         let settings = BalanceSettings { eject_after: 2, eject_for: SECOND, ..BalanceSettings::default() };
         let (balancer, mut now) = balancer(2, settings);
@@ -566,7 +627,7 @@ mod tests {
 
     #[test]
     fn threads_give_every_place_back() {
-        for policy in [Policy::RoundRobin, Policy::LeastConnections, Policy::RandomOfTwo] {
+        for policy in [Policy::RoundRobin, Policy::LeastConnections, Policy::RandomOfTwo, Policy::Source] {
             let settings = BalanceSettings { policy, max_connections: 3, eject_after: 2, eject_for: SECOND, keep: 50 };
             let (balancer, start) = balancer(4, settings);
             std::thread::scope(|scope| {
@@ -624,7 +685,12 @@ mod tests {
     }
 
     fn settings() -> impl Strategy<Value = BalanceSettings> {
-        let policy = prop_oneof![Just(Policy::RoundRobin), Just(Policy::LeastConnections), Just(Policy::RandomOfTwo)];
+        let policy = prop_oneof![
+            Just(Policy::RoundRobin),
+            Just(Policy::LeastConnections),
+            Just(Policy::RandomOfTwo),
+            Just(Policy::Source)
+        ];
         (policy, 1..4_usize, 0..4_u32, prop_oneof![Just(0_u8), Just(34), Just(50), Just(100)]).prop_map(
             |(policy, max_connections, eject_after, keep)| BalanceSettings {
                 policy,
@@ -742,6 +808,10 @@ mod tests {
                     left.rotate_left(turn % n);
                     let least = left.iter().map(|id| self.at(*id).held).min().unwrap();
                     *left.iter().find(|id| self.at(**id).held == least).unwrap()
+                }
+                Policy::Source => {
+                    let rank = |id: u64| mixed(random ^ fnv(tcp(self.at(id).port).to_string().as_bytes()));
+                    left.iter().copied().max_by_key(|id| rank(*id)).unwrap()
                 }
                 Policy::RandomOfTwo if n == 1 => left[0],
                 Policy::RandomOfTwo => {

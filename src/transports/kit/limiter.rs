@@ -137,6 +137,44 @@ impl Set {
     }
 }
 
+/// A bucket of one owner, of which several are taken at once: bytes, say. Exact at any rate.
+#[derive(Debug, Clone)]
+pub struct Bucket {
+    /// In a second.
+    rate: u64,
+    /// How many it holds, in billionths: a nanosecond adds `rate` of them.
+    depth: u128,
+    level: u128,
+    at: Instant,
+}
+
+/// Billionths in one.
+const ONE: u128 = 1_000_000_000;
+
+impl Bucket {
+    /// A full bucket that holds `depth` and gets `rate` more in each second.
+    #[must_use]
+    pub fn new(rate: u64, depth: u64, now: Instant) -> Self {
+        let depth = u128::from(depth) * ONE;
+        Self { rate, depth, level: depth, at: now }
+    }
+
+    /// Takes `n` from it, or nothing and answers false if it does not hold so many.
+    pub fn take(&mut self, n: u64, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at);
+        self.at = self.at.max(now);
+        let gained = passed.as_nanos().saturating_mul(u128::from(self.rate));
+        self.level = self.level.saturating_add(gained).min(self.depth);
+        match self.level.checked_sub(u128::from(n) * ONE) {
+            Some(left) => {
+                self.level = left;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,6 +211,26 @@ mod tests {
         // Those of before are full again, so a newcomer gets a place of its own.
         let later = now + Duration::from_millis(301);
         assert_eq!([(); 4].map(|()| limiter.take(set(94), later).is_ok()), [true, true, true, false]);
+    }
+
+    #[test]
+    fn a_bucket_of_one_owner_gives_exactly_its_rate() {
+        for rate in [7, 1_000, 3_000_000_000] {
+            let start = clock::now();
+            let mut bucket = Bucket::new(rate, rate, start);
+            assert!(bucket.take(rate, start) && !bucket.take(1, start), "what it held, once");
+            let mut given = 0;
+            for ms in 1..=10_000 {
+                let now = start + Duration::from_millis(ms);
+                let piece = (rate / 1_000).max(1);
+                while bucket.take(piece, now) {
+                    given += piece;
+                }
+            }
+            assert_eq!(given, rate * 10);
+            assert!(!bucket.take(rate + 1, start + Duration::from_secs(1_000)), "no more than it holds is saved up");
+            assert!(bucket.take(0, start), "an earlier time is none");
+        }
     }
 
     #[test]

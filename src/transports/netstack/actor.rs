@@ -149,7 +149,7 @@ pub struct Stack<U> {
     sockets: SocketSet<'static>,
     flows: Flows,
     table: Vec<Option<Flow>>,
-    services: BTreeMap<SocketAddr, Box<dyn Serve>>,
+    services: BTreeMap<SocketAddr, (MakeServe, Box<dyn Serve>)>,
     forward: Option<Box<dyn Serve>>,
     bells: Arc<Bells>,
     rung: Vec<usize>,
@@ -195,7 +195,7 @@ impl<U: Uplink> Stack<U> {
             };
         }
         interface.set_any_ip(settings.forward.is_some());
-        let services = settings.services.iter().map(|(address, make)| (*address, make())).collect();
+        let services = settings.services.iter().map(|(address, make)| (*address, (make.clone(), make()))).collect();
         let forward = settings.forward.as_ref().map(|(_, make)| make());
         Self {
             uplink,
@@ -411,7 +411,7 @@ impl<U: Uplink> Stack<U> {
             self.flows.complete(number);
             flow.far.connected();
             let serve = match flow.kind {
-                Kind::Service(address) => self.services.get_mut(&address),
+                Kind::Service(address) => self.services.get_mut(&address).map(|(_, serve)| serve),
                 Kind::Forward => self.forward.as_mut(),
                 Kind::Ours => None,
             };
@@ -595,7 +595,12 @@ impl<U: Uplink> Protocol for Stack<U> {
                 }
             }
             NetMsg::Services(services) => {
-                self.services = services.iter().map(|(address, make)| (*address, make())).collect();
+                let mut before = std::mem::take(&mut self.services);
+                for (address, make) in services {
+                    // What is the very same goes on with what it knows.
+                    let known = before.remove(&address).filter(|(known, _)| Arc::ptr_eq(known, &make));
+                    self.services.insert(address, known.unwrap_or_else(|| (make.clone(), make())));
+                }
             }
         }
         Ok(())

@@ -252,7 +252,8 @@ impl<U: Uplink> Datagrams<U> {
             return if self.wanted.forwards(ends.local.ip()) { Ok((ends.local, None)) } else { Err("not_ours") };
         };
         self.drawn = self.drawn.wrapping_add(1);
-        let picked = balancer.pick(turn.now(), self.random.hash_one(self.drawn), &[]).map_err(|_| "no_server")?;
+        let seed = balancer.seed(self.random.hash_one(self.drawn), ends.remote.ip());
+        let picked = balancer.pick(turn.now(), seed, &[]).map_err(|_| "no_server")?;
         match *picked.address() {
             Address::Udp(to) => Ok((to, Some(picked))),
             Address::Tcp(_) | Address::Unix(_) | Address::Quic { .. } | Address::Tls { .. } => Err("no_server"),

@@ -1,5 +1,5 @@
-//! What serves connections of a netstack: framed messages, a relay to an upstream, a relay to whatever was asked for; and
-//! the way out, through a netstack to a server behind a tunnel.
+//! What serves connections of a netstack: framed messages, rooms, HTTP, a relay to an upstream, a relay to whatever was
+//! asked for; and the way out, through a netstack to a server behind a tunnel.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -13,8 +13,15 @@ use tokio::net::TcpStream;
 use super::actor::{NetMsg, Serve, Visitor};
 use super::stream::{NetStream, pair};
 use crate::actors::{Mail, Place, Refused, SpawnError, Spec, Turn, clock};
+use crate::transports::framed::rooms::{Limits, Rooms};
 use crate::transports::framed::{Connection, Service, Settings};
+#[cfg(feature = "http")]
+use crate::transports::http;
+#[cfg(feature = "http")]
+use crate::transports::kit::admission::Admission;
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer};
+#[cfg(feature = "http")]
+use crate::transports::relay::Wire;
 use crate::transports::relay::{Detour, Dial, Network, Relay, RelaySettings, Way};
 
 /// Framed messages, answered by what `service` makes.
@@ -37,6 +44,56 @@ impl<V: Service + Send + 'static, F: Fn() -> V + 'static> Serve for Framed<F> {
         let (listener, settings, service) = (self.listener.clone(), self.settings.clone(), (self.service)());
         let spec = Spec::default().inbox(1_024, self.settings.outbound.max(1));
         turn.spawn(Place::Here, spec, move || Connection::new(visitor.stream, listener, settings, service)).map(drop)
+    }
+}
+
+/// Clients that talk to each other in rooms.
+#[derive(Debug)]
+pub struct Roomed(Rooms);
+
+impl Roomed {
+    /// `listener` is the scope of the counters.
+    #[must_use]
+    pub fn new(listener: Arc<str>, settings: Settings, limits: Limits) -> Self {
+        Self(Rooms::new(listener, settings, limits))
+    }
+}
+
+impl Serve for Roomed {
+    fn serve(&mut self, visitor: Visitor, turn: &Turn<'_, NetMsg>) -> Result<(), SpawnError> {
+        self.0.inside(visitor.stream, turn)
+    }
+}
+
+/// HTTP: each request is answered by the site of that moment.
+#[cfg(feature = "http")]
+#[derive(Debug)]
+pub struct Sited {
+    connections: http::Connections,
+    listener: Arc<str>,
+    admission: Admission,
+}
+
+#[cfg(feature = "http")]
+impl Sited {
+    /// `listener` is the scope of the counters; `admission` says who comes in, beside the netstack's own bounds.
+    #[must_use]
+    pub const fn new(connections: http::Connections, listener: Arc<str>, admission: Admission) -> Self {
+        Self { connections, listener, admission }
+    }
+}
+
+#[cfg(feature = "http")]
+impl Serve for Sited {
+    fn serve(&mut self, mut visitor: Visitor, turn: &Turn<'_, NetMsg>) -> Result<(), SpawnError> {
+        match self.admission.admit(visitor.peer.ip()) {
+            Ok(ticket) => self.connections.inside(visitor.stream, visitor.peer, ticket, turn),
+            Err(refusal) => {
+                turn.counter("connections_refused", &self.listener, refusal.reason()).add(1);
+                visitor.stream.abort();
+                Ok(())
+            }
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use super::actor_remote::Remote;
 use super::actor_send::{Outlet, Sent};
 use super::actor_shared::Shared;
 use super::codec::{Cid, handshake_packets};
-use super::handle::Connection as Handle;
+use super::handle::{Connection as Handle, Origin};
 use super::messages::{ConnectError, Farewell, Packets, Request, SlotId, ToConnection, ToEndpoint};
 use super::server::Arrivals;
 use super::session::{Application, End, Event, Info, Role, Session, Who};
@@ -172,7 +172,17 @@ impl ConnectionActor {
         }
     }
 
+    /// Takes up what the packets of this turn have brought before anything is done about streams. quiche forgets a stream
+    /// that was stopped as soon as it is asked for it.
+    fn catch_up(&mut self) {
+        if self.engine.heard {
+            // What is left is learnt at the turn's end.
+            let _more = self.engine.learn();
+        }
+    }
+
     fn request(&mut self, request: Request) {
+        self.catch_up();
         match request {
             Request::Close { code, text } => self.engine.close_with(code, &text, "closed"),
             Request::Abandoned => {
@@ -225,6 +235,7 @@ impl ConnectionActor {
         let theirs = self.engine.quic.peer_transport_params().and_then(|theirs| theirs.stateless_reset_token);
         drop(self.endpoint.tell(ToEndpoint::Established(self.slot, theirs)));
         self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
+        self.engine.origin = Some(Origin { mail: turn.mail(), ended: self.ended.clone() });
         match self.purpose.take() {
             Some(Purpose::Wanted(reply)) => {
                 self.serve_handles();
@@ -315,6 +326,7 @@ impl ConnectionActor {
 
     /// What time alone brings.
     fn tick(&mut self) {
+        self.catch_up();
         let now = self.engine.now;
         if self.engine.quic.timeout_instant().is_some_and(|at| at <= now) {
             self.engine.quic.on_timeout();

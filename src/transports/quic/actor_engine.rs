@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::actor_stops::Stops;
 use super::actor_streams::{Receive, SendSide, Stream, Streams};
+use super::handle::Origin;
 use super::messages::SendShared;
 use super::session::{Code, End, Event, Role, Session, StreamError, StreamId, StreamKind, Who};
 use super::settings::{QUICHE_DATAGRAMS, Transport};
@@ -107,11 +109,8 @@ pub(super) struct Engine {
     /// Streams whose end is on its way and was not acknowledged when last looked at.
     leaving: Vec<StreamId>,
     look_at: usize,
-    /// Stops of the peer that were looked for.
-    stops: u64,
-    /// Resets of the peer that were counted.
-    resets: u64,
-    /// There are some that nobody has looked for.
+    pub(super) stops: Stops,
+    /// The peer has given up streams, and nobody has looked which.
     pub(super) reset: bool,
     /// Ends without data to go with, until a packet can take them, and until when they wait for that.
     ends: VecDeque<(StreamId, Instant)>,
@@ -121,6 +120,8 @@ pub(super) struct Engine {
     pub(super) heard: bool,
     /// Paths of a client that were tried, and whether the peer answered; taken in each turn.
     pub(super) proved: Vec<(SocketAddr, SocketAddr, bool)>,
+    /// What handles are made of, once it is established.
+    pub(super) origin: Option<Origin>,
 }
 
 impl Engine {
@@ -146,13 +147,13 @@ impl Engine {
             announced: false,
             leaving: Vec::new(),
             look_at: LEAVING,
-            stops: 0,
-            resets: 0,
+            stops: Stops::default(),
             reset: false,
             ends: VecDeque::new(),
             sends: 1,
             heard: false,
             proved: Vec::new(),
+            origin: None,
             settings,
         }
     }
@@ -168,7 +169,7 @@ impl Engine {
         !self.leaving.is_empty()
     }
 
-    fn look_for_leaving(&mut self) {
+    pub(super) fn look_for_leaving(&mut self) {
         let quic = &mut self.quic;
         // QUIC forgets a stream when its last byte is acknowledged, and has no capacity to tell of from then on.
         self.leaving.retain(|stream| quic.stream_capacity(stream.0).is_ok());
@@ -224,8 +225,8 @@ impl Engine {
             }
             self.events.push_back(Event::Readable(stream));
         }
-        // Without anything that waits the marks may stay: what is refused next is among them.
-        while !self.sending.is_empty()
+        // Without anything held back the marks may stay, and should: by them quiche keeps a stream that was stopped.
+        while self.sending.is_held_back()
             && let Some(id) = self.quic.stream_writable_next()
         {
             self.sending.unblock(id);
@@ -263,31 +264,6 @@ impl Engine {
     fn note_proved(&mut self, local: SocketAddr, peer: SocketAddr, valid: bool) {
         if self.role == Role::Client {
             self.proved.push((local, peer, valid));
-        }
-    }
-
-    /// quiche says nothing of a stop for a stream that it has reported as writable and that was not written since. So
-    /// the streams are looked through whenever it has counted one.
-    fn look_for_stopped(&mut self) {
-        // Only a packet can bring one, and to ask costs a walk over the streams.
-        if !std::mem::replace(&mut self.heard, false) {
-            return;
-        }
-        let stats = self.quic.stats();
-        let resets = stats.reset_stream_count_remote;
-        self.reset |= std::mem::replace(&mut self.resets, resets) != resets;
-        let stops = stats.stopped_stream_count_remote;
-        if std::mem::replace(&mut self.stops, stops) == stops {
-            return;
-        }
-        #[expect(clippy::disallowed_methods, reason = "sorted below")]
-        let mut open: Vec<StreamId> =
-            self.streams.iter().filter(|(_, s)| s.send.is_some()).map(|(id, _)| *id).collect();
-        open.sort_unstable();
-        for stream in open {
-            if let Err(quiche::Error::StreamStopped(code)) = self.quic.stream_capacity(stream.0) {
-                self.stopped(stream, code);
-            }
         }
     }
 
@@ -604,16 +580,6 @@ impl Engine {
         self.streams.insert(stream, Stream { send, receive, priority, expiry_code: 0, fate: None });
     }
 
-    /// The peer wants no more of a stream.
-    fn stopped(&mut self, stream: StreamId, code: u64) {
-        if !self.is_writable(stream) {
-            return;
-        }
-        let cancelled = self.sending.cancel(stream.0);
-        self.fail(stream, cancelled, StreamError::Stopped(code));
-        self.events.push_back(Event::Stopped(stream, code));
-    }
-
     pub(super) fn give_up_stream(&mut self, stream: StreamId, code: u64, fate: StreamError) {
         let cancelled = self.sending.cancel(stream.0);
         // `Done`: nothing was ever sent on it and QUIC does not know it, or it is over.
@@ -622,7 +588,7 @@ impl Engine {
     }
 
     /// Ends the send side; those who wait learn it after the handles can see why.
-    fn fail(&mut self, stream: StreamId, cancelled: Cancelled<Done>, why: StreamError) {
+    pub(super) fn fail(&mut self, stream: StreamId, cancelled: Cancelled<Done>, why: StreamError) {
         self.give_back(stream, cancelled.bytes);
         self.end_send(stream, why);
         for done in cancelled.waiting {
@@ -647,32 +613,6 @@ impl Engine {
         s.receive = Receive::Over;
         if s.is_over() {
             self.streams.remove(&stream);
-        }
-    }
-
-    /// Of a stream of the peer that nobody reads yet: whether the peer has given it up. Then this end gives it up too,
-    /// since nobody will.
-    pub(super) fn is_given_up_unread(&mut self, stream: StreamId) -> bool {
-        // Readable without a byte: a reset, or an end alone.
-        if self.quic.stream_readable_len(stream.0, 1) > 0 || !self.quic.stream_readable(stream.0) {
-            return false;
-        }
-        match self.quic.stream_recv(stream.0, &mut [0]) {
-            Err(quiche::Error::StreamReset(code)) => {
-                self.events.push_back(Event::Reset(stream, code));
-                if self.is_writable(stream) {
-                    self.give_up_stream(stream, code, StreamError::Finished);
-                }
-                self.end_receive(stream);
-                true
-            }
-            Ok((_, fin)) => {
-                if fin && let Some(s) = self.streams.get_mut(&stream) {
-                    s.receive = Receive::AtEnd;
-                }
-                false
-            }
-            Err(_) => false,
         }
     }
 }

@@ -132,19 +132,11 @@ impl Remote {
                     self.give_datagrams(engine);
                 }
             }
+            Asked::Watch => self.watch(engine),
             Asked::Events(reply) => {
+                self.watch(engine);
                 // One reads at a time: the one before learns that it was replaced.
                 self.events = Some(reply);
-                if !std::mem::replace(&mut self.watched, true) {
-                    self.news.add(&Event::Connected);
-                    for stream in self.opened.iter().flatten() {
-                        self.news.add(&Event::Opened(*stream));
-                        self.news.add(&Event::Readable(*stream));
-                    }
-                    if let Some(end) = &engine.end {
-                        self.news.add(&Event::Closed(end.clone()));
-                    }
-                }
                 self.give_events();
             }
             Asked::MaxDatagram(reply) => drop(reply.send(engine.max_datagram())),
@@ -357,6 +349,21 @@ impl Remote {
                 self.waiting -= 1;
                 drop(reply.send(batch));
             }
+        }
+    }
+
+    /// Keeps events from now on; what is so already is news as well.
+    fn watch(&mut self, engine: &Engine) {
+        if std::mem::replace(&mut self.watched, true) {
+            return;
+        }
+        self.news.add(&Event::Connected);
+        for stream in self.opened.iter().flatten() {
+            self.news.add(&Event::Opened(*stream));
+            self.news.add(&Event::Readable(*stream));
+        }
+        if let Some(end) = &engine.end {
+            self.news.add(&Event::Closed(end.clone()));
         }
     }
 

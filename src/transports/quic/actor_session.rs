@@ -6,6 +6,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::actor_engine::{Engine, Phase};
 use super::actor_streams::Receive;
+use super::handle::Connection;
+use super::handle_io::Duplex;
 use super::session::{Event, Info, OpenError, Read, Role, Session, StreamError, StreamId, StreamKind};
 use super::state_datagrams::{Datagram, NotQueued};
 use super::state_streams::Priority;
@@ -186,14 +188,21 @@ impl Session for Engine {
 
     fn stop(&mut self, stream: StreamId, code: u64) -> Result<(), StreamError> {
         match self.streams.get(&stream).map(|s| s.receive) {
-            Some(Receive::Open) => {
-                let _known = self.quic.stream_shutdown(stream.0, quiche::Shutdown::Read, code);
-            }
+            Some(Receive::Open) => self.stop_reading(stream, code),
             Some(Receive::AtEnd) => {}
             Some(Receive::Over) | None => return Err(StreamError::Unknown),
         }
         self.end_receive(stream);
         Ok(())
+    }
+
+    fn hand_over(&mut self, stream: StreamId) -> Option<Duplex> {
+        let receives = self.streams.get(&stream).is_some_and(|s| matches!(s.receive, Receive::Open | Receive::AtEnd));
+        if receives && self.is_writable(stream) { Connection::stream(self, stream) } else { None }
+    }
+
+    fn is_open(&self, stream: StreamId) -> bool {
+        self.streams.contains_key(&stream)
     }
 
     fn prioritise(&mut self, stream: StreamId, priority: Priority) {

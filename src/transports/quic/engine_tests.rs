@@ -71,6 +71,13 @@ impl Ends {
         one_turn(&mut self.client, &mut self.server, [from, to]);
     }
 
+    /// A turn of the client, of which the server takes note without an answer.
+    pub(in super::super) fn say(&mut self) {
+        let [server, client] = self.addresses;
+        one_turn(&mut self.client, &mut self.server, [client, server]);
+        self.server.learn();
+    }
+
     /// Turns until nothing is left to be said.
     pub(in super::super) fn settle(&mut self) {
         while self.exchange() {}

@@ -13,9 +13,10 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use super::actor_engine::Engine;
+use super::handle_io::Duplex;
 use super::handle_stream::{RecvStream, SendStream};
 use super::messages::{Asked, Farewell, MigrateError, NewStream, Request, ToConnection};
-use super::session::{Code, End, Event, Info, OpenError, Role, Session, StreamKind, Who};
+use super::session::{Code, End, Event, Info, OpenError, Role, Session, StreamId, StreamKind, Who};
 use super::state_credit::Credit;
 use super::state_datagrams::{Datagram, NotQueued};
 use super::state_streams::Priority;
@@ -96,7 +97,24 @@ impl fmt::Display for DatagramError {
 
 impl std::error::Error for DatagramError {}
 
+/// What handles of one connection are made of.
+pub(super) struct Origin {
+    pub(super) mail: Mail<ToConnection>,
+    pub(super) ended: Arc<OnceLock<Farewell>>,
+}
+
 impl Connection {
+    /// A stream for somebody outside the actor, if the mailbox has room to keep for it and both directions are open.
+    pub(super) fn stream(engine: &mut Engine, stream: StreamId) -> Option<Duplex> {
+        let Origin { mail, ended } = engine.origin.as_ref()?;
+        let (mail, ended) = (mail.clone(), ended.clone());
+        let connection = Self::new(mail.clone(), engine, ended)?;
+        let (sending, receiving) = (mail.try_permit(0).ok()?, mail.try_permit(0).ok()?);
+        let shared = engine.share(stream)?;
+        let send = SendStream::new(connection.clone(), stream, shared, sending);
+        Some(Duplex::new(send, RecvStream::new(connection, stream, receiving)))
+    }
+
     /// A handle, if the mailbox has room to keep for it.
     pub(super) fn new(mail: Mail<ToConnection>, engine: &Engine, ended: Arc<OnceLock<Farewell>>) -> Option<Self> {
         let release = mail.try_permit(0).ok()?;
@@ -297,6 +315,8 @@ impl Connection {
     /// What happens from now on. One reader at a time: a second one takes over from the first.
     #[must_use]
     pub fn events(&self) -> Events {
+        // Told at once: what happens before the first is asked for is to be among them.
+        self.insist(Asked::Watch);
         Events { connection: self.clone(), queue: VecDeque::new(), over: false }
     }
 

@@ -29,6 +29,8 @@ pub struct Duplex {
     writing: Option<Waiting<(Granted, Permit<ToConnection>)>>,
     finishing: Option<Waiting<()>>,
     at_end: bool,
+    /// What codes are on the wire.
+    codes: fn(u64) -> u64,
 }
 
 impl fmt::Debug for Duplex {
@@ -41,7 +43,15 @@ impl Duplex {
     /// Joins the two directions of one stream, or of two.
     #[must_use]
     pub const fn new(send: SendStream, receive: RecvStream) -> Self {
-        Self { send, receive, held: Bytes::new(), reading: None, writing: None, finishing: None, at_end: false }
+        let (reading, writing, finishing) = (None, None, None);
+        let codes = std::convert::identity;
+        Self { send, receive, held: Bytes::new(), reading, writing, finishing, at_end: false, codes }
+    }
+
+    /// A stream inside a session: `ahead` was read of it already, and `codes` says what its codes are outside.
+    #[must_use]
+    pub(crate) fn inside(self, ahead: Bytes, codes: fn(u64) -> u64) -> Self {
+        Self { held: ahead, codes, ..self }
     }
 
     /// The direction in which this end writes.
@@ -58,11 +68,12 @@ impl Duplex {
 
     /// Wants no more of what the peer writes, without waiting; what this end writes goes on.
     pub fn refuse(&self, code: u64) {
-        self.receive.stop_now(code);
+        self.receive.stop_now((self.codes)(code));
     }
 
     /// Gives both directions up with this code, without waiting. What is over stays as it is.
     pub fn abort(&self, code: u64) {
+        let code = (self.codes)(code);
         self.send.reset_now(code);
         self.receive.stop_now(code);
     }

@@ -108,6 +108,8 @@ pub(super) enum Asked {
     },
     Datagrams(Reply<Vec<Bytes>>),
     MaxDatagram(Reply<Option<usize>>),
+    /// Events are wanted from now on.
+    Watch,
     Events(Reply<Vec<Event>>),
     Info(Reply<Info>),
     Session(Reply<Option<Bytes>>),

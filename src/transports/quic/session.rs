@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::handle_io::Duplex;
 use super::state_datagrams::{Datagram, NotQueued};
 use super::state_streams::Priority;
 
@@ -333,6 +334,18 @@ pub trait Session {
     /// # Errors
     /// See [`StreamError`].
     fn stop(&mut self, stream: StreamId, code: u64) -> Result<(), StreamError>;
+
+    /// Gives a stream that the peer has opened in both directions away, to whom it may concern: an actor of its own uses
+    /// it from then on, and the application has nothing to do with it any more, though it may still hear of it. `None`
+    /// if one of its directions is over or there is no room for a handle: the stream is then as it was.
+    fn hand_over(&mut self, _stream: StreamId) -> Option<Duplex> {
+        None
+    }
+
+    /// Whether a stream is not over in both directions, as far as is known.
+    fn is_open(&self, _stream: StreamId) -> bool {
+        true
+    }
 
     /// Changes the priority of a stream, for what is not sent yet.
     fn prioritise(&mut self, stream: StreamId, priority: Priority);

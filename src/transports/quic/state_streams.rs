@@ -91,6 +91,8 @@ pub(super) struct Sending<T> {
     expiries: BTreeSet<(Instant, u64)>,
     turn: u64,
     bytes: usize,
+    /// Streams that stand aside.
+    blocked: usize,
     /// The piece that was given out last, until it is known what became of it.
     out: Option<(u64, Option<T>, bool)>,
 }
@@ -103,6 +105,7 @@ impl<T> Default for Sending<T> {
             expiries: BTreeSet::new(),
             turn: 0,
             bytes: 0,
+            blocked: 0,
             out: None,
         }
     }
@@ -153,6 +156,12 @@ impl<T> Sending<T> {
     #[must_use]
     pub(super) fn is_empty(&self) -> bool {
         self.streams.is_empty()
+    }
+
+    /// Whether a stream stands aside until it is unblocked.
+    #[must_use]
+    pub(super) const fn is_held_back(&self) -> bool {
+        self.blocked > 0
     }
 
     /// Whether anything waits.
@@ -271,7 +280,7 @@ impl<T> Sending<T> {
         let Some(s) = self.streams.get_mut(&stream) else { return done };
         s.bytes = s.bytes.saturating_sub(taken);
         if let Some(bytes) = rest {
-            s.blocked = true;
+            self.blocked += usize::from(!std::mem::replace(&mut s.blocked, true));
             s.writes.push_front(Write { bytes, done });
             return None;
         }
@@ -290,6 +299,7 @@ impl<T> Sending<T> {
         if let Some(s) = self.streams.get_mut(&stream)
             && std::mem::replace(&mut s.blocked, false)
         {
+            self.blocked -= 1;
             self.enlist(stream);
         }
     }
@@ -323,6 +333,7 @@ impl<T> Sending<T> {
 
     fn remove(&mut self, stream: u64) -> Option<Stream<T>> {
         let s = self.streams.remove(&stream)?;
+        self.blocked -= usize::from(s.blocked);
         if let Some(rank) = &s.rank {
             self.ready.remove(rank);
         }

@@ -14,6 +14,9 @@ pub const MAX_V2: usize = 536;
 /// Section 2.2.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 const V2_FIXED: usize = 16;
+/// The lower half of the byte that names family and transport (section 2.2).
+const STREAM: u8 = 1;
+const DATAGRAM: u8 = 2;
 /// PP2_TYPE_CRC32C: four bytes.
 const TLV_CRC32C: u8 = 0x03;
 
@@ -81,14 +84,25 @@ impl Header {
         format!("PROXY {family} {from} {to} {} {}\r\n", source.port(), destination.port()).into_bytes()
     }
 
+    /// Writes the header of version 2 for a flow of datagrams: 28 bytes between IPv4 addresses, else 52.
+    #[must_use]
+    pub fn encode_for_datagrams(&self) -> Vec<u8> {
+        self.encode_binary(DATAGRAM)
+    }
+
     fn encode_v2(&self) -> Vec<u8> {
+        self.encode_binary(STREAM)
+    }
+
+    fn encode_binary(&self, transport: u8) -> Vec<u8> {
         let mut out = SIGNATURE.to_vec();
         let Self::Proxied { source, destination } = *self else {
             out.extend_from_slice(&[0x20, 0, 0, 0]);
             return out;
         };
         let (from, to, ipv4) = one_family(source.ip(), destination.ip());
-        out.extend_from_slice(if ipv4 { &[0x21, 0x11, 0, 12] } else { &[0x21, 0x21, 0, 36] });
+        let (family, length) = if ipv4 { (0x10, 12) } else { (0x20, 36) };
+        out.extend_from_slice(&[0x21, family | transport, 0, length]);
         for address in [from, to] {
             match address {
                 IpAddr::V4(v4) => out.extend_from_slice(&v4.octets()),
@@ -284,6 +298,16 @@ mod tests {
         assert_eq!(Header::decode(line), Err(Malformed));
         assert_eq!(Header::decode(&line[..18]), Err(Malformed));
         assert_eq!(Header::decode(b"PROXY UNKNOWN ffff\r\n"), Ok(Some((Header::Local, 20))));
+    }
+
+    #[test]
+    fn a_header_for_datagrams_names_their_transport() {
+        let v4 = proxied("1.2.3.4:9", "5.6.7.8:10");
+        assert_eq!(v4.encode_for_datagrams(), v2(0x21, 0x12, &[1, 2, 3, 4, 5, 6, 7, 8, 0, 9, 0, 10]));
+        for (header, length) in [(v4, 28), (proxied("[::1]:9", "[::2]:10"), 52), (Header::Local, 16)] {
+            let bytes = header.encode_for_datagrams();
+            assert_eq!((bytes.len(), Header::decode(&bytes)), (length, Ok(Some((header, length)))));
+        }
     }
 
     #[test]

@@ -73,7 +73,8 @@ pub struct State {
 
 impl State {
     /// A stream whose client has just connected. `header` says who it is, for servers that want to be told; a PROXY
-    /// header of the client itself replaces it. `random` decides between equal servers.
+    /// header of the client itself replaces it. `random` decides between equal servers, unless the
+    /// client's address does.
     #[must_use]
     pub fn new(settings: Arc<RelaySettings>, header: Header, random: u64, now: Instant) -> Self {
         let way = || settings.frames.map_or_else(Way::default, |frames| Way::gated(frames.format));
@@ -224,7 +225,12 @@ impl State {
             return None;
         }
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        match self.settings.upstream.pick(now, self.random, &self.tried) {
+        let client = match self.header.unwrap_or(self.local) {
+            Header::Proxied { source, .. } => Some(source.ip()),
+            Header::Local => None,
+        };
+        let seed = client.map_or(self.random, |client| self.settings.upstream.seed(self.random, client));
+        match self.settings.upstream.pick(now, seed, &self.tried) {
             Ok(picked) => {
                 self.tried.push(picked.id());
                 let address = picked.address().clone();

@@ -9,8 +9,8 @@ use super::codec::{datagram, datagram_header, datagram_of, from_http3, opening, 
 use super::state::Belongings;
 use crate::transports::http3::codec::{frame, stream as kind};
 use crate::transports::quic::{
-    Application, Datagram, Event, Info, NotQueued, OpenError, Priority, Read, Role, Session, StreamError, StreamId,
-    StreamKind,
+    Application, Datagram, Duplex, Event, Info, NotQueued, OpenError, Priority, Read, Role, Session, StreamError,
+    StreamId, StreamKind,
 };
 
 /// A session that runs.
@@ -177,6 +177,17 @@ impl Session for Over<'_> {
         self.known(stream)?;
         self.session.all.read(stream.0);
         self.quic.stop(stream, to_http3(code)).map_err(meant)
+    }
+
+    fn hand_over(&mut self, stream: StreamId) -> Option<Duplex> {
+        self.known(stream).ok()?;
+        let given = self.quic.hand_over(stream)?;
+        let ahead = self.session.all.ahead(stream.0, usize::MAX).unwrap_or_default();
+        Some(given.inside(ahead, to_http3))
+    }
+
+    fn is_open(&self, stream: StreamId) -> bool {
+        self.known(stream).is_ok() && self.quic.is_open(stream)
     }
 
     fn prioritise(&mut self, stream: StreamId, priority: Priority) {

@@ -54,14 +54,19 @@ pub struct Belongings {
     /// The stream of its CONNECT.
     id: u64,
     streams: BTreeMap<u64, Stream>,
+    /// How many there may be before it is looked which of them are over.
+    look_at: usize,
     capsules: Capsules,
 }
+
+/// Streams that are kept without being looked at.
+const UNSEEN: usize = 64;
 
 impl Belongings {
     /// Of the session whose CONNECT came on this stream.
     #[must_use]
     pub fn new(id: u64) -> Self {
-        Self { id, streams: BTreeMap::new(), capsules: Capsules::default() }
+        Self { id, streams: BTreeMap::new(), look_at: UNSEEN, capsules: Capsules::default() }
     }
 
     /// The stream of its CONNECT.
@@ -133,6 +138,15 @@ impl Belongings {
         }
     }
 
+    /// Forgets streams that are over without this session's doing, as those that were given away. To be called with each
+    /// stream that comes: it looks at all of them once in a while, so that one costs a constant share.
+    pub fn look_through(&mut self, is_open: impl Fn(u64) -> bool) {
+        if self.streams.len() >= self.look_at {
+            self.streams.retain(|stream, _| is_open(*stream));
+            self.look_at = (2 * self.streams.len()).max(UNSEEN);
+        }
+    }
+
     /// All its streams, which are forgotten.
     pub fn take(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.streams).into_keys().collect()
@@ -182,6 +196,17 @@ mod tests {
         all.read(16);
         assert_eq!(all.take(), [14, 16]);
         assert!(!all.has(16));
+    }
+
+    #[test]
+    fn what_is_over_elsewhere_is_forgotten_in_time() {
+        let mut all = Belongings::new(0);
+        for number in 1..10_000 {
+            all.came(4 * number, Bytes::new());
+            all.look_through(|stream| stream > 4 * (number - 100));
+            assert!(all.streams.len() <= 201, "{}", all.streams.len());
+        }
+        assert!(all.has(4 * 9_999));
     }
 
     #[test]

@@ -168,10 +168,10 @@ impl Device {
         published: Published,
         inside: InsideSlot,
         sender: Mail<SenderMsg>,
-        peers: Vec<PeerSettings>,
+        peers: Peers,
     ) -> Self {
         let now = clock::now();
-        let mut device = Self {
+        Self {
             inside_limiter: no_limit(&settings.secret),
             std: Some(socket),
             socket: None,
@@ -179,7 +179,7 @@ impl Device {
             sources: Sources::new(settings.handshakes_per_source, settings.handshakes_per_source, SOURCES, now),
             seen: Seen::new(SEEN),
             indices: Indices::default(),
-            peers: Peers::default(),
+            peers,
             published,
             sender,
             inside,
@@ -194,12 +194,7 @@ impl Device {
             drawn: 0,
             quiet: false,
             settings,
-        };
-        for peer in peers {
-            device.peers.set(peer);
         }
-        device.publish();
-        device
     }
 
     pub(super) fn publish(&self) {

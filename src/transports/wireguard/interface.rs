@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol as Transport, Socket, Type};
 
 use super::actor_device::{DEVICE_INBOX, Device, DeviceMsg};
 use super::actor_sender::{Sender, SenderMsg};
+use super::peers::Peers;
 use super::router::Router;
 use super::settings::{PeerSettings, Settings};
 use super::table::{Inside, InsideSlot, Published};
@@ -81,7 +82,12 @@ impl Interface {
         settings: Settings,
         peers: Vec<PeerSettings>,
     ) -> Result<Self, StartError> {
-        let published: Published = Published::default();
+        // Known before anything runs: what is inside may ask for the way before the device has had its first turn.
+        let mut known = Peers::default();
+        for peer in peers {
+            known.set(peer);
+        }
+        let published = Published::from(Arc::new(known.table(&settings.addresses)));
         let inside = InsideSlot::default();
         let sending = socket.try_clone().map_err(StartError::Socket)?;
         let (name, threading) = (settings.name.clone(), settings.threading.clone());
@@ -94,7 +100,7 @@ impl Interface {
         let (table, to_sender, slot) = (published.clone(), sender.clone(), inside.clone());
         let device = mesh
             .spawn(Place::On(threading.rx()), spec, move || {
-                Device::new(settings, socket, table, slot, to_sender, peers)
+                Device::new(settings, socket, table, slot, to_sender, known)
             })
             .map_err(|error| {
                 sender.control(Control::Stop);
