@@ -7,6 +7,7 @@
 //! | `/metrics` | counters and gauges in the OpenMetrics text format |
 //! | `/api/actors` | the actor tree as JSON; `?kind=` and `?limit=` (default 1,000) narrow it |
 //! | `/api/listeners` | the listeners with what they took and refused, as JSON |
+//! | `/api/moq` | relays of Media over QUIC: namespaces, tracks, subscribers, caches, as JSON |
 //! | `/api/status` | all of it in short, as JSON: what `portway status` shows |
 //!
 //! Being on loopback does not make it open: a `Host` that is no IP address and not `localhost` is refused, so that a
@@ -156,12 +157,14 @@ async fn answer(mesh: &Mesh, status: &Status, request: &Request<Incoming>) -> Re
         },
         "/api/status" => json(serde_json::to_string_pretty(&Overview::of(&mesh.view().await, status))),
         "/api/wireguard" => json(super::tunnels::api(&status.tunnels()).await),
+        #[cfg(feature = "moq")]
+        "/api/moq" => json(super::moq_api::api(status.upstreams().relays()).await),
         "/api/listeners" => json(api::listeners(&mesh.view().await, status)),
         "/api/connections" => json(connections(status).await),
         "/" => text(
             StatusCode::OK,
             "portway admin (read only)\n/healthz\n/readyz\n/metrics\n/api/actors\n/api/connections\n/api/listeners\n\
-             /api/status\n/api/wireguard\n",
+             /api/moq\n/api/status\n/api/wireguard\n",
         ),
         _ => text(StatusCode::NOT_FOUND, "no such page; / lists what there is\n"),
     }

@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 use super::check::Known;
 use super::config::{ByteOrder, FramedService, Level, LogFormat, ProxyOut, WhenSlow};
 use super::raw_http::{self, RawHttp};
+use super::raw_moq::{self, RawMoq};
 use super::raw_quic::{self, RawCertificate, RawQuic, RawRoute, RawTls};
 use super::raw_section::{At, Field, Reader, Section, kind};
 use super::raw_text::Text;
@@ -39,6 +40,7 @@ const LISTENER_KEYS: &[&str] = &[
     "relay",
     "http",
     "quic",
+    "moq",
     "wireguard",
     "options",
 ];
@@ -56,7 +58,7 @@ const FRAMED_KEYS: &[&str] = &[
 const RELAY_KEYS: &[&str] = &["proxy_in", "proxy_out", "attempts"];
 
 /// Every table and its keys, to say where a misplaced key belongs.
-pub(super) const TABLES: [(&str, &[&str]); 20] = [
+pub(super) const TABLES: [(&str, &[&str]); 23] = [
     ("[runtime]", RUNTIME_KEYS),
     ("[admin]", ADMIN_KEYS),
     ("[log]", LOG_KEYS),
@@ -69,6 +71,9 @@ pub(super) const TABLES: [(&str, &[&str]); 20] = [
     (raw_quic::ROUTE, raw_quic::ROUTE_KEYS),
     (raw_http::HTTP, raw_http::HTTP_KEYS),
     (raw_quic::QUIC, raw_quic::QUIC_KEYS),
+    (raw_moq::MOQ, raw_moq::MOQ_KEYS),
+    (raw_moq::SCOPE, raw_moq::SCOPE_KEYS),
+    (raw_moq::TOKEN, raw_moq::TOKEN_KEYS),
     (raw_wireguard::WIREGUARD, raw_wireguard::WIREGUARD_KEYS),
     (raw_wireguard::PEER, raw_wireguard::PEER_KEYS),
     (raw_wireguard::SERVICE, raw_wireguard::SERVICE_KEYS),
@@ -80,8 +85,8 @@ pub(super) const TABLES: [(&str, &[&str]); 20] = [
 ];
 
 /// Words of later versions: known, so that nobody takes them for typing mistakes.
-const LATER_LISTENER_KEYS: [&str; 2] = ["udp", "moq"];
-const LATER_PROTOCOLS: [&str; 2] = ["udp", "moq"];
+const LATER_LISTENER_KEYS: [&str; 1] = ["udp"];
+const LATER_PROTOCOLS: [&str; 1] = ["udp"];
 const LATER_SERVICES: [&str; 4] = ["static", "demo", "respond", "moq"];
 
 const SERVICES: [(&str, FramedService); 3] =
@@ -159,6 +164,7 @@ pub(super) struct RawListener {
     pub(super) routes: Vec<RawRoute>,
     pub(super) http: Option<At<RawHttp>>,
     pub(super) quic: Option<At<RawQuic>>,
+    pub(super) moq: Option<At<RawMoq>>,
     pub(super) wireguard: Option<At<RawWireguard>>,
     pub(super) options: Option<At<toml::Table>>,
 }
@@ -170,6 +176,7 @@ pub(super) enum RawProtocol {
     Relay,
     Http,
     Quic,
+    Moq,
     Wireguard,
     Custom(String),
 }
@@ -329,6 +336,7 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
         routes: tables(&mut section, "route", "a route", raw_quic::ROUTE, raw_quic::ROUTE_KEYS, raw_quic::route),
         http: section.section("http", raw_http::HTTP, raw_http::HTTP_KEYS).map(raw_http::http),
         quic: section.section("quic", raw_quic::QUIC, raw_quic::QUIC_KEYS).map(raw_quic::quic),
+        moq: section.section("moq", raw_moq::MOQ, raw_moq::MOQ_KEYS).map(raw_moq::moq),
         wireguard: section
             .section("wireguard", raw_wireguard::WIREGUARD, raw_wireguard::WIREGUARD_KEYS)
             .map(raw_wireguard::wireguard),
@@ -361,6 +369,7 @@ pub(super) fn inside(section: &mut Section<'_, '_>, route: &'static str) -> RawL
         routes: tables(section, "route", "a route", route, raw_quic::ROUTE_KEYS, raw_quic::route),
         http: section.section("http", raw_http::HTTP, raw_http::HTTP_KEYS).map(raw_http::http),
         quic: None,
+        moq: None,
         wireguard: None,
         options: None,
     }
@@ -385,6 +394,7 @@ fn protocol(section: &mut Section<'_, '_>, known: &Known) -> (Field<RawProtocol>
         ("relay", RawProtocol::Relay),
         ("http", RawProtocol::Http),
         ("quic", RawProtocol::Quic),
+        ("moq", RawProtocol::Moq),
         ("wireguard", RawProtocol::Wireguard),
     ];
     let mut words: Vec<_> = built_in.to_vec();

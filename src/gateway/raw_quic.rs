@@ -78,11 +78,12 @@ pub(super) const QUIC_KEYS: &[&str] = &[
 
 const CONGESTION: [(&str, Congestion); 2] = [("cubic", Congestion::Cubic), ("bbr2", Congestion::Bbr2)];
 const RETRY: [(&str, Retry); 3] = [("auto", Retry::Auto), ("always", Retry::Always), ("never", Retry::Never)];
-const SERVICES: [(&str, RouteService); 4] = [
+const SERVICES: [(&str, RouteService); 5] = [
     ("echo", RouteService::Echo),
     ("static", RouteService::Static),
     ("respond", RouteService::Respond),
     ("demo", RouteService::Demo),
+    ("moq", RouteService::Moq),
 ];
 
 /// The word behind `service` of a route.
@@ -92,6 +93,7 @@ pub(super) enum RouteService {
     Static,
     Respond,
     Demo,
+    Moq,
 }
 
 const LEAST_IDLE: Duration = Duration::from_secs(1);

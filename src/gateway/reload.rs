@@ -121,6 +121,8 @@ impl Gateway {
             &over.links,
         );
         let started = upstreams.map_err(StartError::Spawn).and_then(|upstreams| {
+            #[cfg(feature = "moq")]
+            upstreams.relays().prepare(&self.mesh, &new).map_err(StartError::Spawn)?;
             let step = Step {
                 running: &running,
                 new: &new,
@@ -185,7 +187,8 @@ impl Gateway {
                 }
                 continue;
             }
-            let socket_goes_on = now.iter().any(|new| new.address == status.address && new.protocol != "quic");
+            let socket_goes_on =
+                now.iter().any(|new| new.address == status.address && !matches!(&*new.protocol, "quic" | "moq"));
             if socket_goes_on {
                 status.acceptor.control(Control::Stop);
             } else {
