@@ -100,7 +100,7 @@ pub(super) fn upstream(mut section: Section<'_, '_>) -> RawUpstream {
     };
     section.need(&raw.name, "name", "\"app\"");
     section.need(&raw.servers, "servers", SERVERS);
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
@@ -109,7 +109,7 @@ fn limits(mut section: Section<'_, '_>) -> RawUpstreamLimits {
         connections: section.whole("connections", CONNECTIONS),
         connect_timeout: section.duration("connect_timeout", LEAST_TIMEOUT..=DAY),
     };
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
@@ -124,7 +124,7 @@ fn health(mut section: Section<'_, '_>) -> RawHealth {
         healthy_after: section.whole("healthy_after", IN_A_ROW),
         unhealthy_after: section.whole("unhealthy_after", IN_A_ROW),
     };
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
@@ -140,7 +140,7 @@ fn tls(mut section: Section<'_, '_>) -> At<RawUpstreamTls> {
         early_data: section.boolean("early_data"),
     };
     let span = section.header;
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     At { value, span }
 }
 
