@@ -193,7 +193,7 @@ async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Answer
     match (allowed, action) {
         (Err(refused), action) => {
             driver.raise("admin_refused", "admin", refused.reason);
-            if let (Some(action), "token" | "no_token" | "origin") = (&action, refused.reason) {
+            if let Some(action) = &action {
                 tracing::warn!(target: "audit", peer = %shared.peer, %action, why = refused.reason, "audit: refused");
             }
             refusal(refused, action.is_some())
