@@ -233,8 +233,25 @@ pub(super) fn for_http(
     around: &Around<'_>,
     occupancy: Arc<Occupancy>,
 ) -> Result<QuicListener, StartError> {
+    let settings = settings_for_http(listener, address, tls, (streams, patience), around.budget);
+    let routes = BTreeMap::from([(H3.to_vec(), Way::Http(site))]);
+    let shared = shared(listener, routes, settings.clone(), around, occupancy);
+    let server = QuicServer::start(around.mesh, settings, Some(applications(shared.clone())))
+        .map_err(|error| start_error(listener, address, error))?;
+    Ok(QuicListener { server, shared })
+}
+
+/// What the connections of a listener of HTTP begin with: so many streams, and so long for a handshake.
+#[cfg(feature = "http")]
+pub(super) fn settings_for_http(
+    listener: &Listener,
+    address: SocketAddr,
+    tls: ServerSettings,
+    (streams, patience): (u32, Duration),
+    budget: &Budget,
+) -> transport::ServerSettings {
     let mut settings = transport::ServerSettings::new(listener.name.as_str(), address, Arc::new(tls));
-    settings.budget = Some(around.budget.clone());
+    settings.budget = Some(budget.clone());
     settings.transport.bidirectional = u64::from(streams);
     settings.transport.handshake_timeout = patience;
     // HTTP knows when a client was silent for too long; this is for those that are gone.
@@ -244,11 +261,7 @@ pub(super) fn for_http(
         half_open: listener.limits.half_open,
         ..transport::Limits::default()
     };
-    let routes = BTreeMap::from([(H3.to_vec(), Way::Http(site))]);
-    let shared = shared(listener, routes, settings.clone(), around, occupancy);
-    let server = QuicServer::start(around.mesh, settings, Some(applications(shared.clone())))
-        .map_err(|error| start_error(listener, address, error))?;
-    Ok(QuicListener { server, shared })
+    settings
 }
 
 /// As [`start`], as the gateway knows its listeners.
@@ -281,8 +294,13 @@ pub(super) fn started(
 impl QuicListener {
     /// Other routes and limits for connections from now on.
     pub(super) fn set_routes(&self, listener: &Listener, quic: &config::Quic, upstreams: &Upstreams) {
+        self.shared.routes.publish(routes(listener, quic, upstreams));
+        self.set_limits(listener);
+    }
+
+    /// Other limits for connections from now on; those inside count.
+    pub(super) fn set_limits(&self, listener: &Listener) {
         let shared = &self.shared;
-        shared.routes.publish(routes(listener, quic, upstreams));
         *shared.door.lock() = Admission::new(caps_of(listener), shared.budget.clone(), shared.occupancy.clone());
     }
 
@@ -295,12 +313,6 @@ impl QuicListener {
     pub(super) fn would_change(&self, new: &transport::ServerSettings) -> bool {
         let now = self.shared.settings.lock();
         (&now.tls, &now.transport, &now.limits, &now.secret) != (&new.tls, &new.transport, &new.limits, &new.secret)
-    }
-
-    /// Those in use, with other certificates and protocols.
-    #[cfg(feature = "http")]
-    pub(super) fn with(&self, tls: ServerSettings) -> transport::ServerSettings {
-        transport::ServerSettings { tls: Arc::new(tls), ..self.shared.settings.lock().clone() }
     }
 
     /// Uses these settings for new connections, on all arbiters or on none; answers those of before.

@@ -15,6 +15,7 @@ use super::config::{ByteOrder, FramedService, Level, LogFormat, ProxyOut, WhenSl
 use super::raw_http::{self, RawHttp};
 use super::raw_quic::{self, RawCertificate, RawQuic, RawRoute, RawTls};
 use super::raw_section::{At, Field, Reader, Section, kind};
+use super::raw_shape::Takes;
 use super::raw_text::Text;
 use super::raw_udp::{self, RawUdp};
 use super::raw_upstream::{self, RawUpstream};
@@ -22,10 +23,10 @@ use super::raw_wireguard::{self, RawWireguard};
 use super::raw_words::{in_code, nearest_or_list, unknown_key_hint};
 use super::report::{Span, quoted};
 
-const ROOT: &str = "the file";
+pub(super) const ROOT: &str = "the file";
 const ROOT_KEYS: &[&str] = &["version", "runtime", "admin", "log", "certificate", "upstream", "listener"];
 const RUNTIME_KEYS: &[&str] = &["arbiters", "pin_cores", "memory", "drain"];
-const ADMIN_KEYS: &[&str] = &["listen", "control"];
+const ADMIN_KEYS: &[&str] = &["listen", "control", "token", "watch"];
 const LOG_KEYS: &[&str] = &["level", "format"];
 const LISTENER_KEYS: &[&str] = &[
     "name",
@@ -128,6 +129,8 @@ pub(super) struct RawFile {
 pub(super) struct RawAdmin {
     pub(super) listen: Field<SocketAddr>,
     pub(super) control: Field<Text>,
+    pub(super) token: Field<Text>,
+    pub(super) watch: Field<bool>,
 }
 
 /// `[runtime]`; `None` inside a field is the word `"auto"`.
@@ -222,8 +225,10 @@ pub(super) fn file(reader: &mut Reader<'_>, document: &DeTable<'_>, known: &Know
             let listen = admin.address("listen");
             admin.need(&listen, "listen", "\"127.0.0.1:9180\"");
             let control = admin.text("control", "\"portway.sock\"");
+            let token = admin.text("token", "\"file:admin.token\"");
+            let watch = admin.boolean("watch");
             unknown_keys(admin, &[], false);
-            RawAdmin { listen, control }
+            RawAdmin { listen, control, token, watch }
         }),
         log: log(root.section("log", "[log]", LOG_KEYS)),
         certificates: tables(
@@ -251,6 +256,7 @@ pub(super) fn file(reader: &mut Reader<'_>, document: &DeTable<'_>, known: &Know
 }
 
 fn version(root: &mut Section<'_, '_>) {
+    root.note("version", || Takes::Numbers(&[1]));
     let Some(found) = root.value("version") else {
         root.need(&Field::<()>::Absent, "version", "1");
         return;
@@ -297,6 +303,7 @@ pub(super) fn tables<T>(
     keys: &'static [&'static str],
     mut read: impl FnMut(Section<'_, '_>) -> T,
 ) -> Vec<T> {
+    root.note(key, || Takes::Tables(name));
     let Some(found) = root.value(key) else { return Vec::new() };
     let mut raw = Vec::new();
     let hint = format!("write `{name}` above each {key}");
@@ -407,6 +414,7 @@ fn protocol(section: &mut Section<'_, '_>, known: &Known) -> (Field<RawProtocol>
 /// One of the words of this build; those of later versions are told apart from typing mistakes.
 fn word<T: Clone>(section: &mut Section<'_, '_>, key: &'static str, words: &[(&str, T)], later: &[&str]) -> Field<T> {
     let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
+    section.note(key, || Takes::Words(names.iter().map(|name| (*name).to_owned()).collect()));
     let example = format!("\"{}\"", names.first().copied().unwrap_or_default());
     let found = section.text(key, &example);
     found.and_then(|At { value, span }| {
@@ -471,6 +479,7 @@ fn relay(mut section: Section<'_, '_>) -> At<RawRelay> {
 }
 
 fn length_bytes(section: &mut Section<'_, '_>) -> Field<u8> {
+    section.note("length_bytes", || Takes::Numbers(&[1, 2, 4, 8]));
     let found = section.whole("length_bytes", 1..=8);
     found.and_then(|At { value, span }| match value {
         1 => Field::Is(At { value: 1, span }),

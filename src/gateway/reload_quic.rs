@@ -48,6 +48,7 @@ impl Gateway {
             Around { mesh: &self.mesh, certificates: &over.certificates, upstreams, budget: &self.status.budget };
         let mut reloads: Vec<(QuicListener, ServerSettings)> = Vec::new();
         let mut routes: Vec<(QuicListener, &Listener, &Quic)> = Vec::new();
+        let mut doors: Vec<(QuicListener, &Listener)> = Vec::new();
         let mut fallible = || -> Result<(), StartError> {
             for listener in &new.listeners {
                 #[cfg(feature = "http")]
@@ -57,6 +58,7 @@ impl Gateway {
                         continue;
                     };
                     reloads.extend(sites_quic::renew(listener, http, &around, status, before)?);
+                    doors.extend(status.quic.clone().map(|quic| (quic, listener)));
                     continue;
                 }
                 let Protocol::Quic(quic) = &listener.protocol else { continue };
@@ -97,6 +99,7 @@ impl Gateway {
         let result = fallible().and_then(|()| all_or_none(reloads));
         match result {
             Ok(()) => {
+                doors.into_iter().for_each(|(quic, listener)| quic.set_limits(listener));
                 routes.into_iter().for_each(|(server, listener, quic)| server.set_routes(listener, quic, upstreams));
                 Ok(started)
             }

@@ -30,8 +30,8 @@ pub(super) fn start(
     Ok(())
 }
 
-/// The same for a listener that has a predecessor: on the same address its UDP sockets go on, with other certificates if
-/// they have changed, which is left to the caller.
+/// The same for a listener that has a predecessor: on the same address its UDP sockets go on, with other certificates and
+/// limits if they have changed, which is left to the caller.
 ///
 /// # Errors
 /// See [`StartError`].
@@ -48,7 +48,8 @@ pub(super) fn renew(
         return Ok(None);
     };
     let Some(tls) = tls_of(listener, http, around)? else { return Ok(None) };
-    let settings = running.with(tls);
+    let limits = (http.settings.streams, http.settings.head_timeout);
+    let settings = quic::settings_for_http(listener, status.address, tls, limits, around.budget);
     let changed = running.would_change(&settings).then(|| (running.clone(), settings));
     if let Some(status) = Arc::get_mut(status) {
         status.quic = Some(running);

@@ -17,6 +17,8 @@ mod codec_samples;
 mod codec_setup;
 pub mod codec_stream;
 pub mod codec_subgroup;
+#[cfg(test)]
+mod codec_vectors;
 pub mod model;
 pub mod model_codes;
 pub mod model_message;

@@ -519,3 +519,28 @@ fn a_reload_changes_the_routes_of_connections_that_are_open() {
     assert_eq!(reload(PROXY).changed, ["web"]);
     wait(async { Client::to(port).await.works().await });
 }
+
+#[test]
+fn a_reload_changes_the_limits_of_new_connections() {
+    let server = Server::start();
+    let port = crate::gateway::free();
+    let text = |rest: &str| config(server.address, &format!("{rest}{PROXY}")).replace("127.0.0.1:0", &port.to_string());
+    let running = Running::start(&text(""));
+    let client = wait(Client::to(port));
+    wait(client.works());
+    let reload = |rest: &str| {
+        let new = check::parse("c.toml", &text(rest), &check::Known::default()).expect("a configuration");
+        running.gateway().reload(new).expect("applied").changed
+    };
+    assert_eq!(reload("[listener.http]\nstreams = 3\n[listener.limits]\nper_source = 2\n"), ["web"]);
+    let clients = Clients::new();
+    let second = wait(clients.connect(port, "h3"));
+    assert_eq!(wait(crate::quic_changes::opens(&second)), 3);
+    // Those inside count, and go on.
+    let refused = wait(async { clients.connect(port, "h3").await.join().await.end });
+    assert_eq!(&*refused.text, "limit_per_source");
+    running.counts("connections_refused", "web", "limit_per_source", 1);
+    wait(client.works());
+    assert_eq!(reload(""), ["web"]);
+    wait(async { Client::to(port).await.works().await });
+}

@@ -6,6 +6,7 @@ mod actors_faults;
 mod actors_mesh;
 mod admin;
 mod config;
+mod dashboard;
 #[cfg(feature = "deadlock")]
 mod deadlock;
 mod embed;
@@ -66,6 +67,7 @@ mod relay_splice;
 mod relay_tls;
 mod reload;
 mod rooms;
+mod schema;
 #[cfg(all(feature = "http", feature = "quic", feature = "wireguard"))]
 mod seeds;
 mod service;

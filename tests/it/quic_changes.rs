@@ -132,7 +132,7 @@ fn settings_of(tls: &Arc<portway::transports::tls::ServerSettings>, pair: &Pair)
     ServerSettings::new("q", pair.server.local_addr(), tls.clone())
 }
 
-async fn opens(connection: &Connection) -> usize {
+pub(crate) async fn opens(connection: &Connection) -> usize {
     let mut open = Vec::new();
     while let Ok(Ok(stream)) =
         tokio::time::timeout(Duration::from_millis(300), connection.open(Priority::default())).await

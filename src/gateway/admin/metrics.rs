@@ -21,6 +21,8 @@ use crate::transports::kit::balance::{Balancer, ServerView};
 /// The families we raise ourselves: name, label of the scope, label of the reason, help.
 const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("admin_evicted", "listener", "", "Admin connections ended to let another in"),
+    ("admin_events_skipped", "listener", "", "Samples that a slow reader of the event stream was not told"),
+    ("admin_refused", "listener", "reason", "Admin requests refused, by reason"),
     ("actor_exits", "kind", "reason", "Actors that ended, by kind and reason"),
     ("actor_panics", "kind", "place", "Panics contained, by kind of actor and place"),
     ("actor_restarts", "kind", "reason", "Actors made anew by their group, by kind and reason of the failure"),

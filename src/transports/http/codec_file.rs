@@ -34,6 +34,9 @@ pub fn decode(path: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.strip_prefix('/').unwrap_or(path).bytes();
     while let Some(byte) = rest.next() {
+        if byte == 0 {
+            return None;
+        }
         if byte != b'%' {
             bytes.push(byte);
             continue;
