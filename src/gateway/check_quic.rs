@@ -160,9 +160,9 @@ pub(super) fn listener_tls(
     let mut tls = ListenerTls { certificates: named, ..ListenerTls::default() };
     if let Some(At { value: raw, .. }) = raw {
         tls.client_ca = is(&raw.client_ca).and_then(|file| authorities("client_ca", file, around.folder, mistakes));
-        tls.curves = curves(&raw.curves, mistakes).unwrap_or(tls.curves);
-        tls.keylog = path(&raw.keylog, around.folder);
-        no_early_data(&raw.early_data, mistakes);
+        tls.curves = curves(&raw.both.curves, mistakes).unwrap_or(tls.curves);
+        tls.keylog = path(&raw.both.keylog, around.folder);
+        no_early_data(&raw.both.early_data, mistakes);
     }
     tls
 }
@@ -393,7 +393,7 @@ pub(super) fn upstream_tls(
     mistakes: &mut Mistakes,
 ) -> Option<UpstreamTls> {
     let At { value: raw, span } = raw;
-    no_early_data(&raw.early_data, mistakes);
+    no_early_data(&raw.both.early_data, mistakes);
     if let (Field::Is(ca), Field::Is(trust)) = (&raw.ca, &raw.trust) {
         let hint = "`ca` trusts what authorities signed, `trust` exactly one certificate; take one out";
         mistakes.add_pair(trust.span, "`trust` and `ca` exclude each other", hint, ca.span, "the authorities");
@@ -427,8 +427,8 @@ pub(super) fn upstream_tls(
         trust: is(&raw.trust).and_then(|name| certificates.need(name, mistakes)),
         name: name.map(|name| name.value.text.clone()),
         certificate: is(&raw.certificate).and_then(|name| certificates.need(name, mistakes)),
-        curves: curves(&raw.curves, mistakes).unwrap_or_else(|| default.curves.clone()),
-        keylog: path(&raw.keylog, folder),
+        curves: curves(&raw.both.curves, mistakes).unwrap_or_else(|| default.curves.clone()),
+        keylog: path(&raw.both.keylog, folder),
         ..default
     })
 }

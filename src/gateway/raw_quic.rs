@@ -120,6 +120,12 @@ pub(super) struct RawCertificate {
 #[derive(Debug)]
 pub(super) struct RawTls {
     pub(super) client_ca: Field<Text>,
+    pub(super) both: RawTlsBoth,
+}
+
+/// What `[listener.tls]` and `[upstream.tls]` have in common.
+#[derive(Debug)]
+pub(super) struct RawTlsBoth {
     pub(super) curves: Texts,
     pub(super) keylog: Field<Text>,
     pub(super) early_data: Field<bool>,
@@ -170,17 +176,16 @@ pub(super) fn certificate(mut section: Section<'_, '_>) -> RawCertificate {
     raw
 }
 
-pub(super) fn curves(section: &mut Section<'_, '_>) -> Texts {
-    section.texts("curves", "[\"X25519\", \"P-256\"]")
+pub(super) fn tls_both(section: &mut Section<'_, '_>) -> RawTlsBoth {
+    RawTlsBoth {
+        curves: section.texts("curves", "[\"X25519\", \"P-256\"]"),
+        keylog: section.text("keylog", "\"keys.log\""),
+        early_data: section.boolean("early_data"),
+    }
 }
 
 pub(super) fn tls(mut section: Section<'_, '_>) -> At<RawTls> {
-    let value = RawTls {
-        client_ca: section.text("client_ca", "\"clients.pem\""),
-        curves: curves(&mut section),
-        keylog: section.text("keylog", "\"keys.log\""),
-        early_data: section.boolean("early_data"),
-    };
+    let value = RawTls { client_ca: section.text("client_ca", "\"clients.pem\""), both: tls_both(&mut section) };
     let span = section.header;
     unknown_keys(section);
     At { value, span }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::config::{Balance, Check, Host, Server};
 use super::raw::{CONNECTIONS, DAY, LEAST_TIMEOUT, name, unknown_keys};
 use super::raw_http::{RawUpstreamHttp, UPSTREAM_HTTP, UPSTREAM_HTTP_KEYS, upstream_http};
-use super::raw_quic::{Texts, curves};
+use super::raw_quic::{RawTlsBoth, tls_both};
 use super::raw_section::{At, Field, Section};
 use super::raw_text::Text;
 use super::report::Span;
@@ -60,9 +60,7 @@ pub(super) struct RawUpstreamTls {
     pub(super) name: Field<Text>,
     pub(super) alpn: Field<Text>,
     pub(super) certificate: Field<Text>,
-    pub(super) curves: Texts,
-    pub(super) keylog: Field<Text>,
-    pub(super) early_data: Field<bool>,
+    pub(super) both: RawTlsBoth,
 }
 
 /// `[upstream.limits]`.
@@ -135,9 +133,7 @@ fn tls(mut section: Section<'_, '_>) -> At<RawUpstreamTls> {
         name: section.text("name", "\"app.example\""),
         alpn: section.text("alpn", "\"app\""),
         certificate: section.text("certificate", "\"local\""),
-        curves: curves(&mut section),
-        keylog: section.text("keylog", "\"keys.log\""),
-        early_data: section.boolean("early_data"),
+        both: tls_both(&mut section),
     };
     let span = section.header;
     unknown_keys(section);
