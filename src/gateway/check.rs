@@ -164,7 +164,7 @@ fn check_token(listen: &Field<SocketAddr>, token: Field<Text>, mistakes: &mut Mi
         mistakes.add(span, "`token` is not 16 or more letters, digits and signs", hint);
         return None;
     }
-    Some(Secret::from(value.text))
+    Some(Secret::from(value.into_plain()))
 }
 
 fn runtime(raw: RawRuntime) -> Runtime {
