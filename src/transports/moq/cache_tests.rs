@@ -1,3 +1,5 @@
+//! Tests of the cache of a track: bounds, what is known, and copies of it.
+
 use std::time::Duration;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of what a subscription still gets: the rules of the draft for streams, priorities and timeouts.
+
 use super::super::state_cache::{Item, Limits};
 use super::*;
 

@@ -1,3 +1,5 @@
+//! Tests of names: who is asked, told and offered what, and each session's share.
+
 use std::time::Duration;
 
 use super::super::model_names::TrackName;

@@ -1,3 +1,5 @@
+//! Tests of what publishers bring: numbers, duplicates, contradictions, and who comes back.
+
 use bytes::Bytes;
 
 use super::*;
