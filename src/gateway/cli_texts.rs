@@ -12,7 +12,7 @@ use super::cli::{Arguments, FAILED, REFUSED, say, say_error};
 use super::schema;
 
 /// The shipped file first, then the examples, by name.
-const EXAMPLES: [(&str, &str); 13] = [
+const EXAMPLES: [(&str, &str); 14] = [
     ("default", include_str!("../../config.toml")),
     ("custom_protocol", include_str!("../../examples/configs/custom_protocol.toml")),
     ("echo", include_str!("../../examples/configs/echo.toml")),
@@ -24,6 +24,7 @@ const EXAMPLES: [(&str, &str); 13] = [
     ("small_headers", include_str!("../../examples/configs/small_headers.toml")),
     ("sni_passthrough", include_str!("../../examples/configs/sni_passthrough.toml")),
     ("static_site", include_str!("../../examples/configs/static_site.toml")),
+    ("udp_relay", include_str!("../../examples/configs/udp_relay.toml")),
     ("wireguard_netstack", include_str!("../../examples/configs/wireguard_netstack.toml")),
     ("wireguard_tun", include_str!("../../examples/configs/wireguard_tun.toml")),
 ];
