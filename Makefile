@@ -33,6 +33,7 @@ lint: setup ## formatting, clippy and rustdoc; a warning is an error
 	cargo fmt --check
 	cargo fmt --check --manifest-path tests/loom/Cargo.toml
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	cargo fmt --check --manifest-path tests/moq-oracle/Cargo.toml
 	cargo clippy --locked --all-targets --features qlog,deadlock -- -D warnings
 	cargo clippy --locked --no-default-features --lib -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --features qlog,deadlock
@@ -59,6 +60,7 @@ bench: ## our measurements beside our peers'; what they were elsewhere is in ben
 interop: setup ## the gateway against programs in other languages, also those that must be built first
 	@cargo test -q --locked --test it interop_ -- --list | grep -q ': test$$' || { echo 'no interop_ test in tests/it'; exit 1; }
 	cargo test --locked --test it interop_
+	@scripts/moq-oracle
 
 setup: ## install what tests need and this machine lacks (Debian)
 	@scripts/setup test

@@ -63,7 +63,7 @@ pub use blocking::{BLOCKING, NotDone, blocking};
 pub use drain::{DrainReport, Unfinished};
 pub use driven::{Driver, Kind};
 pub use host::{Deliver, Host};
-pub use introspect::{ActorView, ArbiterView, MeshView};
+pub use introspect::{ActorGlance, ActorView, ArbiterGlance, ArbiterView, MeshView};
 pub use lane::{Depth, Refused};
 pub use mailbox::{ActorId, AskError, Control, Inbox, Mail, Permit, Reply, WATCHERS, WatchError};
 #[cfg(feature = "quic")]
@@ -71,7 +71,7 @@ pub(crate) use mailbox::{Answer, wait_blocking};
 pub use mesh::{Mesh, MeshConfig, MeshError, OnArbiter, Place, SpawnError, Spec, WithAddr};
 pub use metrics::{COUNTERS, Counter, CounterName, Totals};
 pub use pinned::{Detached, Pinned};
-pub use protocol::{Exit, Fault, JobPanicked, Progress, Protocol, Tally, Turn, Whose};
+pub use protocol::{Exit, Fault, JobPanicked, Progress, Protocol, Tally, Traffic, Turn, Whose};
 pub use registry::{GROUP_MEMBERS, Members, Name, REGISTERED, RegistryError};
 pub use shelf::shelf;
 pub use supervise::{Budget, Group, Strategy};

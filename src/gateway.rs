@@ -20,6 +20,7 @@ mod check_hello;
 #[cfg(feature = "http")]
 mod check_http;
 mod check_listener;
+mod check_moq;
 mod check_quic;
 #[cfg(test)]
 mod check_tests;
@@ -30,8 +31,10 @@ mod check_wireguard;
 #[cfg(feature = "wireguard")]
 mod check_wireguard_service;
 pub mod cli;
+mod cli_texts;
 pub mod config;
 mod config_http;
+mod config_moq;
 mod config_quic;
 mod config_udp;
 #[cfg(feature = "wireguard")]
@@ -47,27 +50,37 @@ mod limits;
 mod links;
 mod listeners;
 mod log;
+#[cfg(feature = "moq")]
+mod moq;
+#[cfg(not(feature = "moq"))]
+#[path = "gateway/moq_none.rs"]
+mod moq;
+#[cfg(feature = "moq")]
+mod moq_api;
 mod options;
 mod overview;
 #[cfg(feature = "quic")]
 mod quic;
 mod raw;
-#[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only HTTP has routes with guards"))]
 mod raw_guards;
 mod raw_http;
+mod raw_moq;
 mod raw_quic;
 mod raw_secrets;
 mod raw_section;
+mod raw_shape;
 mod raw_text;
 mod raw_udp;
 mod raw_upstream;
 mod raw_wireguard;
 mod raw_words;
 mod reload;
+mod reload_plan;
 #[cfg(feature = "quic")]
 mod reload_quic;
 pub mod report;
 mod report_source;
+mod schema;
 mod service;
 #[cfg_attr(not(feature = "http"), path = "gateway/sites_none.rs")]
 mod sites;
@@ -75,6 +88,7 @@ mod sites;
 mod sites_hello;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod sites_quic;
+mod start_error;
 #[cfg(feature = "wireguard")]
 mod tunnels;
 #[cfg(not(feature = "wireguard"))]
@@ -97,6 +111,7 @@ mod udp;
 pub mod units;
 pub mod upstreams;
 mod upstreams_secure;
+mod watch;
 #[cfg(feature = "wireguard")]
 mod wg_client;
 #[cfg(feature = "wireguard")]
@@ -104,24 +119,25 @@ pub mod wg_conf;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::actors::{DrainReport, Mail, Mesh, MeshConfig, MeshError, SpawnError, clock};
-use crate::memory::{Budget, Busy, Level, Shared, Snapshot, ThreadSafe, Version};
+use crate::actors::{DrainReport, Mail, Mesh, MeshConfig, SpawnError, clock};
+use crate::memory::{Budget, Level, Secret, Shared, Snapshot, ThreadSafe, Version};
 use crate::transports::kit::admission::Occupancy;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
-use config::{Config, Place};
+use config::Config;
 pub use options::Options;
 pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview, ServerRow};
 pub use reload::Reloaded;
+pub use reload_plan::{Fate, Plan, Step};
 use sites::Web;
+pub use start_error::StartError;
 use tunnels::{Tunnel, Tunnels};
 use upstreams::Upstreams;
 
@@ -134,6 +150,9 @@ const CERTIFICATE_TICK: Duration = Duration::from_secs(2);
 #[cfg(feature = "quic")]
 const TICKET_TURN: Duration = Duration::from_secs(12 * 60 * 60);
 
+/// Whether a reload was applied, and what it did or why it was refused.
+pub type Outcome = (bool, String);
+type Reloader = Arc<dyn Fn() -> Outcome + Send + Sync>;
 type Made = Box<dyn FnMut() -> Box<dyn OnAccept> + Send>;
 type Factory = Arc<dyn Fn(&Options) -> Result<Made, String> + Send + Sync>;
 
@@ -312,6 +331,8 @@ impl Builder {
             &links,
         );
         let upstreams = upstreams.map_err(StartError::Spawn)?;
+        #[cfg(feature = "moq")]
+        upstreams.relays().prepare(mesh, config).map_err(StartError::Spawn)?;
         let mut prepared = Vec::new();
         let tcp = config.listeners.iter().filter(|listener| tunnels::is_tcp(listener));
         for (listener, socket) in tcp.zip(parts.bound) {
@@ -365,6 +386,14 @@ impl Builder {
             upstreams: Snapshot::new(upstreams),
             certificates: Mutex::new(certificates),
             started: clock::now(),
+            applied: AtomicU64::new(1),
+            last_applied: Snapshot::default(),
+            file: Snapshot::default(),
+            reloader: Snapshot::default(),
+            token: Snapshot::new(config.admin.as_ref().and_then(|admin| admin.token.clone())),
+            admin_is_local: config.admin.as_ref().is_none_or(|admin| admin.listen.ip().is_loopback()),
+            drain: Snapshot::new(config.runtime.drain),
+            watched: Arc::default(),
             last_reload: Snapshot::default(),
             reloading: Shared::default(),
             #[cfg(feature = "quic")]
@@ -411,6 +440,22 @@ pub(crate) struct Status {
     upstreams: Snapshot<Upstreams>,
     certificates: Mutex<sites::Certificates>,
     started: Instant,
+    /// Configurations applied, that of the start among them.
+    applied: AtomicU64,
+    /// What the last of them did.
+    last_applied: Snapshot<Reloaded>,
+    /// The file that `reloader` reads.
+    file: Snapshot<Option<PathBuf>>,
+    /// Reads the configuration again and applies it, for the admin listener.
+    reloader: Snapshot<Option<Reloader>>,
+    /// What changes over HTTP need.
+    token: Snapshot<Option<Secret>>,
+    /// The admin listener is on loopback.
+    admin_is_local: bool,
+    /// How long a drain may take.
+    drain: Snapshot<Duration>,
+    /// Who watches the dashboard.
+    watched: Arc<admin::Hub>,
     /// When the last reload was, whether it was applied, and what it did.
     last_reload: Snapshot<Option<(Instant, bool, String)>>,
     /// Held while a reload is applied: one at a time.
@@ -468,7 +513,18 @@ impl Status {
         })
     }
 
+    /// How many configurations have been applied.
+    fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Relaxed)
+    }
+
+    fn drain_time(&self) -> Duration {
+        *self.drain.read()
+    }
+
     fn note_reload(&self, applied: bool, message: String) {
+        let (level, what) = if applied { ("info", "reloaded") } else { ("warn", "reload refused") };
+        self.watched.note(level, format!("{what}: {message}"));
         self.last_reload.publish(Some((clock::now(), applied, message)));
     }
 
@@ -485,7 +541,8 @@ impl Status {
     }
 }
 
-/// A running gateway.
+/// A running gateway. A clone is another handle of the same one.
+#[derive(Clone)]
 pub struct Gateway {
     mesh: Mesh,
     status: Arc<Status>,
@@ -590,8 +647,23 @@ impl Gateway {
         report
     }
 
+    /// Whether the configuration asks for a look at its file now and then.
+    #[must_use]
+    pub fn watches_its_file(&self) -> bool {
+        self.config.read().admin.as_ref().is_some_and(|admin| admin.watch)
+    }
+
+    /// From now on the admin listener may reload: `reload` reads `file` again and applies it.
+    pub fn reloads_by(&self, file: PathBuf, reload: impl Fn() -> Outcome + Send + Sync + 'static) {
+        self.status.file.publish(Some(file));
+        let reloader: Reloader = Arc::new(reload);
+        self.status.reloader.publish(Some(reloader));
+    }
+
     /// Ends all threads. Blocks: not for an event loop's thread.
     pub fn stop(self) {
+        // It may hold a handle of this gateway.
+        self.status.reloader.publish(None);
         if let Some(admin) = &self.admin {
             admin.control(crate::actors::Control::Stop);
         }
@@ -600,82 +672,6 @@ impl Gateway {
         }
     }
 }
-
-/// Why the gateway did not start.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum StartError {
-    /// A socket could not be bound.
-    Bind {
-        /// The listener.
-        listener: String,
-        /// The address.
-        address: SocketAddr,
-        /// Where the configuration says so.
-        place: Place,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// Several sockets could not be bound: each of them.
-    Several(Vec<Self>),
-    /// A protocol of the embedding program refused its options.
-    Options {
-        /// The listener.
-        listener: String,
-        /// Where the configuration says so.
-        place: Place,
-        /// What it said.
-        message: String,
-    },
-    /// Another reload goes on, and has for too long.
-    Reloading(Busy),
-    /// A certificate, or what else TLS is told.
-    #[cfg(any(feature = "http", feature = "quic"))]
-    Tls {
-        /// Whose.
-        of: String,
-        /// Why.
-        error: crate::transports::tls::TlsError,
-    },
-    /// The arbiters did not take new certificates; all use the old ones.
-    #[cfg(feature = "quic")]
-    TlsReload {
-        /// The listener.
-        listener: String,
-        /// Why.
-        error: crate::transports::tls::ReloadError,
-    },
-    /// The threads could not be started.
-    Mesh(MeshError),
-    /// A listener's actor could not be started.
-    Spawn(SpawnError),
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Bind { listener, address, place, error } => {
-                write!(f, "{place}: listener `{listener}` cannot listen on {address}: {error}")
-            }
-            Self::Several(errors) => {
-                for (n, error) in errors.iter().enumerate() {
-                    write!(f, "{}{error}", if n == 0 { "" } else { "\n" })?;
-                }
-                Ok(())
-            }
-            Self::Options { listener, place, message } => write!(f, "{place}: listener `{listener}`: {message}"),
-            Self::Reloading(_) => f.write_str("another reload is being applied"),
-            #[cfg(any(feature = "http", feature = "quic"))]
-            Self::Tls { of, error } => write!(f, "{of}: {error}"),
-            #[cfg(feature = "quic")]
-            Self::TlsReload { listener, error } => write!(f, "listener `{listener}`: {error}"),
-            Self::Mesh(error) => error.fmt(f),
-            Self::Spawn(error) => write!(f, "a listener could not be started: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
 
 impl OnAccept for Box<dyn OnAccept> {
     fn accepted(&mut self, accepted: Accepted, turn: &crate::actors::Turn<'_, Never>) -> Result<(), SpawnError> {

@@ -6,10 +6,18 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use portway::gateway::check;
 use portway::transports::framed::{ByteOrder, Format, LengthBytes};
 use portway::transports::http::codec_file;
 use portway::transports::http::codec_head::{Guard, HeadLimits, Stage};
+use portway::transports::moq::codec::Mistake;
+use portway::transports::moq::codec_datagram::{Datagram, read_datagram};
+use portway::transports::moq::codec_fetch::FetchDecoder;
+use portway::transports::moq::codec_message::{MessageDecoder, put_message};
+use portway::transports::moq::codec_stream::{StreamDecoder, StreamStart};
+use portway::transports::moq::codec_subgroup::{ObjectDecoder, Piece};
+use portway::transports::moq::model::{Draft, GroupOrder};
 use portway::transports::quic::codec::{CID_LEN, Cid, arbiter_of, handshake_packets, peek};
 use portway::transports::quic::codec_token::{RESET_RANDOM, Secrets, reset, reset_token_of};
 use portway::transports::relay::{Header, MAX_V1, MAX_V2, ProxyVersion};
@@ -26,6 +34,9 @@ pub const TARGETS: &[Target] = &[
     ("framed", framed),
     ("http_file", http_file),
     ("http_head", http_head),
+    ("moq_datagram", moq_datagram),
+    ("moq_message", moq_message),
+    ("moq_stream", moq_stream),
     ("proxy", proxy),
     ("quic_packet", quic_packet),
     ("quic_token", quic_token),
@@ -90,6 +101,108 @@ pub fn http_head(data: &[u8]) {
         assert_eq!(whole.stage(), pieces.stage());
         assert!(whole.stage() != Stage::Open, "nobody has switched protocols");
     }
+}
+
+/// A datagram of MoQT: what is read is written as something that reads the same.
+pub fn moq_datagram(data: &[u8]) {
+    if let Ok(Datagram::Object(object)) = read_datagram(&Bytes::copy_from_slice(data)) {
+        let mut written = BytesMut::new();
+        object.put(&mut written).expect("what was read can be written");
+        assert_eq!(read_datagram(&written.freeze()), Ok(Datagram::Object(object)));
+    }
+}
+
+/// Control messages of MoQT: the same however they are cut, and what is read is written as something that reads the same.
+pub fn moq_message(data: &[u8]) {
+    let Some((draft, bytes)) = data.split_first() else { return };
+    let draft = Draft::ALL[usize::from(*draft) % Draft::ALL.len()];
+    let bytes = Bytes::copy_from_slice(bytes);
+    let read = |pieces: &[Bytes]| {
+        let (mut decoder, mut found) = (MessageDecoder::new(draft), Vec::new());
+        for piece in pieces {
+            let mut piece = piece.clone();
+            loop {
+                match decoder.decode(&mut piece) {
+                    Ok(Some(message)) => found.push(message),
+                    Ok(None) => break,
+                    Err(refused) => return (found, Some(refused)),
+                }
+            }
+        }
+        (found, None)
+    };
+    let whole = read(&[bytes.clone()]);
+    let singly: Vec<_> = (0..bytes.len()).map(|at| bytes.slice(at..at + 1)).collect();
+    assert_eq!(read(&singly), whole);
+    for message in whole.0 {
+        let mut written = BytesMut::new();
+        // What peers are allowed beyond the text is not written.
+        if put_message(&message, draft, &mut written).is_ok() {
+            assert_eq!(MessageDecoder::new(draft).decode(&mut written.freeze()), Ok(Some(message)));
+        }
+    }
+}
+
+/// A unidirectional stream of MoQT: the same however it is cut.
+pub fn moq_stream(data: &[u8]) {
+    let Some((shape, bytes)) = data.split_first() else { return };
+    let draft = Draft::ALL[usize::from(shape >> 1) % Draft::ALL.len()];
+    let order = if shape & 1 == 0 { GroupOrder::Ascending } else { GroupOrder::Descending };
+    let bytes = Bytes::copy_from_slice(bytes);
+    let whole = moq_pieces(&[bytes.clone()], draft, order);
+    let singly: Vec<_> = (0..bytes.len()).map(|at| bytes.slice(at..at + 1)).collect();
+    assert_eq!(moq_pieces(&singly, draft, order), whole);
+}
+
+/// Heads as text, payload as one, and the mistake at which it ended.
+fn moq_pieces(pieces: &[Bytes], draft: Draft, order: GroupOrder) -> (Vec<String>, Vec<u8>, Option<Mistake>) {
+    let (mut heads, mut payload) = (Vec::new(), Vec::new());
+    let (mut stream, mut objects, mut fetch) = (StreamDecoder::new(draft), None, None);
+    let mut begun = false;
+    for piece in pieces {
+        let mut piece = piece.clone();
+        if !begun {
+            match stream.decode(&mut piece) {
+                Ok(None) => continue,
+                Ok(Some(StreamStart::Subgroup(header))) => {
+                    heads.push(format!("{header:?}"));
+                    objects = Some(ObjectDecoder::new(&header));
+                }
+                Ok(Some(StreamStart::Fetch { .. })) => fetch = Some(FetchDecoder::new(order, draft)),
+                // The rest is messages, or nothing.
+                Ok(Some(StreamStart::Control(_) | StreamStart::Padding)) => {}
+                Err(mistake) => return (heads, payload, Some(mistake)),
+            }
+            begun = true;
+        }
+        loop {
+            let next = match (&mut objects, &mut fetch) {
+                (Some(decoder), _) => decoder.decode(&mut piece).map(|found| {
+                    found.map(|piece| match piece {
+                        Piece::Head(head) => Piece::Head(format!("{head:?}")),
+                        Piece::Payload { bytes, last } => Piece::Payload { bytes, last },
+                    })
+                }),
+                (None, Some(decoder)) => decoder.decode(&mut piece).map(|found| {
+                    found.map(|piece| match piece {
+                        Piece::Head(item) => Piece::Head(format!("{item:?}")),
+                        Piece::Payload { bytes, last } => Piece::Payload { bytes, last },
+                    })
+                }),
+                (None, None) => Ok(None),
+            };
+            match next {
+                Ok(Some(Piece::Head(head))) => heads.push(head),
+                Ok(Some(Piece::Payload { bytes, .. })) => {
+                    assert!(!bytes.is_empty());
+                    payload.extend_from_slice(&bytes);
+                }
+                Ok(None) => break,
+                Err(mistake) => return (heads, payload, Some(mistake)),
+            }
+        }
+    }
+    (heads, payload, None)
 }
 
 /// PROXY headers: bounded, and what was read can be written and read again.

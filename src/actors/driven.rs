@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use super::clock;
 use super::mailbox::Mail;
 use super::mesh::{Mesh, Place, SpawnError, Spec};
 use super::metrics::Counter;
-use super::protocol::{Fault, Progress, Protocol, Turn};
+use super::protocol::{Fault, Progress, Protocol, Traffic, Turn};
 
 /// What a driven future can see of its host.
 #[derive(Clone, Default)]
@@ -32,6 +33,7 @@ struct Asked {
     now: Cell<Option<Instant>>,
     alarm: Cell<Option<Instant>>,
     held: Cell<usize>,
+    traffic: Cell<Traffic>,
 }
 
 impl Driver {
@@ -66,6 +68,21 @@ impl Driver {
     /// Says how many bytes the future holds in buffers of its own, for the memory budget.
     pub fn holds(&self, bytes: usize) {
         self.inner.held.set(bytes);
+    }
+
+    /// Says with whom the future speaks.
+    pub fn speaks_to(&self, peer: SocketAddr) {
+        self.inner.traffic.set(Traffic { peer: Some(peer), ..self.inner.traffic.get() });
+    }
+
+    /// Adds bytes that came from its peer, and such that went there.
+    pub fn moved(&self, bytes_in: u64, bytes_out: u64) {
+        let so_far = self.inner.traffic.get();
+        self.inner.traffic.set(Traffic {
+            bytes_in: so_far.bytes_in.wrapping_add(bytes_in),
+            bytes_out: so_far.bytes_out.wrapping_add(bytes_out),
+            ..so_far
+        });
     }
 
     /// The mesh and the arbiter the future lives on, to start actors beside it.
@@ -153,6 +170,10 @@ impl<F: Future<Output = Result<(), Fault>> + 'static, K: Kind> Protocol for Driv
 
     fn held(&self) -> usize {
         self.driver.inner.held.get()
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.driver.inner.traffic.get()
     }
 
     fn io(&mut self, turn: &mut Turn<'_, Infallible>) -> Result<Progress, Fault> {

@@ -28,7 +28,7 @@ use super::jobs::{contain, count_panic};
 use super::lane::{Refused, StopCause};
 use super::local::{Entry, Local};
 use super::mailbox::{ActorId, Shared};
-use super::protocol::{Exit, Fault, Progress, Protocol, Turn, Whose, Wish};
+use super::protocol::{Exit, Fault, Progress, Protocol, Traffic, Turn, Whose, Wish};
 use super::supervise::{Supervision, Verdict};
 use crate::memory::Key;
 
@@ -83,6 +83,7 @@ struct Done {
     more: bool,
     deadline: Option<Instant>,
     held: usize,
+    traffic: Traffic,
     last: &'static str,
 }
 
@@ -143,6 +144,9 @@ impl<P: Protocol> Runner<P> {
             busy: Cell::new(Duration::ZERO),
             longest: Cell::new(Duration::ZERO),
             held: Cell::new(0),
+            traffic: Cell::default(),
+            crowded: Cell::new(false),
+            draining: Cell::new(false),
             restarts: Cell::new(0),
             last_failure: Cell::new(None),
         });
@@ -182,6 +186,7 @@ impl<P: Protocol> Runner<P> {
             return poll;
         }
         let signals = self.shared.lane.begin(&mut self.batch, &mut self.urgent);
+        self.entry.crowded.set(self.batch.len() > self.shared.lane.capacity() / 2);
         if let Some(cause) = signals.stop {
             self.finish(exit_of(cause));
             return Poll::Ready(());
@@ -253,7 +258,8 @@ impl<P: Protocol> Runner<P> {
             draining: self.draining,
             _pinned: PhantomData,
         };
-        let mut done = Done { handled: 0, more: false, deadline: None, held: 0, last: "io" };
+        let mut done =
+            Done { handled: 0, more: false, deadline: None, held: 0, traffic: Traffic::default(), last: "io" };
         if !self.started {
             self.started = true;
             state.started(&mut turn).map_err(Exit::Fault)?;
@@ -325,6 +331,7 @@ impl<P: Protocol> Runner<P> {
         place.set("deadline");
         done.deadline = state.deadline();
         done.held = state.held();
+        done.traffic = state.traffic();
         Ok(done)
     }
 
@@ -410,6 +417,8 @@ impl<P: Protocol> Runner<P> {
         entry.handled.set(entry.handled.get() + done.handled);
         entry.busy.set(entry.busy.get() + took);
         entry.held.set(done.held);
+        entry.traffic.set(done.traffic);
+        entry.draining.set(self.draining.is_some());
         if took > entry.longest.get() {
             entry.longest.set(took);
         }

@@ -522,6 +522,11 @@ impl<M> Lane<M> {
         self.state.lock().closed
     }
 
+    /// Messages it takes.
+    pub(crate) const fn capacity(&self) -> usize {
+        self.messages
+    }
+
     pub(crate) fn depth(&self) -> Depth {
         let s = self.state.lock();
         Depth {

@@ -19,6 +19,7 @@ use super::drain::Unfinished;
 use super::mailbox::{ActorId, Controlled};
 use super::mesh::Mesh;
 use super::metrics::Counters;
+use super::protocol::Traffic;
 use super::ticker::Tick;
 use crate::memory::{Key, PoolGauge, PoolStats, Table, limit_waits};
 
@@ -82,6 +83,10 @@ pub(crate) struct Entry {
     pub(crate) busy: Cell<Duration>,
     pub(crate) longest: Cell<Duration>,
     pub(crate) held: Cell<usize>,
+    pub(crate) traffic: Cell<Traffic>,
+    /// At the last turn more than half of the messages waited that its mailbox takes.
+    pub(crate) crowded: Cell<bool>,
+    pub(crate) draining: Cell<bool>,
     pub(crate) restarts: Cell<u32>,
     /// Why it failed the last time, if it is supervised and did.
     pub(crate) last_failure: Cell<Option<&'static str>>,
@@ -177,6 +182,16 @@ impl Local {
 
     pub(crate) fn entries(&self) -> Vec<Rc<Entry>> {
         self.entries.borrow().actors.iter().map(|(_, entry)| entry.clone()).collect()
+    }
+
+    pub(crate) fn find_entry(&self, number: u64) -> Option<Rc<Entry>> {
+        let entries = self.entries.borrow();
+        entries.actors.iter().map(|(_, entry)| entry).find(|entry| entry.id.0 == number).cloned()
+    }
+
+    /// Looks at each actor, in no order, without keeping any.
+    pub(crate) fn each_entry(&self, mut look: impl FnMut(&Entry)) {
+        self.entries.borrow().actors.iter().for_each(|(_, entry)| look(entry));
     }
 
     pub(crate) fn deepest(&self) -> Option<u16> {

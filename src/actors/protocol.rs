@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -105,6 +106,23 @@ pub trait Protocol: Sized + 'static {
     fn held(&self) -> usize {
         0
     }
+
+    /// With whom it speaks and how much it has moved, for whoever looks at the actors. Asked after every turn: it
+    /// answers from fields.
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
+    }
+}
+
+/// What an actor has moved since it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// The other end, if there is one.
+    pub peer: Option<SocketAddr>,
+    /// Bytes that came from it.
+    pub bytes_in: u64,
+    /// Bytes that went to it.
+    pub bytes_out: u64,
 }
 
 /// Whether a source of work has more right now.

@@ -1,46 +1,72 @@
-//! The admin listener: read only, on the System's thread, never on a data arbiter.
+//! The admin listener: what runs, as pages for people and programs, and the few changes that can be made over HTTP. On
+//! the System's thread, never on a data arbiter.
 //!
 //! | path | answer |
 //! |---|---|
+//! | `/` | the dashboard: one page that lives on `/api/events` |
 //! | `/healthz` | 200 while the process answers at all |
 //! | `/readyz` | 200 while every listener accepts; 503 otherwise and while draining |
 //! | `/metrics` | counters and gauges in the OpenMetrics text format |
+//! | `/api` | the list of what follows, as text |
 //! | `/api/actors` | the actor tree as JSON; `?kind=` and `?limit=` (default 1,000) narrow it |
-//! | `/api/listeners` | the listeners with what they took and refused, as JSON |
-//! | `/api/status` | all of it in short, as JSON: what `portway status` shows |
+//! | `/api/actors/ID` | one actor, with what it moved and, of QUIC, its path |
+//! | `/api/config` | which configuration runs, and how the last reload went |
+//! | `/api/connections` | the QUIC connections |
+//! | `/api/events` | differences of the whole picture each second, as server-sent events; eight readers at most |
+//! | `/api/listeners` | the listeners with what they took and refused |
+//! | `/api/moq` | relays of Media over QUIC: namespaces, tracks, subscribers, caches |
+//! | `/api/status` | all of it in short: what `portway status` shows |
+//! | `/api/wireguard` | interfaces and peers |
+//! | POST `/api/reload` | reads the configuration file again; answers when that is done or refused |
+//! | POST `/api/actors/ID/close` | ends one session |
+//! | POST `/api/actors/ID/drain` | asks one session to finish within the drain time |
 //!
-//! Being on loopback does not make it open: a `Host` that is no IP address and not `localhost` is refused, so that a
-//! web page cannot reach it through a name of its own (DNS rebinding), and so is any `Origin`. 64 connections at
-//! once: one more ends the oldest. One that has not sent its request in 10 seconds is closed, and any after 30.
+//! Who may do what is decided in `access`: reading is free on loopback, whatever changes something needs the token and
+//! is logged as an `audit` line. 64 connections at once: one more ends the oldest. One that has not sent its request in
+//! 10 seconds is closed, and any after 30, but for streams, as long as they are read.
 
+mod access;
+mod actions;
 mod api;
+mod api_actor;
 #[cfg(feature = "quic")]
 mod api_connections;
+mod events;
 mod metrics;
 mod metrics_memory;
+mod sample;
+mod sampler;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use sampler::Hub;
+
 use super::{Overview, Status};
-use crate::actors::clock::{Elapsed, within};
-use crate::actors::{Control, Driver, Fault, Kind, Mail, Mesh, Place, SpawnError, Spec};
-use http_body_util::Full;
+use crate::actors::{Control, Driver, Fault, Kind, Mail, Mesh, Place, SpawnError, Spec, clock};
+use access::{Refused, Rules, Wish};
+use events::{Answer, Events, Progress};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 const CONNECTIONS: usize = 64;
 const HEADER_TIME: Duration = Duration::from_secs(10);
-/// A connection ends after this long, whatever it is doing: reading an answer takes milliseconds.
+/// A connection ends after this long, whatever it is doing: reading an answer takes milliseconds. One that streams ends
+/// when it has read nothing for so long.
 const LIFETIME: Duration = Duration::from_secs(30);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+/// What the dashboard may do in a browser: be itself, and talk to where it comes from.
+const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; \
+                      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 struct Listener;
 impl Kind for Listener {
@@ -58,6 +84,7 @@ pub(super) fn start(
     socket: std::net::TcpListener,
     status: Arc<Status>,
 ) -> Result<Mail<Infallible>, SpawnError> {
+    sampler::start(mesh, status.clone(), status.watched.clone())?;
     let inner = mesh.clone();
     mesh.drive::<Listener, _>(Place::System, Spec::named("admin"), move |driver| accept(inner, socket, status, driver))
 }
@@ -74,13 +101,13 @@ async fn accept(mesh: Mesh, socket: std::net::TcpListener, status: Arc<Status>, 
             accepted = socket.accept() => accepted,
             () = driver.drained() => return Ok(()),
         };
-        let stream = match accepted.and_then(|(stream, _)| stream.into_std()) {
-            Ok(stream) => stream,
+        let (stream, peer) = match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
+            Ok(accepted) => accepted,
             Err(error) => {
                 if !std::mem::replace(&mut complained, true) {
                     tracing::warn!(%error, "the admin listener cannot accept");
                 }
-                crate::actors::clock::sleep(Duration::from_millis(100)).await;
+                clock::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
@@ -93,11 +120,14 @@ async fn accept(mesh: Mesh, socket: std::net::TcpListener, status: Arc<Status>, 
             driver.raise("admin_evicted", "admin", "");
         }
         let (inner, status) = (mesh.clone(), status.clone());
-        let started = mesh.drive::<Connection, _>(Place::System, Spec::default(), move |_| async move {
+        let started = mesh.drive::<Connection, _>(Place::System, Spec::default(), move |driver| async move {
             let stream = tokio::net::TcpStream::from_std(stream).map_err(local)?;
-            match within(LIFETIME, serve(inner, stream, status)).await {
-                Ok(served) => served,
-                Err(Elapsed) => Err(Fault::peer("lifetime", "")),
+            driver.speaks_to(peer);
+            let progress = Progress::default();
+            let served = serve(Shared { mesh: inner, status, driver, peer, progress: progress.clone() }, stream);
+            tokio::select! {
+                served = served => served,
+                fault = stuck(&progress) => Err(fault),
             }
         });
         match started {
@@ -107,11 +137,32 @@ async fn accept(mesh: Mesh, socket: std::net::TcpListener, status: Arc<Status>, 
     }
 }
 
-async fn serve(mesh: Mesh, stream: tokio::net::TcpStream, status: Arc<Status>) -> Result<(), Fault> {
-    let shared = Rc::new((mesh, status));
+/// Ready when a connection has lasted too long without reading a stream.
+async fn stuck(progress: &Progress) -> Fault {
+    let began = clock::now();
+    loop {
+        clock::sleep(LOOK).await;
+        let since = progress.get().unwrap_or(began);
+        if clock::now().saturating_duration_since(since) >= LIFETIME {
+            return Fault::peer(if progress.get().is_some() { "slow_reader" } else { "lifetime" }, "");
+        }
+    }
+}
+
+/// What the requests of one connection are answered with.
+struct Shared {
+    mesh: Mesh,
+    status: Arc<Status>,
+    driver: Driver,
+    peer: SocketAddr,
+    progress: Progress,
+}
+
+async fn serve(shared: Shared, stream: tokio::net::TcpStream) -> Result<(), Fault> {
+    let shared = Rc::new(shared);
     let service = service_fn(move |request: Request<Incoming>| {
         let shared = shared.clone();
-        async move { Ok::<_, Infallible>(answer(&shared.0, &shared.1, &request).await) }
+        async move { Ok::<_, Infallible>(answer(&shared, &request).await) }
     });
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -131,16 +182,31 @@ async fn serve(mesh: Mesh, stream: tokio::net::TcpStream, status: Arc<Status>) -
         })
 }
 
-async fn answer(mesh: &Mesh, status: &Status, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    if let Err(why) = allowed(request) {
-        return text(StatusCode::FORBIDDEN, why);
+async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Answer> {
+    let Shared { mesh, status, driver, .. } = shared;
+    let action = actions::of(request.uri().path());
+    let allowed = access::wish(request.method(), request.uri().path(), action.is_some()).and_then(|wish| {
+        let token = status.token.read();
+        let rules = Rules { token: token.as_ref(), local: status.admin_is_local };
+        access::judge(wish, request.headers(), rules).map(|()| wish)
+    });
+    match (allowed, action) {
+        (Err(refused), action) => {
+            driver.raise("admin_refused", "admin", refused.reason);
+            if let Some(action) = &action {
+                tracing::warn!(target: "audit", peer = %shared.peer, %action, why = refused.reason, "audit: refused");
+            }
+            refusal(refused, action.is_some())
+        }
+        (Ok(Wish::Change), Some(action)) => actions::done(action, mesh, status, shared.peer).await,
+        (Ok(_), _) => page(shared, request).await,
     }
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "this listener is read only\n");
-        response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
-        return response;
-    }
+}
+
+async fn page(shared: &Shared, request: &Request<Incoming>) -> Response<Answer> {
+    let Shared { mesh, status, .. } = shared;
     match request.uri().path() {
+        "/" => dashboard(),
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match status.not_ready() {
             None => text(StatusCode::OK, "ready\n"),
@@ -150,21 +216,65 @@ async fn answer(mesh: &Mesh, status: &Status, request: &Request<Incoming>) -> Re
             Ok(body) => with_type(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body),
             Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written\n"),
         },
+        "/api" => text(StatusCode::OK, LIST),
         "/api/actors" => match api::Filter::parse(request.uri().query()) {
             Ok(filter) => json(api::actors(&mesh.view().await, &filter)),
             Err(why) => text(StatusCode::BAD_REQUEST, why),
         },
+        "/api/config" => json(api::config(status)),
+        "/api/connections" => json(connections(status).await),
+        "/api/events" => events(shared),
+        "/api/listeners" => json(api::listeners(&mesh.view().await, status)),
         "/api/status" => json(serde_json::to_string_pretty(&Overview::of(&mesh.view().await, status))),
         "/api/wireguard" => json(super::tunnels::api(&status.tunnels()).await),
-        "/api/listeners" => json(api::listeners(&mesh.view().await, status)),
-        "/api/connections" => json(connections(status).await),
-        "/" => text(
-            StatusCode::OK,
-            "portway admin (read only)\n/healthz\n/readyz\n/metrics\n/api/actors\n/api/connections\n/api/listeners\n\
-             /api/status\n/api/wireguard\n",
-        ),
-        _ => text(StatusCode::NOT_FOUND, "no such page; / lists what there is\n"),
+        #[cfg(feature = "moq")]
+        "/api/moq" => json(super::moq_api::api(status.upstreams().relays()).await),
+        path => match path.strip_prefix("/api/actors/").and_then(|id| id.parse().ok()) {
+            Some(id) => match api_actor::actor(mesh, status, id).await {
+                Some(actor) => json(serde_json::to_string_pretty(&actor)),
+                None => text(StatusCode::NOT_FOUND, "there is no such actor, or not any more\n"),
+            },
+            None => text(StatusCode::NOT_FOUND, "no such page; /api lists what there is\n"),
+        },
     }
+}
+
+/// What `/api` says.
+const LIST: &str = "GET  /\nGET  /healthz\nGET  /readyz\nGET  /metrics\nGET  /api\nGET  /api/actors?kind=KIND&limit=N\n\
+    GET  /api/actors/ID\nGET  /api/config\nGET  /api/connections\nGET  /api/events\nGET  /api/listeners\n\
+    GET  /api/moq\nGET  /api/status\nGET  /api/wireguard\nPOST /api/reload\nPOST /api/actors/ID/close\nPOST /api/actors/ID/drain\n";
+
+fn dashboard() -> Response<Answer> {
+    let mut response = with_type(StatusCode::OK, "text/html; charset=utf-8", include_str!("admin/dashboard.html"));
+    let headers = response.headers_mut();
+    headers.insert(HeaderName::from_static("content-security-policy"), HeaderValue::from_static(POLICY));
+    headers.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
+    headers.insert(HeaderName::from_static("referrer-policy"), HeaderValue::from_static("no-referrer"));
+    response
+}
+
+fn events(shared: &Shared) -> Response<Answer> {
+    let Some(seat) = shared.status.watched.sit() else {
+        shared.driver.raise("admin_refused", "admin", "watchers");
+        return text(StatusCode::SERVICE_UNAVAILABLE, "eight are watching already\n");
+    };
+    let events = Events::new(seat, shared.progress.clone(), shared.driver.clone());
+    let mut response = Response::new(Answer::Events(Box::new(events)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn refusal(refused: Refused, changes: bool) -> Response<Answer> {
+    let mut response = text(refused.status, refused.words);
+    let headers = response.headers_mut();
+    if refused.status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, HeaderValue::from_static(if changes { "POST" } else { "GET, HEAD" }));
+    } else if refused.status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
 }
 
 #[cfg(feature = "quic")]
@@ -178,58 +288,22 @@ async fn connections(_: &Status) -> Result<String, serde_json::Error> {
     Ok("[]".to_owned())
 }
 
-/// RFC 9110 section 7.2 makes `Host` the client's idea of who we are: a browser led here by a foreign name says that
-/// name.
-fn allowed(request: &Request<Incoming>) -> Result<(), &'static str> {
-    if request.headers().contains_key(ORIGIN) {
-        return Err("requests of web pages are refused\n");
-    }
-    if request.headers().get_all(HOST).iter().count() > 1 {
-        return Err("one Host, please\n");
-    }
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    if names_this_machine(host) { Ok(()) } else { Err("the Host must be an IP address or localhost\n") }
-}
-
-fn names_this_machine(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
-    };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
-}
-
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Answer> {
     with_type(status, "text/plain; charset=utf-8", body)
 }
 
-fn json(body: Result<String, serde_json::Error>) -> Response<Full<Bytes>> {
+fn json(body: Result<String, serde_json::Error>) -> Response<Answer> {
     match body {
         Ok(body) => with_type(StatusCode::OK, "application/json", body),
         Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be written\n"),
     }
 }
 
-fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Answer> {
+    let mut response = Response::new(Answer::from(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
-    headers.insert(CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-store"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::names_this_machine;
-
-    #[test]
-    fn only_addresses_and_localhost_name_this_machine() {
-        for good in ["127.0.0.1", "127.0.0.1:9180", "localhost:9180", "LOCALHOST", "[::1]:9180", "[::1]"] {
-            assert!(names_this_machine(good), "{good}");
-        }
-        for bad in ["", "example.com", "localhost.example.com:9180", "127.0.0.1.example.com", "[::1", "["] {
-            assert_eq!(names_this_machine(bad), bad == "[::1", "{bad}");
-        }
-    }
 }

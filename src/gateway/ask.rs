@@ -18,6 +18,8 @@ use crate::actors::clock;
 
 /// A gateway answers within a second, even if an arbiter does not.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A reload waits up to 30 seconds for another one to be done, and then reads, binds and tells.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(60);
 /// An answer is some kilobytes: per listener, kind and reason, never per connection.
 const LONGEST_ANSWER: usize = 16 << 20;
 
@@ -43,21 +45,31 @@ pub(super) async fn overview(address: SocketAddr) -> Result<Overview, AskGateway
         let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
         request(stream, Method::GET, "/api/status", &address.to_string()).await
     };
-    let (status, body) = patient(asking).await.map_err(fail)?;
+    let (status, body) = patient(PATIENCE, asking).await.map_err(fail)?;
     if status != StatusCode::OK {
         return Err(fail(format!("it answered {status}")));
     }
     serde_json::from_slice(&body).map_err(|error| fail(format!("not a portway of this version: {error}")))
 }
 
-/// Asks the gateway whose control socket is at `path` to reload: whether it did, and what or why not.
+/// Asks the gateway whose control socket is at `path` to reload: whether it did, and what or why not. Waits as long as
+/// that takes.
 pub(super) async fn reload(path: &Path) -> Result<(bool, String), AskGatewayError> {
+    command(path, Method::POST, "/reload").await
+}
+
+/// Asks it what a reload would do, as JSON, or why that would be refused.
+pub(super) async fn plan(path: &Path) -> Result<(bool, String), AskGatewayError> {
+    command(path, Method::GET, "/plan").await
+}
+
+async fn command(path: &Path, method: Method, what: &str) -> Result<(bool, String), AskGatewayError> {
     let fail = |why: String| AskGatewayError { whom: path.display().to_string(), why };
     let asking = async {
         let stream = UnixStream::connect(path).await.map_err(|error| error.to_string())?;
-        request(stream, Method::POST, "/reload", "localhost").await
+        request(stream, method, what, "localhost").await
     };
-    let (status, body) = patient(asking).await.map_err(fail)?;
+    let (status, body) = patient(RELOAD_PATIENCE, asking).await.map_err(fail)?;
     let text = String::from_utf8_lossy(&body).into_owned();
     match status {
         StatusCode::OK => Ok((true, text)),
@@ -66,10 +78,10 @@ pub(super) async fn reload(path: &Path) -> Result<(bool, String), AskGatewayErro
     }
 }
 
-async fn patient<T>(asking: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    match clock::within(PATIENCE, asking).await {
+async fn patient<T>(time: Duration, asking: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    match clock::within(time, asking).await {
         Ok(answer) => answer,
-        Err(clock::Elapsed) => Err(format!("no answer in {} s", PATIENCE.as_secs())),
+        Err(clock::Elapsed) => Err(format!("no answer in {} s", time.as_secs())),
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::StartError;
 use super::config::{self, CertificateSource, ListenerTls, UpstreamTls};
+use super::watch::{Stamp, stamp};
 use crate::transports::tls::{
     Certificate, ClientCertificates, ClientSettings, Curves, KeyLog, PeerName, Roots, ServerSettings, Tickets, TlsError,
 };
@@ -110,17 +110,13 @@ impl Certificates {
     }
 }
 
-/// What tells whether the files of certificates have changed: for each its number, its length and its last change.
-pub(super) fn stamps(certificates: &[config::Certificate]) -> Vec<Option<(u64, u64, i64, i64)>> {
+/// What tells whether the files of certificates have changed.
+pub(super) fn stamps(certificates: &[config::Certificate]) -> Vec<Stamp> {
     let files = certificates.iter().flat_map(|certificate| match &certificate.source {
         CertificateSource::Files { cert, key } => vec![cert, key],
         CertificateSource::Generated(_) => Vec::new(),
     });
-    let stamp = |file: &std::path::PathBuf| {
-        let found = std::fs::metadata(file).ok()?;
-        Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
-    };
-    files.map(stamp).collect()
+    files.map(|file| stamp(file)).collect()
 }
 
 fn one(

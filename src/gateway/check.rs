@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -20,13 +21,16 @@ use super::check_upstream;
 use super::config::{Admin, Config, Log, Runtime};
 use super::raw::{self, RawFile, RawLog, RawRuntime};
 use super::raw_secrets;
-use super::raw_section::Reader;
-use super::raw_text::{Env, reason};
+use super::raw_section::{At, Field, Reader};
+use super::raw_text::{Env, Text, reason};
 use super::report::{Mistakes, Report, Span};
 use super::report_source::Source;
+use crate::memory::Secret;
 
 /// Larger files are refused unread: a configuration that long is a mistake in itself.
 const MAX_FILE: u64 = 1 << 20;
+/// What fewer characters say can be guessed.
+const SHORTEST_TOKEN: usize = 16;
 
 /// What an embedding program adds to the words of the file. Default: nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -113,7 +117,7 @@ pub(super) fn parse_with(file_name: &str, text: &str, known: &Known, env: Env<'_
     }
 
     let folder = Path::new(file_name).parent().unwrap_or_else(|| Path::new(""));
-    let mut reader = Reader { text, folder, env, mistakes };
+    let mut reader = Reader { text, folder, env, mistakes, shape: None };
     let raw = raw::file(&mut reader, document, known);
     let Reader { mut mistakes, .. } = reader;
     let config = checked(raw, file_name, text, &mut mistakes);
@@ -122,9 +126,12 @@ pub(super) fn parse_with(file_name: &str, text: &str, known: &Known, env: Env<'_
 
 fn checked(raw: RawFile, file_name: &str, text: &str, mistakes: &mut Mistakes) -> Config {
     let mut source = Source::new(file_name, text, Vec::new());
-    let (admin_at, control) = match raw.admin {
-        Some(admin) => (admin.listen.at(), admin.control.value()),
-        None => (None, None),
+    let (admin_at, control, token, watch) = match raw.admin {
+        Some(admin) => {
+            let token = check_token(&admin.listen, admin.token, mistakes);
+            (admin.listen.at(), admin.control.value(), token, admin.watch.value().unwrap_or(false))
+        }
+        None => (None, None, None, false),
     };
     // Like `file:` references, from the folder of the file.
     let folder = Path::new(file_name).parent().unwrap_or_else(|| Path::new(""));
@@ -136,8 +143,28 @@ fn checked(raw: RawFile, file_name: &str, text: &str, mistakes: &mut Mistakes) -
     let around = Around { upstreams: &names, certificates: &certificate_names, folder };
     let upstreams = check_upstream::all(raw.upstreams, &around, mistakes);
     let listeners = check_listener::all(raw.listeners, &around, admin_at.as_ref(), &mut source, mistakes);
-    let admin = admin_at.map(|at| Admin { listen: at.value, control, place: source.place(at.span.start) });
+    let admin = admin_at.map(|at| {
+        let place = source.place(at.span.start);
+        Admin { listen: at.value, control, token, watch, place }
+    });
     Config { runtime: runtime(raw.runtime), admin, log: log(raw.log), certificates, upstreams, listeners }
+}
+
+/// Whoever is not on this machine has to show a token; without one, only reading from here is allowed.
+fn check_token(listen: &Field<SocketAddr>, token: Field<Text>, mistakes: &mut Mistakes) -> Option<Secret> {
+    let hint = "write `token = \"file:admin.token\"`, a file that `openssl rand -hex 32` filled";
+    if let (Field::Is(listen), Field::Absent) = (listen, &token)
+        && !listen.value.ip().is_loopback()
+    {
+        mistakes.add(listen.span, "others than this machine reach this address: `[admin]` lacks `token`", hint);
+    }
+    let At { value, span } = token.at()?;
+    let plain = |b: u8| b.is_ascii_graphic();
+    if value.text.len() < SHORTEST_TOKEN || !value.text.bytes().all(plain) {
+        mistakes.add(span, "`token` is not 16 or more letters, digits and signs", hint);
+        return None;
+    }
+    Some(Secret::from(value.text.clone()))
 }
 
 fn runtime(raw: RawRuntime) -> Runtime {

@@ -5,19 +5,25 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
 use super::config::Config;
-use super::{Builder, Gateway, ask, check, control, limits, log, service};
+use super::watch::{Watched, stamp};
+use super::{Builder, Gateway, Plan, ask, check, cli_texts, control, limits, log, service};
+use crate::actors::clock;
 
-const FAILED: u8 = 1;
-const REFUSED: u8 = 2;
+/// How often a watched configuration file is looked at. It counts as changed when two looks find it alike.
+const WATCH: Duration = Duration::from_millis(500);
+
+pub(super) const FAILED: u8 = 1;
+pub(super) const REFUSED: u8 = 2;
 
 /// A multi-protocol gateway configured by one TOML file.
 #[derive(Debug, Parser)]
 #[command(name = "portway", version)]
-struct Arguments {
+pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,
     /// The configuration file
@@ -26,11 +32,18 @@ struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// Run the gateway until SIGTERM or SIGINT; it then finishes what it accepted. A second signal ends it at once
     Run,
     /// Report every mistake of the configuration file; opens no socket
-    Check,
+    Check {
+        /// Ask the running gateway of this configuration what a reload would do: keep, change, drain, start
+        #[arg(long)]
+        diff: bool,
+        /// With --diff: as JSON
+        #[arg(long, requires = "diff")]
+        json: bool,
+    },
     /// Have the running gateway of this configuration read it again: applied as a difference, or refused whole
     Reload,
     /// Show how the running gateway of this configuration is: it asks its admin listener
@@ -39,8 +52,23 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print a configuration file to start from, with every key and its default
-    Example,
+    /// Print a configuration file to start from: without a name the one with every key and its default
+    Example {
+        /// Another one; `--list` names them
+        name: Option<String>,
+        /// Print the names of all examples
+        #[arg(long, conflicts_with = "name")]
+        list: bool,
+    },
+    /// Print the JSON Schema (2020-12) of the configuration file, for editors
+    Schema,
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
     /// Say what this machine gives a gateway, and what this configuration would miss of it, if there is one
     Doctor,
     /// Make new keys
@@ -61,7 +89,7 @@ enum Command {
 
 /// What keys are for.
 #[derive(Debug, Subcommand)]
-enum KeyKind {
+pub(super) enum KeyKind {
     /// A private key, its public key and a preshared key, printed or written to files
     Wireguard {
         /// Write NAME.key and NAME.psk, readable by their owner alone, and print only the public key
@@ -72,7 +100,7 @@ enum KeyKind {
 
 #[cfg(feature = "wireguard")]
 #[derive(Debug, Subcommand)]
-enum WireguardCommand {
+pub(super) enum WireguardCommand {
     /// Print a wg-quick file for a peer of this configuration
     Client {
         /// The peer's name in the configuration
@@ -94,13 +122,16 @@ enum WireguardCommand {
 pub fn main(builder: &Builder) -> ExitCode {
     let Arguments { command, config: path } = Arguments::parse();
     match &command {
-        Command::Example => return say(include_str!("../../config.toml")),
+        Command::Example { name, list } => return cli_texts::example(name.as_deref(), *list),
+        Command::Schema => return cli_texts::schema(&builder.known()),
+        Command::Completions { shell } => return cli_texts::completions(*shell),
+        Command::Man => return cli_texts::man(),
         Command::PrivateNetwork => return private_network(),
         Command::Keygen { kind: KeyKind::Wireguard { out } } => return keygen(out.as_deref()),
         #[cfg(feature = "wireguard")]
         Command::Wireguard { .. } => {}
         Command::Doctor if !path.exists() => return doctor(None),
-        Command::Run | Command::Check | Command::Reload | Command::Status { .. } | Command::Doctor => {}
+        Command::Run | Command::Check { .. } | Command::Reload | Command::Status { .. } | Command::Doctor => {}
     }
     let config = match check::load(&path, &builder.known()) {
         Ok(config) => config,
@@ -116,10 +147,17 @@ pub fn main(builder: &Builder) -> ExitCode {
         Command::Run => run(builder, config, &path),
         Command::Status { json } => status(&config, json),
         Command::Reload => ask_reload(&config),
+        Command::Check { diff: true, json } => ask_plan(&config, json),
         Command::Doctor => doctor(Some(&config)),
         #[cfg(feature = "wireguard")]
         Command::Wireguard { what } => client(&config, &what),
-        Command::Check | Command::Example | Command::PrivateNetwork | Command::Keygen { .. } => {
+        Command::Check { .. }
+        | Command::Example { .. }
+        | Command::Schema
+        | Command::Completions { .. }
+        | Command::Man
+        | Command::PrivateNetwork
+        | Command::Keygen { .. } => {
             #[cfg(feature = "wireguard")]
             for listener in &config.listeners {
                 for warning in super::tunnels::of(listener).iter().flat_map(|tunnel| &tunnel.warnings) {
@@ -215,6 +253,10 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
         Err(error) => return complain(&error, FAILED),
     };
     tracing::info!(arbiters = gateway.mesh().arbiters(), open_files = files, "running");
+    gateway.reloads_by(path.to_owned(), {
+        let (gateway, builder, path) = (gateway.clone(), builder.clone(), path.to_owned());
+        move || reload(&gateway, &builder, &path)
+    });
     let (socket, socket_path) = control.unzip();
     let complete = runtime.block_on(until_told(&gateway, &mut signals, builder, path, socket));
     // A later gateway replaces it anyway.
@@ -226,7 +268,7 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
         while !stopping.is_finished() {
             tokio::select! {
                 name = signals.next() => end_at_once(name),
-                () = crate::actors::clock::sleep(std::time::Duration::from_millis(5)) => {}
+                () = clock::sleep(Duration::from_millis(5)) => {}
             }
         }
     });
@@ -248,7 +290,7 @@ async fn until_told(
 ) -> bool {
     let controlled = async {
         match control.map(tokio::net::UnixListener::from_std) {
-            Some(Ok(socket)) => control::serve(socket, || reload(gateway, builder, path)).await,
+            Some(Ok(socket)) => control::serve(socket, |command| obey(gateway, builder, path, command)).await,
             Some(Err(error)) => tracing::error!(%error, "the control socket is not served"),
             None => {}
         }
@@ -262,6 +304,19 @@ async fn until_told(
             reload(gateway, builder, path);
         }
     };
+    let watched = async {
+        let mut watched = Watched::new(stamp(path));
+        loop {
+            clock::sleep(WATCH).await;
+            let now = stamp(path);
+            if !gateway.watches_its_file() {
+                watched.uses(now);
+            } else if watched.look(now) {
+                tracing::info!(file = %path.display(), "the configuration has changed");
+                reload(gateway, builder, path);
+            }
+        }
+    };
     #[cfg(any(feature = "http", feature = "quic"))]
     let certificates = gateway.keep_certificates();
     #[cfg(not(any(feature = "http", feature = "quic")))]
@@ -273,6 +328,7 @@ async fn until_told(
         () = service::report_in(gateway.mesh()) => {}
         () = gateway.keep_budget() => {}
         () = reloads => {}
+        () = watched => {}
         () = controlled => {}
     }
     service::stopping();
@@ -304,6 +360,39 @@ fn ask_reload(config: &Config) -> ExitCode {
         Ok((true, done)) => say(&format!("reloaded: {done}\n")),
         Ok((false, why)) => say_error(&format!("reload refused, the old configuration goes on\n{why}"), FAILED),
         Err(error) => complain(&error, FAILED),
+    }
+}
+
+fn ask_plan(config: &Config, json: bool) -> ExitCode {
+    let Some(path) = config.admin.as_ref().and_then(|admin| admin.control.as_ref()) else {
+        return say_error("this configuration has no `control` socket in [admin] to ask by", REFUSED);
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&error, FAILED),
+    };
+    match runtime.block_on(ask::plan(path)) {
+        Ok((true, plan)) if json => say(&(plan + "\n")),
+        Ok((true, plan)) => match serde_json::from_str::<Plan>(&plan) {
+            Ok(plan) => say(&plan.text()),
+            Err(error) => say_error(&format!("not a portway of this version: {error}"), FAILED),
+        },
+        Ok((false, why)) => say_error(&format!("a reload would be refused\n{why}"), FAILED),
+        Err(error) => complain(&error, FAILED),
+    }
+}
+
+fn obey(gateway: &Gateway, builder: &Builder, path: &Path, command: control::Command) -> (bool, String) {
+    match command {
+        control::Command::Reload => reload(gateway, builder, path),
+        control::Command::Plan => match check::load(path, &builder.known()) {
+            Ok(config) => match gateway.plan(&config).map(|plan| serde_json::to_string_pretty(&plan)) {
+                Ok(Ok(plan)) => (true, plan),
+                Ok(Err(error)) => (false, error.to_string()),
+                Err(error) => (false, error.to_string()),
+            },
+            Err(report) => (false, report.render(false)),
+        },
     }
 }
 
@@ -387,7 +476,7 @@ impl Signals {
 }
 
 /// Prints. A reader that has had enough (`| head`) is no failure.
-fn say(text: &str) -> ExitCode {
+pub(super) fn say(text: &str) -> ExitCode {
     let mut out = std::io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::from(FAILED),
@@ -399,7 +488,7 @@ fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
     say_error(&error.to_string(), code)
 }
 
-fn say_error(text: &str, code: u8) -> ExitCode {
+pub(super) fn say_error(text: &str, code: u8) -> ExitCode {
     // Standard error gone: the exit code still tells.
     let _unheard = std::io::stderr().write_all(format!("portway: {text}\n").as_bytes());
     ExitCode::from(code)

@@ -10,6 +10,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::memory::Secret;
+
 pub use super::config_http::{
     Http, HttpAction, HttpEdits, HttpGuards, HttpPath, HttpRate, HttpRoute, HttpSettings, HttpTokens, HttpVersion,
     UpstreamHttp,
@@ -19,6 +21,7 @@ pub use super::config_quic::{
 };
 
 pub use super::config_udp::Udp;
+pub use super::config_moq::{Moq, MoqScope, MoqToken, MoqWhenSlow};
 #[cfg(feature = "wireguard")]
 pub use super::config_wireguard::{InsideService, Key, Mode, Offload, Peer, Speaks, ThreadingMode, Wireguard};
 
@@ -71,6 +74,11 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// The path of the control socket, for `portway reload`; `None` = there is none.
     pub control: Option<PathBuf>,
+    /// What a caller must show who changes something, and, where others than this machine can listen in, who reads.
+    /// Default: nobody may change anything over HTTP.
+    pub token: Option<Secret>,
+    /// Whether a changed configuration file is used without being asked to. Default `false`.
+    pub watch: bool,
     /// Where the file says so, for a failure to bind.
     pub place: Place,
 }

@@ -1,7 +1,8 @@
-//! The control socket: the only way by which a request changes the running gateway.
+//! The control socket: the way to change the running gateway that needs no token.
 //!
-//! A Unix socket that its owner alone may use (mode 0600). It knows one request, `POST /reload`, and serves one
-//! caller at a time, for at most five seconds each: callers are a person or a script of the same user.
+//! A Unix socket that its owner alone may use (mode 0600). It knows `POST /reload`, which waits until that is done or
+//! refused, and `GET /plan`, what a reload would do. It serves one caller at a time: callers are a person or a script of
+//! the same user, who has five seconds to say what is wanted.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -44,9 +45,18 @@ pub(super) fn bind(path: &Path) -> io::Result<std::os::unix::net::UnixListener> 
     Ok(socket)
 }
 
-/// Serves the socket for ever. `reload` answers whether it was applied, and what it did or why it was refused.
-pub(super) async fn serve(socket: UnixListener, reload: impl FnMut() -> (bool, String)) {
-    let reload = Rc::new(RefCell::new(reload));
+/// What a caller wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Command {
+    /// Read the configuration again and apply it.
+    Reload,
+    /// Read the configuration again and say, as JSON, what applying it would do.
+    Plan,
+}
+
+/// Serves the socket for ever. `run` answers whether a command was carried out, and what it did or why it was refused.
+pub(super) async fn serve(socket: UnixListener, run: impl FnMut(Command) -> (bool, String)) {
+    let run = Rc::new(RefCell::new(run));
     loop {
         let stream = match socket.accept().await {
             Ok((stream, _)) => stream,
@@ -56,10 +66,10 @@ pub(super) async fn serve(socket: UnixListener, reload: impl FnMut() -> (bool, S
                 continue;
             }
         };
-        let reload = reload.clone();
+        let run = run.clone();
         let service = service_fn(move |request: Request<Incoming>| {
-            let reload = reload.clone();
-            async move { Ok::<_, Infallible>(answer(&request, &reload)) }
+            let run = run.clone();
+            async move { Ok::<_, Infallible>(answer(&request, &run)) }
         });
         let serving = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -73,17 +83,26 @@ pub(super) async fn serve(socket: UnixListener, reload: impl FnMut() -> (bool, S
     }
 }
 
-fn answer(request: &Request<Incoming>, reload: &Rc<RefCell<impl FnMut() -> (bool, String)>>) -> Response<Full<Bytes>> {
-    let (status, text) = match (request.method(), request.uri().path()) {
-        (&Method::POST, "/reload") => match reload.try_borrow_mut() {
-            Ok(mut reload) => {
-                let (applied, text) = reload();
-                (if applied { StatusCode::OK } else { StatusCode::CONFLICT }, text)
+fn answer(
+    request: &Request<Incoming>,
+    run: &Rc<RefCell<impl FnMut(Command) -> (bool, String)>>,
+) -> Response<Full<Bytes>> {
+    let command = match (request.method(), request.uri().path()) {
+        (&Method::POST, "/reload") => Ok(Command::Reload),
+        (&Method::GET, "/plan") => Ok(Command::Plan),
+        (_, "/reload" | "/plan") => Err((StatusCode::METHOD_NOT_ALLOWED, "POST /reload, GET /plan")),
+        _ => Err((StatusCode::NOT_FOUND, "this socket knows POST /reload and GET /plan")),
+    };
+    let (status, text) = match (command, run.try_borrow_mut()) {
+        (Err((status, words)), _) => (status, words.to_owned()),
+        (Ok(_), Err(_)) => (StatusCode::CONFLICT, "another command is under way".to_owned()),
+        (Ok(command), Ok(mut run)) => {
+            let (done, text) = run(command);
+            if command == Command::Reload {
+                tracing::info!(target: "audit", peer = "control socket", action = "reload", fine = done, "audit: done");
             }
-            Err(_) => (StatusCode::CONFLICT, "another reload is under way".to_owned()),
-        },
-        (_, "/reload") => (StatusCode::METHOD_NOT_ALLOWED, "POST /reload".to_owned()),
-        _ => (StatusCode::NOT_FOUND, "this socket knows POST /reload".to_owned()),
+            (if done { StatusCode::OK } else { StatusCode::CONFLICT }, text)
+        }
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;

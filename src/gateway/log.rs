@@ -1,7 +1,8 @@
 //! Logs: one line per event on standard error, as text or JSON.
 //!
 //! Levels are promises: error means broken, warn may wake someone, info is about the life of the gateway, debug about
-//! single connections, trace about packets. A panic that was contained is logged as an error with its place.
+//! single connections, trace about packets. A panic that was contained is logged as an error with its place. A reload
+//! may change the level, not the format.
 //!
 //! Lines are handed to a thread of their own over a bounded queue: a standard error that is full, closed or not read
 //! costs log lines, which are counted (`portway_log_lines_dropped`), and never a turn of an arbiter.
@@ -10,39 +11,35 @@ use std::sync::OnceLock;
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::reload::{Handle, Layer as Reloadable};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, Registry, fmt};
 
 use super::config::{Level, Log, LogFormat};
 
 /// Lines that may wait for a slow reader of standard error.
 const WAITING: usize = 16_384;
 
-/// A process has one log, so it has one count of what the log lost.
+/// A process has one log, so it has one count of what the log lost, and one level.
 static LOST: OnceLock<ErrorCounter> = OnceLock::new();
+static LEVEL: OnceLock<Handle<LevelFilter, Registry>> = OnceLock::new();
 
 /// Sets up logging for the process. A second call in one process changes nothing. The guard writes what still waits
 /// when it is dropped, for at most about a second.
 pub(super) fn start(log: &Log) -> WorkerGuard {
-    let level = match log.level {
-        Level::Error => LevelFilter::ERROR,
-        Level::Warn => LevelFilter::WARN,
-        Level::Info => LevelFilter::INFO,
-        Level::Debug => LevelFilter::DEBUG,
-        Level::Trace => LevelFilter::TRACE,
-    };
+    let (level, handle) = Reloadable::new(filter(log.level));
     let (writer, guard) =
         NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING).finish(std::io::stderr());
     let lost = writer.error_counter();
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(writer)
-        .with_target(false)
-        .log_internal_errors(false);
-    let done = match log.format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let lines = fmt::layer().with_writer(writer).with_target(false).log_internal_errors(false);
+    let lines = match log.format {
+        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    if done.is_ok() {
+    if tracing_subscriber::registry().with(level).with(lines).try_init().is_ok() {
         LOST.get_or_init(|| lost);
+        LEVEL.get_or_init(|| handle);
         std::panic::set_hook(Box::new(|info| {
             let place = info.location().map(ToString::to_string);
             let message = info.payload_as_str().unwrap_or("a panic without a message");
@@ -52,7 +49,26 @@ pub(super) fn start(log: &Log) -> WorkerGuard {
     guard
 }
 
+/// From now on lines of this level and above are written. Nothing, where the log is the embedding program's.
+pub(super) fn set_level(level: Level) {
+    if let Some(handle) = LEVEL.get()
+        && let Err(error) = handle.reload(filter(level))
+    {
+        tracing::warn!(%error, "the level of the log stays as it was");
+    }
+}
+
 /// Log lines that were dropped since the start.
 pub(super) fn lines_dropped() -> usize {
     LOST.get().map_or(0, ErrorCounter::dropped_lines)
+}
+
+const fn filter(level: Level) -> LevelFilter {
+    match level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Status;
-use crate::actors::{MeshView, clock};
+use crate::actors::{CounterName, MeshView, Totals, clock};
 use crate::transports::kit::balance::Balancer;
 
 /// The gateway at one moment.
@@ -102,20 +102,10 @@ pub struct ServerRow {
     pub failures: u32,
 }
 
-/// Families whose every rise means that something was not done.
-const DROPS: &[&str] = &[
-    "actor_panics",
-    "actor_slow_turns",
-    "connections_refused",
-    "messages_dropped",
-    "netstack_dropped",
-    "other",
-    "udp_dropped",
-    "udp_kernel_dropped",
-    "wireguard_dropped",
-];
+/// Families whose every rise means that something was not done; and all that end in `_dropped` or `_refused`.
+const DROPS: &[&str] = &["actor_panics", "actor_slow_turns", "other"];
 /// Ends of connections that are as they should be.
-const FINE: &[&str] = &["eof", "finished", "drained", "stopped", "idle", "unanswered", ""];
+const FINE: &[&str] = &["eof", "finished", "drained", "stopped", "idle", "normal", "unanswered", ""];
 
 impl Overview {
     pub(super) fn of(view: &MeshView, status: &Status) -> Self {
@@ -123,20 +113,6 @@ impl Overview {
         for actor in view.actors() {
             *actors.entry(actor.kind.to_owned()).or_default() += 1;
         }
-        let drops = view
-            .totals
-            .iter()
-            .filter(|(name, _)| {
-                DROPS.contains(&name.family) || name.family == "connections_closed" && !FINE.contains(&name.reason)
-            })
-            .map(|(name, n)| (name.family.to_owned(), name.scope.to_string(), name.reason.to_owned(), n))
-            .collect();
-        let sum = |family: &str, scope: &str| {
-            let of_scope = |(name, n): (&crate::actors::CounterName, u64)| {
-                if name.family == family && &*name.scope == scope { n } else { 0 }
-            };
-            view.totals.iter().map(of_scope).sum()
-        };
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: clock::now().saturating_duration_since(status.started).as_secs(),
@@ -154,34 +130,10 @@ impl Overview {
                     actors: arbiter.live,
                 })
                 .collect(),
-            listeners: status
-                .listeners()
-                .iter()
-                .map(|listener| ListenerRow {
-                    name: listener.name.to_string(),
-                    address: listener.address.to_string(),
-                    protocol: listener.protocol.clone(),
-                    accepting: listener.accepting(),
-                    connections: listener.occupancy.connections(),
-                    accepted: sum("connections_accepted", &listener.name),
-                    refused: sum("connections_refused", &listener.name),
-                })
-                .chain(status.tunnels().iter().map(|tunnel| {
-                    let tunnel = tunnel.row();
-                    ListenerRow {
-                        name: tunnel.name.to_string(),
-                        address: tunnel.address.to_string(),
-                        protocol: "wireguard".to_owned(),
-                        accepting: tunnel.accepting,
-                        connections: tunnel.sessions,
-                        accepted: sum("wireguard_handshakes", tunnel.name),
-                        refused: sum("wireguard_dropped", tunnel.name),
-                    }
-                }))
-                .collect(),
+            listeners: listeners(&view.totals, status),
             servers: servers(status),
             actors,
-            drops,
+            drops: drops(&view.totals),
         }
     }
 
@@ -242,7 +194,52 @@ impl Overview {
     }
 }
 
-fn servers(status: &Status) -> Vec<ServerRow> {
+/// The listeners, tunnels among them, with what they took.
+pub(super) fn listeners(totals: &Totals, status: &Status) -> Vec<ListenerRow> {
+    let sum = |family: &str, scope: &str| {
+        let of_scope =
+            |(name, n): (&CounterName, u64)| if name.family == family && &*name.scope == scope { n } else { 0 };
+        totals.iter().map(of_scope).sum()
+    };
+    let connections = status.listeners();
+    let rows = connections.iter().map(|listener| ListenerRow {
+        name: listener.name.to_string(),
+        address: listener.address.to_string(),
+        protocol: listener.protocol.clone(),
+        accepting: listener.accepting(),
+        connections: listener.occupancy.connections(),
+        accepted: sum("connections_accepted", &listener.name),
+        refused: sum("connections_refused", &listener.name),
+    });
+    let tunnels = status.tunnels();
+    let tunnels = tunnels.iter().map(|tunnel| {
+        let tunnel = tunnel.row();
+        ListenerRow {
+            name: tunnel.name.to_string(),
+            address: tunnel.address.to_string(),
+            protocol: "wireguard".to_owned(),
+            accepting: tunnel.accepting,
+            connections: tunnel.sessions,
+            accepted: sum("wireguard_handshakes", tunnel.name),
+            refused: sum("wireguard_dropped", tunnel.name),
+        }
+    });
+    rows.chain(tunnels).collect()
+}
+
+/// What was refused, closed for a fault, dropped or contained.
+pub(super) fn drops(totals: &Totals) -> Vec<(String, String, String, u64)> {
+    let is_drop = |name: &CounterName| {
+        DROPS.contains(&name.family)
+            || name.family.ends_with("_dropped")
+            || name.family.ends_with("_refused")
+            || name.family == "connections_closed" && !FINE.contains(&name.reason)
+    };
+    let drops = totals.iter().filter(|(name, n)| *n > 0 && is_drop(name));
+    drops.map(|(name, n)| (name.family.to_owned(), name.scope.to_string(), name.reason.to_owned(), n)).collect()
+}
+
+pub(super) fn servers(status: &Status) -> Vec<ServerRow> {
     let now = clock::now();
     let upstreams = status.upstreams();
     let of = |(name, balancer): (&str, &Arc<Balancer>)| {

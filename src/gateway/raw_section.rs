@@ -10,6 +10,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
+use super::raw_shape::{Shape, Takes};
 use super::raw_text::{self, Env, Text};
 use super::raw_words::{in_code, nearest, nearest_or_list};
 use super::report::{Mistakes, Span};
@@ -59,6 +60,8 @@ pub(super) struct Reader<'a> {
     pub(super) folder: &'a Path,
     pub(super) env: Env<'a>,
     pub(super) mistakes: Mistakes,
+    /// Where to note which keys are asked for, when that is the question.
+    pub(super) shape: Option<Shape>,
 }
 
 impl Reader<'_> {
@@ -126,10 +129,20 @@ impl<'r, 'd> Section<'r, 'd> {
         self.table.get(key)
     }
 
+    /// Says what a key takes, if that is the question.
+    pub(super) fn note(&mut self, key: &'static str, takes: impl FnOnce() -> Takes) {
+        if let Some(shape) = &mut self.reader.shape {
+            shape.note(self.name, key, takes());
+        }
+    }
+
     /// Notes a key that must be there and is not, at the header of its table.
     ///
     /// A misspelt one is an unknown key already; one mistake is not reported twice.
     pub(super) fn need<T>(&mut self, field: &Field<T>, key: &'static str, hint: &str) {
+        if let Some(shape) = &mut self.reader.shape {
+            shape.required.insert((self.name, key));
+        }
         let misspelt = |word: &str| !self.keys.contains(&word) && nearest(word, self.keys) == Some(key);
         if matches!(field, Field::Absent) && !self.table.keys().any(|word| misspelt(word.get_ref())) {
             let message = format!("{} lacks `{key}`", in_code(self.name));
@@ -138,6 +151,7 @@ impl<'r, 'd> Section<'r, 'd> {
     }
 
     pub(super) fn text(&mut self, key: &'static str, example: &str) -> Field<Text> {
+        self.note(key, || Takes::Text { example: example.to_owned() });
         let Some(found) = self.value(key) else { return Field::Absent };
         let span = found.span().into();
         match found.get_ref().as_str() {
@@ -147,13 +161,14 @@ impl<'r, 'd> Section<'r, 'd> {
     }
 
     /// One of a few words.
-    pub(super) fn choice<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Field<T> {
+    pub(super) fn choice<T: Clone>(&mut self, key: &'static str, words: &[(&str, T)]) -> Field<T> {
+        self.note(key, || Takes::Words(words.iter().map(|(word, _)| (*word).to_owned()).collect()));
         let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
         let example = format!("\"{}\"", names.first().copied().unwrap_or_default());
         let found = self.text(key, &example);
         found.and_then(|At { value, span }| {
             if let Some((_, value)) = words.iter().find(|(name, _)| *name == value.text) {
-                return Field::Is(At { value: *value, span });
+                return Field::Is(At { value: value.clone(), span });
             }
             let hint = nearest_or_list(&value, &names);
             self.bad(span, format!("`{key}` cannot be {}", value.shown()), hint)
@@ -161,6 +176,7 @@ impl<'r, 'd> Section<'r, 'd> {
     }
 
     pub(super) fn boolean(&mut self, key: &'static str) -> Field<bool> {
+        self.note(key, || Takes::Boolean);
         let Some(found) = self.value(key) else { return Field::Absent };
         if let Some(value) = found.get_ref().as_bool() {
             Field::Is(At { value, span: found.span().into() })
@@ -173,6 +189,7 @@ impl<'r, 'd> Section<'r, 'd> {
     }
 
     pub(super) fn whole(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Field<u64> {
+        self.note(key, || Takes::Whole(range.clone()));
         let Some(found) = self.value(key) else { return Field::Absent };
         let span = found.span().into();
         let number = if let Some(number) = found.get_ref().as_integer() {
@@ -194,6 +211,7 @@ impl<'r, 'd> Section<'r, 'd> {
     }
 
     pub(super) fn duration(&mut self, key: &'static str, range: RangeInclusive<Duration>) -> Field<Duration> {
+        self.note(key, || Takes::Duration(range.clone()));
         let example = format!("\"{}\"", units::show_duration(*range.end()));
         if let Some(found) = self.value(key)
             && found.get_ref().is_integer()
@@ -213,6 +231,7 @@ impl<'r, 'd> Section<'r, 'd> {
     }
 
     pub(super) fn size(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Field<u64> {
+        self.note(key, || Takes::Size(range.clone()));
         let Some(found) = self.value(key) else { return Field::Absent };
         let span = found.span().into();
         let size = if let Some(number) = found.get_ref().as_integer() {
@@ -241,6 +260,11 @@ impl<'r, 'd> Section<'r, 'd> {
         key: &'static str,
         read: impl FnOnce(&mut Self) -> Field<T>,
     ) -> Field<Option<T>> {
+        self.note(key, || Takes::AutoOr(None));
+        if self.reader.shape.is_some() {
+            let _asked: Field<T> = read(self);
+            return Field::Absent;
+        }
         let Some(found) = self.value(key) else { return Field::Absent };
         if found.get_ref().as_str() == Some("auto") {
             return Field::Is(At { value: None, span: found.span().into() });
@@ -249,6 +273,7 @@ impl<'r, 'd> Section<'r, 'd> {
     }
 
     pub(super) fn address(&mut self, key: &'static str) -> Field<SocketAddr> {
+        self.note(key, || Takes::Address);
         let found = self.text(key, "\"127.0.0.1:7001\"");
         found.and_then(|At { value, span }| match value.text.parse::<SocketAddr>() {
             Ok(address) if !is_of_a_host(address.ip()) => {
@@ -266,6 +291,7 @@ impl<'r, 'd> Section<'r, 'd> {
 
     /// A list of strings; what is no string is [`Field::Bad`] in its place.
     pub(super) fn texts(&mut self, key: &'static str, example: &str) -> Field<Vec<Field<Text>>> {
+        self.note(key, || Takes::Texts);
         let Some(found) = self.value(key) else { return Field::Absent };
         let hint = format!("write a list of strings, such as `{key} = {example}`");
         let DeValue::Array(items) = found.get_ref() else {
@@ -286,6 +312,7 @@ impl<'r, 'd> Section<'r, 'd> {
 
     /// A string, or a list of them.
     pub(super) fn one_or_more(&mut self, key: &'static str, example: &str) -> Field<Vec<Field<Text>>> {
+        self.note(key, || Takes::TextOrTexts);
         let Some(found) = self.value(key) else { return Field::Absent };
         if found.get_ref().is_str() {
             let text = self.text(key, example);
@@ -302,6 +329,7 @@ impl<'r, 'd> Section<'r, 'd> {
         name: &'static str,
         keys: &'static [&'static str],
     ) -> Option<Section<'s, 'd>> {
+        self.note(key, || if keys.is_empty() { Takes::Free } else { Takes::Table(name) });
         let found = self.value(key)?;
         if let Some(table) = found.get_ref().as_table() {
             return Some(Section { reader: self.reader, table, header: found.span().into(), name, keys });

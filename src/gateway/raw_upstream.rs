@@ -98,7 +98,7 @@ pub(super) fn upstream(mut section: Section<'_, '_>) -> RawUpstream {
     };
     section.need(&raw.name, "name", "\"app\"");
     section.need(&raw.servers, "servers", SERVERS);
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
@@ -107,7 +107,7 @@ fn limits(mut section: Section<'_, '_>) -> RawUpstreamLimits {
         connections: section.whole("connections", CONNECTIONS),
         connect_timeout: section.duration("connect_timeout", LEAST_TIMEOUT..=DAY),
     };
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
@@ -122,7 +122,7 @@ fn health(mut section: Section<'_, '_>) -> RawHealth {
         healthy_after: section.whole("healthy_after", IN_A_ROW),
         unhealthy_after: section.whole("unhealthy_after", IN_A_ROW),
     };
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
@@ -136,7 +136,7 @@ fn tls(mut section: Section<'_, '_>) -> At<RawUpstreamTls> {
         both: tls_both(&mut section),
     };
     let span = section.header;
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     At { value, span }
 }
 

@@ -6,11 +6,14 @@
 //! closes its port and its connections finish what they accepted. What cannot change while running is named.
 
 use std::fmt;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::config::{Config, Listener, Protocol, Runtime};
+use super::config::{Config, Listener, Log, Runtime};
+use super::reload_plan::same_around;
 use super::sites::{Certificates, Web};
 #[cfg(feature = "udp")]
 use super::udp;
@@ -60,8 +63,13 @@ struct Step<'a> {
     now: (&'a Upstreams, &'a Certificates),
 }
 
+/// What of `[admin]` holds until a restart.
+fn admin_of(config: &Config) -> Option<(SocketAddr, Option<&PathBuf>)> {
+    config.admin.as_ref().map(|admin| (admin.listen, admin.control.as_ref()))
+}
+
 /// The same listener, wherever in the file it stands.
-fn same(a: &Listener, b: &Listener) -> bool {
+pub(super) fn same(a: &Listener, b: &Listener) -> bool {
     a.name == b.name && a.listen == b.listen && a.limits == b.limits && a.protocol == b.protocol
 }
 
@@ -84,16 +92,21 @@ impl Gateway {
         result
     }
 
+    /// The tables in which a new configuration differs and that hold until a restart.
+    pub(super) fn needs_restart(&self, new: &Config) -> Vec<&'static str> {
+        let running = self.config.read();
+        let restart = [
+            ("runtime", Runtime { drain: new.runtime.drain, ..running.runtime.clone() } != new.runtime),
+            ("admin", admin_of(&running) != admin_of(new)),
+            ("log", running.log.format != new.log.format),
+        ];
+        restart.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
+    }
+
     fn apply(&self, new: Config) -> Result<Reloaded, StartError> {
         let _one_at_a_time = self.status.reloading.write_within(PATIENCE).map_err(StartError::Reloading)?;
         let running = self.config.read();
-        let mut done = Reloaded::default();
-        let restart = [
-            ("runtime", Runtime { drain: new.runtime.drain, ..running.runtime.clone() } != new.runtime),
-            ("admin", running.admin.as_ref().map(|a| a.listen) != new.admin.as_ref().map(|a| a.listen)),
-            ("log", running.log != new.log),
-        ];
-        done.restart = restart.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect();
+        let mut done = Reloaded { restart: self.needs_restart(&new), ..Reloaded::default() };
         let old = self.status.listeners();
         let tunnels_before = self.status.tunnels();
 
@@ -125,6 +138,8 @@ impl Gateway {
             &over.links,
         );
         let started = upstreams.map_err(StartError::Spawn).and_then(|upstreams| {
+            #[cfg(feature = "moq")]
+            upstreams.relays().prepare(&self.mesh, &new).map_err(StartError::Spawn)?;
             let step = Step {
                 running: &running,
                 new: &new,
@@ -202,7 +217,7 @@ impl Gateway {
                 }
                 continue;
             }
-            let over_tcp = |status: &ListenerStatus| !matches!(status.protocol.as_str(), "quic" | "udp");
+            let over_tcp = |status: &ListenerStatus| !matches!(status.protocol.as_str(), "quic" | "udp" | "moq");
             let socket_goes_on =
                 over_tcp(&status) && now.iter().any(|new| new.address == status.address && over_tcp(new));
             if socket_goes_on {
@@ -230,7 +245,17 @@ impl Gateway {
         self.status.listeners.publish(now);
         let Config { listeners, upstreams, certificates, .. } = new;
         let runtime = Runtime { drain: new.runtime.drain, ..running.runtime.clone() };
-        self.config.publish(Config { listeners, upstreams, certificates, runtime, ..running.clone() });
+        let mut admin = running.admin.clone();
+        if let (Some(admin), Some(new)) = (&mut admin, new.admin) {
+            (admin.token, admin.watch) = (new.token, new.watch);
+            self.status.token.publish(admin.token.clone());
+        }
+        let log = Log { level: new.log.level, ..running.log };
+        super::log::set_level(log.level);
+        self.status.drain.publish(runtime.drain);
+        self.config.publish(Config { listeners, upstreams, certificates, runtime, admin, log });
+        self.status.applied.fetch_add(1, Ordering::Relaxed);
+        self.status.last_applied.publish(done.clone());
         Ok(done)
     }
 
@@ -246,24 +271,7 @@ impl Gateway {
                 (Some(a), Some(b)) => Arc::ptr_eq(a, b),
                 (_, None) | (None, _) => false,
             };
-            let same_upstream = match &listener.protocol {
-                #[cfg(feature = "http")]
-                Protocol::Relay(relay) => {
-                    relay.upstreams().all(unchanged)
-                        && relay.tls.as_ref().is_none_or(|tls| old_certificates.same_for(certificates, tls))
-                }
-                #[cfg(not(feature = "http"))]
-                Protocol::Relay(relay) => relay.upstreams().all(unchanged),
-                Protocol::Framed(framed) => framed.upstream.as_deref().is_none_or(unchanged),
-                #[cfg(feature = "http")]
-                Protocol::Http(http) => {
-                    super::sites::upstreams_of(http).all(unchanged)
-                        && http.tls.as_ref().is_none_or(|tls| old_certificates.same_for(certificates, tls))
-                }
-                Protocol::Quic(_) | Protocol::Udp(_) | Protocol::Custom { .. } => true,
-                #[cfg(feature = "wireguard")]
-                Protocol::Wireguard(_) => true,
-            };
+            let same_upstream = same_around(listener, unchanged, (old_certificates, certificates));
             let alive = old.iter().any(|status| *status.name == *listener.name && status.accepting());
             if alive && same_upstream && was.is_some_and(|was| same(was, listener)) {
                 done.kept.push(listener.name.clone());

@@ -78,15 +78,26 @@ impl Around<'_> {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             (_, None) | (None, _) => false,
         };
-        match speaks {
-            Speaks::Framed(framed) => framed.upstream.as_deref().is_none_or(same),
-            Speaks::Relay(relay) => same(&relay.upstream),
-            Speaks::Udp(upstream) => same(upstream),
-            #[cfg(feature = "http")]
-            Speaks::Http(http) => {
-                sites::upstreams_of(http).all(same)
-                    && http.tls.as_ref().is_none_or(|tls| certificates.same_for(self.certificates, tls))
-            }
+        leads_alike(speaks, same, (certificates, self.certificates))
+    }
+}
+
+/// Whether a service leads to upstreams of which `same` holds, and says the same in handshakes as before.
+fn leads_alike(
+    speaks: &Speaks,
+    same: impl Fn(&str) -> bool,
+    #[cfg_attr(not(feature = "http"), expect(unused_variables, reason = "without TLS there are none"))] (before, now): (
+        &Certificates,
+        &Certificates,
+    ),
+) -> bool {
+    match speaks {
+        Speaks::Framed(framed) => framed.upstream.as_deref().is_none_or(same),
+        Speaks::Relay(relay) => same(&relay.upstream),
+        Speaks::Udp(upstream) => same(upstream),
+        #[cfg(feature = "http")]
+        Speaks::Http(http) => {
+            sites::upstreams_of(http).all(same) && http.tls.as_ref().is_none_or(|tls| before.same_for(now, tls))
         }
     }
 }
@@ -337,7 +348,7 @@ pub(super) fn plan(around: Around<'_>, old: &[Arc<Tunnel>], new: &Config) -> Res
                 Step::Renew(tunnel.clone(), listener.clone())
             }
             Some(tunnel) if !tunnel.accepting() => Step::Start(bind_one(listener)?),
-            Some(tunnel) => match compare(around, &tunnel.configured, listener) {
+            Some(tunnel) => match compare(|one| around.is_as_before(&one.speaks), &tunnel.configured, listener) {
                 Difference::None => Step::Keep(tunnel.clone()),
                 Difference::PeersOrServices => Step::Adjust(tunnel.clone(), listener.clone()),
                 Difference::Address => Step::Start(bind_one(listener)?),
@@ -348,6 +359,17 @@ pub(super) fn plan(around: Around<'_>, old: &[Arc<Tunnel>], new: &Config) -> Res
     Ok(steps)
 }
 
+/// Whether a reload would leave a tunnel as it is, if `same` holds of the upstreams that stay.
+pub(super) fn stays(
+    tunnel: &Tunnel,
+    new: &Listener,
+    same: impl Fn(&str) -> bool,
+    certificates: (&Certificates, &Certificates),
+) -> bool {
+    let difference = compare(|one| leads_alike(&one.speaks, &same, certificates), &tunnel.configured, new);
+    tunnel.accepting() && matches!(difference, Difference::None)
+}
+
 enum Difference {
     None,
     PeersOrServices,
@@ -355,7 +377,7 @@ enum Difference {
     Address,
 }
 
-fn compare(around: Around<'_>, old: &Listener, new: &Listener) -> Difference {
+fn compare(same: impl Fn(&InsideService) -> bool, old: &Listener, new: &Listener) -> Difference {
     let (Some(was), Some(is)) = (of(old), of(new)) else { return Difference::Interface };
     if old.listen != new.listen {
         return Difference::Address;
@@ -367,16 +389,15 @@ fn compare(around: Around<'_>, old: &Listener, new: &Listener) -> Difference {
         warnings: was.warnings.clone(),
         ..is.clone()
     };
-    let same = |one: &InsideService| around.is_as_before(&one.speaks);
     fn udp(wireguard: &Wireguard) -> impl Iterator<Item = &InsideService> {
         wireguard.services.iter().filter(|one| matches!(one.speaks, Speaks::Udp(_)))
     }
     // What takes datagrams out stands before everything that is inside.
-    let fixed = !udp(was).eq(udp(is)) || !udp(is).all(same);
+    let fixed = !udp(was).eq(udp(is)) || !udp(is).all(&same);
     if alike != *was || old.limits != new.limits || fixed {
         return Difference::Interface;
     }
-    let services = was.services != is.services || !is.services.iter().all(same);
+    let services = was.services != is.services || !is.services.iter().all(&same);
     if was.peers == is.peers && !services { Difference::None } else { Difference::PeersOrServices }
 }
 

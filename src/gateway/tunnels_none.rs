@@ -68,6 +68,15 @@ pub(super) fn plan(_: Around<'_>, _: &[Arc<Tunnel>], _: &Config) -> Result<Vec<S
     Ok(Vec::new())
 }
 
+pub(super) fn stays(
+    tunnel: &Tunnel,
+    _: &Listener,
+    _: impl Fn(&str) -> bool,
+    _: (&Certificates, &Certificates),
+) -> bool {
+    match *tunnel {}
+}
+
 pub(super) fn apply(
     _: Around<'_>,
     _: &[Arc<Tunnel>],

@@ -35,9 +35,9 @@ pub(super) struct Around<'a> {
 pub(super) type Changes = Vec<(UdpServer, Terms)>;
 
 fn all(config: &Config) -> impl Iterator<Item = (&Listener, &config::Udp)> {
-    config.listeners.iter().filter_map(|listener| match &listener.protocol {
-        Protocol::Udp(udp) => Some((listener, udp)),
-        _ => None,
+    config.listeners.iter().filter_map(|listener| {
+        let Protocol::Udp(udp) = &listener.protocol else { return None };
+        Some((listener, udp))
     })
 }
 

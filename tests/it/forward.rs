@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use portway::transports::framed::{ByteOrder, Format, LengthBytes};
@@ -294,17 +296,33 @@ fn an_upstream_that_takes_nothing_stops_the_client_and_is_given_up_at_last() {
 fn whoever_waits_for_a_while_gets_everything() {
     let running = forwarding(echo(), |_| {});
     let mut to = client(&running);
-    let bodies: Vec<Vec<u8>> = (0..200).map(|n| pattern(100_000 + n)).collect();
-    let sent: Vec<u8> = bodies.iter().flat_map(|body| frame(body)).collect();
     let mut writer = to.0.try_clone().unwrap();
-    let writing = std::thread::spawn(move || writer.write_all(&sent).unwrap());
-    // By now everything on the way is full, in both directions.
+    let (enough, all) = (Arc::new(AtomicBool::new(false)), Arc::new(pattern(200_000)));
+    let body = |all: &[u8], count: usize| all[count % 1_000..][..100_000].to_vec();
+    let (told, said) = (enough.clone(), all.clone());
+    let writing = std::thread::spawn(move || {
+        let mut count = 0;
+        while !told.load(Ordering::Relaxed) {
+            writer.write_all(&frame(&body(&said, count))).unwrap();
+            count += 1;
+        }
+        writer.write_all(&frame(b"end")).unwrap();
+        count
+    });
+    // Then everything on the way is full, in both directions, however much the kernel takes.
     eventually("it stands", || running.held() > 0);
     std::thread::sleep(Duration::from_millis(200));
-    for body in &bodies {
-        assert!(to.recv() == *body);
+    enough.store(true, Ordering::Relaxed);
+    let mut count = 0;
+    loop {
+        let got = to.recv();
+        if got == b"end" {
+            break;
+        }
+        assert!(got == body(&all, count), "message {count}");
+        count += 1;
     }
-    writing.join().unwrap();
+    assert_eq!(writing.join().unwrap(), count);
     drop(to);
     running.is_empty();
 }

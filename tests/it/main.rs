@@ -6,6 +6,7 @@ mod actors_faults;
 mod actors_mesh;
 mod admin;
 mod config;
+mod dashboard;
 #[cfg(feature = "deadlock")]
 mod deadlock;
 mod embed;
@@ -35,6 +36,10 @@ mod limits;
 #[cfg(feature = "quic")]
 mod lossy;
 mod memory;
+#[cfg(feature = "moq")]
+mod moq;
+#[cfg(all(feature = "moq", feature = "http"))]
+mod moq_interop;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]
@@ -66,6 +71,7 @@ mod relay_splice;
 mod relay_tls;
 mod reload;
 mod rooms;
+mod schema;
 #[cfg(all(feature = "http", feature = "quic", feature = "wireguard"))]
 mod seeds;
 mod service;

@@ -5,8 +5,9 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 
+use parking_lot::Mutex;
 use portway::actors::{SpawnError, Turn};
 use portway::gateway::{Builder, check};
 use portway::memory::{Buf, PoolStats};
@@ -88,7 +89,7 @@ struct Giving(Arc<Mutex<mpsc::Sender<Buf>>>);
 
 impl OnAccept for Giving {
     fn accepted(&mut self, _: Accepted, turn: &Turn<'_, Never>) -> Result<(), SpawnError> {
-        self.0.lock().unwrap().send(turn.buffer(2_000)).unwrap();
+        self.0.lock().send(turn.buffer(2_000)).unwrap();
         Ok(())
     }
 }
@@ -148,8 +149,8 @@ fn who_waits_for_a_lock_is_on_the_metrics_page() {
     // A protocol that takes its time to look at its options: meanwhile the reload that asks it goes on.
     let builder = Builder::new().tcp_protocol("thoughtful", move |_| {
         if holding.swap(false, Ordering::SeqCst) {
-            began.lock().unwrap().send(()).unwrap();
-            let () = released.lock().unwrap().recv_timeout(SOON).unwrap();
+            began.lock().send(()).unwrap();
+            let () = released.lock().recv_timeout(SOON).unwrap();
         }
         Ok(|| Thoughtful)
     });

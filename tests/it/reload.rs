@@ -213,3 +213,151 @@ fn the_reload_command_goes_through_a_socket_of_its_owner_alone() {
     binary.says("running");
     assert_eq!(binary.portway(&["reload"]).status.code(), Some(0));
 }
+
+#[test]
+fn check_diff_says_what_the_reload_then_does() {
+    let (a, b, c, d, admin) = (free(), free(), free(), free(), free());
+    let text = |listeners: &[String]| {
+        let head = format!("version = 1\n[admin]\nlisten = \"{admin}\"\ncontrol = \"gw.sock\"\n");
+        head + "[runtime]\narbiters = 2\ndrain = \"2s\"\n" + &listeners.concat()
+    };
+    let mut binary = Binary::start(&text(&[listener("a", a, ""), listener("b", b, ""), listener("c", c, "")]));
+    binary.says("running");
+    let (mut on_a, mut on_b, mut on_c) = (Neighbour::of(a), Neighbour::of(b), Neighbour::of(c));
+    on_a.works();
+    let changed = "[listener.limits]\nconnections = 7\nper_source = 7\n";
+    binary.rewrite(&text(&[listener("a", a, ""), listener("b", b, changed), listener("d", d, "")]));
+    let plan = binary.portway(&["check", "--diff"]);
+    assert_eq!(plan.status.code(), Some(0), "{}", String::from_utf8_lossy(&plan.stderr));
+    let said = String::from_utf8_lossy(&plan.stdout).into_owned();
+    let lines: Vec<Vec<&str>> = said.lines().map(|line| line.split_whitespace().collect()).collect();
+    let expected: [&[&str]; 4] = [
+        &["keep", "listener", "a", "1", "session"],
+        &["change", "listener", "b", "1", "session"],
+        &["start", "listener", "d"],
+        &["drain", "listener", "c", "1", "session", "to", "finish"],
+    ];
+    assert_eq!(lines, expected, "{said}");
+    let json = binary.portway(&["check", "--diff", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["steps"].as_array().unwrap().len(), 4);
+    // Nothing was touched.
+    for neighbour in [&mut on_a, &mut on_b, &mut on_c] {
+        neighbour.works();
+    }
+    assert!(std::net::TcpStream::connect(d).is_err(), "it was not started");
+    assert!(crate::gateway::get(admin, "/api/config").1.contains("\"applied\": 1"));
+
+    let done = binary.portway(&["reload"]);
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(said.contains("1 kept, 1 added, 1 changed, 1 removed"), "{said}");
+    let config: serde_json::Value = serde_json::from_str(&crate::gateway::get(admin, "/api/config").1).unwrap();
+    assert_eq!(config["applied"], 2);
+    assert_eq!((&config["kept"][0], &config["changed"][0]), (&"a".into(), &"b".into()));
+    assert_eq!((&config["added"][0], &config["removed"][0]), (&"d".into(), &"c".into()));
+    assert_eq!(config["last_reload"]["applied"], true);
+    on_a.works();
+
+    // A file that would be refused: the plan says why, and so does the state.
+    binary.rewrite("version = 1\n[[listner]]\n");
+    let refused = binary.portway(&["check", "--diff"]);
+    assert_eq!(refused.status.code(), Some(2), "its own check refuses it already");
+    assert_eq!(crate::gateway::get(admin, "/readyz").0, 200);
+}
+
+/// Whatever the step, the plan names what the reload then does.
+#[test]
+fn the_plan_and_the_reload_agree() {
+    use portway::gateway::Fate;
+
+    let addresses: Vec<_> = (0..4).map(|_| free()).collect();
+    let upstream = |port: u16| format!("[[upstream]]\nname = \"app\"\nservers = [\"127.0.0.1:{port}\"]\n");
+    let relay = |n: usize| {
+        let address = addresses[n];
+        format!("[[listener]]\nname = \"r\"\nlisten = \"{address}\"\nprotocol = \"relay\"\nupstream = \"app\"\n")
+    };
+    let framed = |name: &str, n: usize, limit: usize| {
+        listener(name, addresses[n], &format!("[listener.limits]\nconnections = {limit}\nper_source = {limit}\n"))
+    };
+    let steps: Vec<Vec<String>> = vec![
+        vec![framed("a", 0, 5), framed("b", 1, 5)],
+        vec![framed("a", 0, 5), framed("b", 1, 5)],
+        vec![framed("a", 0, 6), framed("b", 1, 5)],
+        vec![framed("a", 1, 6), framed("b", 0, 5)],
+        vec![upstream(9), relay(2), framed("a", 1, 6)],
+        vec![upstream(9), framed("a", 1, 6), relay(2)],
+        vec![upstream(10), framed("a", 1, 6), relay(2)],
+        vec![upstream(10), framed("c", 3, 6), relay(2)],
+        vec![framed("c", 3, 6)],
+    ];
+    let running = start(&steps[0]);
+    for (n, step) in steps.iter().enumerate() {
+        let new = config(step);
+        let plan = running.gateway().plan(&new).unwrap();
+        let planned = |fate| {
+            let mut names: Vec<_> = plan.listeners(fate).map(str::to_owned).collect();
+            names.sort();
+            names
+        };
+        let done = running.gateway().reload(new).unwrap();
+        let sorted = |mut names: Vec<String>| {
+            names.sort();
+            names
+        };
+        let did = [done.kept, done.changed, done.added, done.removed].map(sorted);
+        assert_eq!([Fate::Keep, Fate::Change, Fate::Start, Fate::Drain].map(planned), did, "step {n}");
+    }
+}
+
+#[test]
+fn a_watched_file_is_used_when_it_has_changed_and_is_left_alone() {
+    let (a, b, admin) = (free(), free(), free());
+    let text = |watch: bool, listeners: &[String]| {
+        format!(
+            "version = 1\n[admin]\nlisten = \"{admin}\"\nwatch = {watch}\n[runtime]\narbiters = 2\n{}",
+            listeners.concat()
+        )
+    };
+    let mut binary = Binary::start(&text(true, &[listener("a", a, "")]));
+    binary.says("running");
+    let mut on_a = Neighbour::of(a);
+    binary.rewrite(&text(true, &[listener("a", a, ""), listener("b", b, "")]));
+    binary.says("the configuration has changed");
+    let line = binary.says("reloaded");
+    assert!(line.contains("1 kept, 1 added"), "{line}");
+    Neighbour::of(b).works();
+    // A broken one changes nothing; the next good one is used, also when it came by a rename.
+    binary.rewrite("version = 1\n[[listner]]\n");
+    binary.says("reload refused");
+    on_a.works();
+    let next = binary.dir().join("next.toml");
+    std::fs::write(&next, text(false, &[listener("a", a, "")])).unwrap();
+    std::fs::rename(&next, binary.dir().join("config.toml")).unwrap();
+    binary.says("1 kept, 0 added, 0 changed, 1 removed");
+    on_a.works();
+    // From here on nobody watches: SIGHUP is what counts.
+    binary.rewrite(&text(true, &[listener("a", a, ""), listener("b", b, "")]));
+    binary.signal("HUP");
+    eventually("the third change is used", || {
+        let config: serde_json::Value = serde_json::from_str(&crate::gateway::get(admin, "/api/config").1).unwrap();
+        config["applied"].as_u64() >= Some(4)
+    });
+    Neighbour::of(b).works();
+}
+
+#[test]
+fn a_reload_changes_the_level_of_the_log() {
+    let a = free();
+    let text = |level: &str| {
+        format!("version = 1\n[runtime]\narbiters = 2\n[log]\nlevel = \"{level}\"\n{}", listener("a", a, ""))
+    };
+    let mut binary = Binary::start(&text("info"));
+    binary.says("running");
+    drop(Neighbour::of(a));
+    binary.rewrite(&text("debug"));
+    binary.signal("HUP");
+    let line = binary.says("reloaded");
+    assert!(!line.contains("restart"), "{line}");
+    drop(Neighbour::of(a));
+    binary.says("connection closed");
+}

@@ -1,10 +1,12 @@
 //! What bad input to a WireGuard interface costs: itself, counted under its reason, and nobody else.
 
 use std::net::UdpSocket;
+use std::time::Duration;
 
+use portway::transports::netstack::connect;
 use portway::transports::wireguard::{DROPPED, DeviceMsg, PeerSettings, SecretKey};
 
-use crate::probe::{eventually, stop, view};
+use crate::probe::{eventually, stop, view, wait};
 use crate::wireguard::{Raw, dropped, drops, echoes, in_both, ipv4, peer, ping, rewrite_checksum, syn, two_with};
 
 #[test]
@@ -30,8 +32,8 @@ fn random_truncated_and_oversized_datagrams() {
                 .sum::<u64>()
         };
         let mut sent = 0;
-        for round in 0..20u64 {
-            for _ in 0..500 {
+        for round in 0..200u64 {
+            for _ in 0..1_000 {
                 let length = (next() % 300) as usize + 1;
                 let mut datagram: Vec<u8> = (0..length).map(|_| (next() >> 24) as u8).collect();
                 if let Some(head) = datagram.get_mut(..4) {
@@ -42,10 +44,11 @@ fn random_truncated_and_oversized_datagrams() {
             }
             // So that the kernel's buffer drops none.
             eventually("all are counted", || all() == sent);
-            if round % 5 == 0 {
+            if round % 50 == 0 {
                 echoes(&client.stack, "10.98.0.1:7001", &vec![3; 50_000]);
             }
         }
+        assert_eq!(sent, 200_000);
         socket.send_to(&vec![4; 60_000], server.address).unwrap();
         socket.send_to(&[], server.address).unwrap();
         eventually("the oversized one is counted", || all() == sent + 1);
@@ -167,8 +170,9 @@ fn ten_thousand_syns_of_one_peer() {
         }
         // 64 are half open; as connections of theirs are given up, as many more may come.
         eventually("the rest is refused", || held().0 >= 9_000);
+        assert!(held().0 <= 10_000 - 64, "no more is refused than came");
         echoes(&client.stack, "10.98.0.1:7001", &vec![1; 100_000]);
-        crate::probe::wait(async {
+        wait(async {
             neighbour.send(b"still here").await.unwrap();
             assert_eq!(neighbour.recv().await.unwrap().unwrap(), &b"still here"[..]);
         });
@@ -197,10 +201,31 @@ fn a_flood_of_handshakes_from_one_source() {
         // Another source gets in without being asked for a cookie.
         Raw::new(3, server.address, "127.0.0.1").connect().ping("10.98.0.3");
         assert_eq!(view(&mesh).totals.get("wireguard_cookies", "server", ""), 0);
-        crate::probe::wait(async {
+        wait(async {
             neighbour.send(&vec![2; 100_000]).await.unwrap();
             assert_eq!(neighbour.recv().await.unwrap().unwrap().len(), 100_000);
         });
+        stop(&mesh);
+    });
+}
+
+#[test]
+fn a_peer_that_no_datagram_can_be_sent_to() {
+    in_both(|mode| {
+        let mesh = mode.mesh();
+        // From an address of loopback the system sends nothing elsewhere.
+        let away = PeerSettings { endpoint: Some("192.0.2.1:9".parse().unwrap()), ..peer(3, "10.98.0.3") };
+        let (server, client) = two_with(&mesh, mode, vec![away], |_| {});
+        let mut neighbour = echoes(&client.stack, "10.98.0.1:7001", b"before");
+        let nobody = connect(&server.stack, "10.98.0.3:7001".parse().unwrap(), Duration::from_millis(100));
+        assert!(wait(nobody).is_err());
+        let errors = || view(&mesh).totals.get("wireguard_send_errors", "server", "");
+        eventually("the handshake is counted", || errors() >= 1);
+        wait(async {
+            neighbour.send(&vec![2; 100_000]).await.unwrap();
+            assert_eq!(neighbour.recv().await.unwrap().unwrap().len(), 100_000);
+        });
+        assert_eq!(errors(), 1, "the next comes after five seconds");
         stop(&mesh);
     });
 }

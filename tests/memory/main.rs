@@ -175,8 +175,11 @@ fn lies_somewhere(inverted: &[u8]) -> bool {
         while at < to {
             let most = usize::try_from(to - at).unwrap_or(usize::MAX).min(piece.len());
             let Ok(count @ 1..) = memory.read_at(&mut piece[..most], at) else { break };
-            found |=
-                piece[..count].windows(inverted.len()).any(|seen| seen.iter().zip(inverted).all(|(a, b)| *a == !*b));
+            let begins = piece[..count].iter().enumerate().filter(|(_, byte)| **byte == !inverted[0]);
+            let rest = |at: usize| piece[at..count].iter().take(inverted.len());
+            found |= begins
+                .map(|(at, _)| rest(at))
+                .any(|seen| seen.len() == inverted.len() && seen.zip(inverted).all(|(seen, byte)| *seen == !*byte));
             // What lies across two pieces is seen by the second.
             at += (count.saturating_sub(if count == most && most == piece.len() { 64 } else { 0 })) as u64;
         }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::actors::MeshView;
-use crate::gateway::Status;
+use crate::gateway::{LastReload, Status};
 
 const LIMIT: usize = 1_000;
 
@@ -111,6 +111,37 @@ pub(super) fn actors(view: &MeshView, filter: &Filter) -> Result<String, serde_j
             .collect(),
     };
     serde_json::to_string_pretty(&tree)
+}
+
+#[derive(Serialize)]
+struct Running {
+    /// Configurations that have been applied, that of the start among them.
+    applied: u64,
+    /// The file that a reload reads; absent in a program that has none.
+    file: Option<String>,
+    last_reload: Option<LastReload>,
+    kept: Vec<String>,
+    changed: Vec<String>,
+    added: Vec<String>,
+    removed: Vec<String>,
+    /// Tables of the file that have changed and need a restart.
+    needs_restart: Vec<String>,
+}
+
+/// Which configuration runs: `last_reload` is the last that was tried, the lists are of the last that was applied.
+pub(super) fn config(status: &Status) -> Result<String, serde_json::Error> {
+    let done = status.last_applied.read();
+    let restart = done.restart.iter().map(|table| (*table).to_owned());
+    serde_json::to_string_pretty(&Running {
+        applied: status.applied(),
+        file: status.file.read().as_ref().map(|file| file.display().to_string()),
+        last_reload: status.last_reload(),
+        kept: done.kept.clone(),
+        changed: done.changed.clone(),
+        added: done.added.clone(),
+        removed: done.removed.clone(),
+        needs_restart: restart.collect(),
+    })
 }
 
 #[derive(Serialize)]

@@ -111,7 +111,7 @@ impl Door {
         }
     }
 
-    fn read(&mut self, room: &mut [u8], turn: &mut Turn<'_, ToDoor>) -> Progress {
+    fn read(&mut self, room: &mut [u8], turn: &Turn<'_, ToDoor>) -> Progress {
         let Some(shared) = self.shared.clone() else { return Progress::Idle };
         self.look_at_terms();
         for _ in 0..RECEIVES {
@@ -308,7 +308,8 @@ impl Protocol for Door {
             if self.plan.occupancy.connections() == 0 {
                 turn.stop();
             } else {
-                self.look.get_or_insert_with(|| later(turn.now(), LAST_LOOK));
+                let soon = later(turn.now(), LAST_LOOK);
+                self.look = Some(self.look.map_or(soon, |at| at.min(soon)));
             }
         }
         Ok(Progress::Idle)

@@ -17,7 +17,7 @@ use super::counts::{Counts, Moves};
 use super::settings::Terms;
 use super::state::{State, Way};
 use super::state_table::Ends;
-use crate::actors::{Exit, Fault, Progress, Protocol, Turn, clock};
+use crate::actors::{Exit, Fault, Progress, Protocol, Traffic, Turn, clock};
 use crate::memory::Buf;
 use crate::transports::kit::admission::Ticket;
 use crate::transports::kit::balance::Picked;
@@ -117,13 +117,13 @@ impl Outcome {
 
     fn error(&mut self, error: &io::Error, datagrams: usize) {
         let datagrams = datagrams as u64;
-        match error.kind() {
-            ErrorKind::WouldBlock => self.busy += datagrams,
-            _ if error.raw_os_error() == Some(libc::EMSGSIZE) => self.too_long += datagrams,
-            kind => {
-                self.failed += datagrams;
-                self.refused |= is_refusal(kind);
-            }
+        if error.kind() == ErrorKind::WouldBlock {
+            self.busy += datagrams;
+        } else if error.raw_os_error() == Some(libc::EMSGSIZE) {
+            self.too_long += datagrams;
+        } else {
+            self.failed += datagrams;
+            self.refused |= is_refusal(error.kind());
         }
     }
 }
@@ -406,6 +406,11 @@ fn lost(contents: &[u8], stride: usize) -> u64 {
 impl Protocol for Flow {
     type Msg = ToFlow;
     const KIND: &'static str = "udp_relay";
+
+    fn traffic(&self) -> Traffic {
+        let (up, down) = self.state.moved();
+        Traffic { peer: Some(self.ends.peer), bytes_in: up.bytes, bytes_out: down.bytes }
+    }
 
     fn size(m: &ToFlow) -> usize {
         let ToFlow::Send { contents, .. } = m;

@@ -124,8 +124,8 @@ mod tests {
             };
             for (n, (stride, count, last)) in trains.into_iter().enumerate() {
                 // As the kernel gives them: all of one length, the last perhaps shorter; one alone has its own.
-                let count = if stride == 0 { 0 } else { count.min(LONGEST / stride) };
-                let last = if stride == 0 { 0 } else { last % stride };
+                let count = LONGEST.checked_div(stride).map_or(0, |most| count.min(most));
+                let last = last.checked_rem(stride).unwrap_or(0);
                 let length = stride * count + last;
                 let stride = if count == 0 { length.max(1) } else { stride };
                 let bytes = vec![n as u8; length];

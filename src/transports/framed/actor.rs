@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::rooms_words::Batch;
 use super::state::{Blame, Close, Input, Next, Service, Settings, State};
-use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn, clock};
+use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, SpawnError, Spec, Tally, Traffic, Turn, clock};
 use crate::memory::Level;
 use crate::transports::kit::admission::Ticket;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
@@ -86,6 +86,8 @@ pub struct Connection<S, V> {
     pub(super) service: V,
     listener: Arc<str>,
     peer: Option<SocketAddr>,
+    /// That came and went.
+    bytes: [u64; 2],
     ticket: Option<Ticket>,
     counters: Counters,
     tally: Option<Tally>,
@@ -127,6 +129,7 @@ impl<S, V: Service> Connection<S, V> {
             service,
             listener,
             peer: None,
+            bytes: [0; 2],
             ticket: None,
             counters: Counters::default(),
             tally: None,
@@ -154,6 +157,7 @@ impl<S, V: Service> Connection<S, V> {
         self.counters.messages_out.add(moved.messages_out);
         self.counters.bytes_in.add(moved.bytes_in);
         self.counters.bytes_out.add(moved.bytes_out);
+        self.bytes = [self.bytes[0].wrapping_add(moved.bytes_in), self.bytes[1].wrapping_add(moved.bytes_out)];
         if moved.dropped > 0 {
             turn.counter("messages_dropped", &self.listener, "slow_reader").add(moved.dropped);
         }
@@ -379,6 +383,11 @@ where
 
     fn held(&self) -> usize {
         self.state.held() + self.service.held()
+    }
+
+    fn traffic(&self) -> Traffic {
+        let [bytes_in, bytes_out] = self.bytes;
+        Traffic { peer: self.peer, bytes_in, bytes_out }
     }
 }
 

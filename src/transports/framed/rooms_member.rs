@@ -15,7 +15,7 @@ use super::outbox::Outbox;
 use super::rooms_hub::{HubMsg, Hubs, RETRY, member_mailbox};
 use super::rooms_words::Command;
 use super::state::{Service, Settings};
-use crate::actors::{ActorId, Exit, Fault, Permit, Progress, Protocol, Refused, Spec, Turn, clock};
+use crate::actors::{ActorId, Exit, Fault, Permit, Progress, Protocol, Refused, Spec, Traffic, Turn, clock};
 use crate::transports::tcp::Accepted;
 
 /// What a client says within one turn goes to the hub in messages of about this size.
@@ -147,6 +147,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Protocol for Member<S> {
 
     fn held(&self) -> usize {
         self.connection.held()
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.connection.traffic()
     }
 }
 

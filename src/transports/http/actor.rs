@@ -271,6 +271,7 @@ async fn connection(driver: Driver, shared: Arc<Shared>, comes: Comes, random: u
 async fn serve(driver: &Driver, shared: &Arc<Shared>, comes: Comes, random: u64) -> Result<(), Fault> {
     let settings = &shared.settings;
     let Comes { over, peer, ticket } = comes;
+    driver.speaks_to(peer);
     let socket = match over {
         Over::Tcp(stream) => TcpStream::from_std(stream).map(ClientSocket::Tcp),
         Over::Inner(stream) => Ok(ClientSocket::Inner(stream)),

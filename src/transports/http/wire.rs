@@ -62,8 +62,15 @@ impl Notes {
         self.driver.raise("http_refused", &self.listener, why.reason());
     }
 
-    fn moves(&self, counter: &Counter, count: usize) {
-        counter.add(count as u64);
+    fn came(&self, count: usize) {
+        self.bytes_in.add(count as u64);
+        self.driver.moved(count as u64, 0);
+        self.moved.set(self.moved.get().wrapping_add(count as u64));
+    }
+
+    fn went(&self, count: usize) {
+        self.bytes_out.add(count as u64);
+        self.driver.moved(0, count as u64);
         self.moved.set(self.moved.get().wrapping_add(count as u64));
     }
 
@@ -373,7 +380,7 @@ impl AsyncRead for Wire {
             return Poll::Pending;
         }
         let read = buf.filled().get(before..).unwrap_or_default();
-        wire.notes.moves(&wire.notes.bytes_in, read.len());
+        wire.notes.came(read.len());
         let mut stage = Stage::Between;
         match &mut wire.watch {
             Looked::Heads(guard) => {
@@ -413,7 +420,7 @@ impl Wire {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.early.1 += count;
-            self.notes.moves(&self.notes.bytes_out, count);
+            self.notes.went(count);
         }
         self.early = (Vec::new(), 0);
         Poll::Ready(Ok(()))
@@ -426,7 +433,7 @@ impl Wire {
                 if let Looked::Frames(frames) = &mut self.watch {
                     frames.sent(*count);
                 }
-                self.notes.moves(&self.notes.bytes_out, *count);
+                self.notes.went(*count);
                 self.notes.watch.borrow_mut().wrote(false, self.notes.driver.now());
             }
             Poll::Pending => self.notes.watch.borrow_mut().wrote(true, self.notes.driver.now()),

@@ -186,6 +186,29 @@ fn filters_are_read_as_their_draft_writes_them() {
 }
 
 #[test]
+fn draft_22_names_the_kind_of_a_filter_and_writes_no_lengths() {
+    let at = Location::new;
+    let filters: [(&[u8], Filter); 6] = [
+        (&[0], Filter::All),
+        (&[1, 2], Filter::Relative(2)),
+        (&[2, 0, 0], Filter::From(Location::START)),
+        (&[3, 4, 5, 2], Filter::Groups { start: at(4, 5), end_group: 6 }),
+        (&[4, 4, 5, 2, 9], Filter::Range { start: at(4, 5), end: at(6, 9) }),
+        (&[5], Filter::NextObject),
+    ];
+    for (bytes, filter) in filters {
+        let body = [&[0, 1, 0x21], bytes].concat();
+        let message = update(Params { filter: Some(filter), ..Params::default() });
+        assert_eq!(decoded(framed(message::REQUEST_UPDATE, &body), Draft::D22), Ok(Some(message.clone())));
+        assert_eq!(encoded(&message, Draft::D22)[3..], body);
+    }
+    let unknown = [0, 1, 0x21, 6];
+    assert_eq!(mistake(message::REQUEST_UPDATE, &unknown, Draft::D22), Mistake::InvalidValue(0x21));
+    let prefix = update(Params { prefix: Some(Namespace::new(["a"]).unwrap()), ..Params::default() });
+    assert_eq!(encoded(&prefix, Draft::D22)[3..], [0, 1, 0x34, 1, 1, b'a']);
+}
+
+#[test]
 fn a_filter_by_range_that_cannot_be_refuses_its_request_alone() {
     let refused = |params: &[u8]| decoded(framed(message::SUBSCRIBE, &subscribe(params)), Draft::D20).unwrap_err();
     let overflow = [&[1, 0x26, 11, 0, 1][..], &[0xff; 9]].concat();
@@ -419,7 +442,7 @@ fn older_messages_are_read_in_draft_18_alone() {
 }
 
 #[test]
-fn moq_net_may_tell_its_group_order_where_it_does() {
+fn a_group_order_in_answers_is_read() {
     for (kind, body) in [(message::SUBSCRIBE_OK, &[7, 1, 0x22, 1][..]), (message::FETCH_OK, &[0, 1, 1, 1, 0x22, 2])] {
         assert!(matches!(decoded(framed(kind, body), Draft::D18), Ok(Some(_))));
     }

@@ -201,8 +201,8 @@ fn row(number: u64, draft: Draft) -> Option<(Form, Place)> {
     (places != Place::NONE).then_some((*form, places))
 }
 
-/// What messages may carry a parameter in some draft beyond what its text says, because a peer in use sends it. moq-net
-/// writes the group order of a track into SUBSCRIBE_OK and PUBLISH; it costs nothing to read it.
+/// What messages may carry beyond what the text of their draft says. Earlier releases of moq-net told the group order of a
+/// track so; moq-net 0.3 and aiomoqt 0.13 still read it, and it costs nothing.
 fn is_tolerated(number: u64, place: Place) -> bool {
     number == parameter::GROUP_ORDER && Place::SUBSCRIBE_OK.or(Place::PUBLISH).or(Place::FETCH_OK).meets(place)
 }
@@ -277,8 +277,11 @@ pub(super) fn put_params(params: &Params, place: Place, draft: Draft, out: &mut 
             parameter::FILL_TIMEOUT => put_millis(params.fill_timeout, out),
             parameter::FORWARD => out.extend_from_slice(&[u8::from(params.forward.unwrap_or(true))]),
             parameter::SUBSCRIBER_PRIORITY => out.extend_from_slice(&[params.priority.unwrap_or_default()]),
+            parameter::SUBSCRIPTION_FILTER if draft.profile().filter == FilterForm::Bare => {
+                put_bare_filter(params.filter.unwrap_or_default(), out)?;
+            }
             parameter::SUBSCRIPTION_FILTER => {
-                put_part(out, |out| put_filter(params.filter.unwrap_or_default(), draft, out))?
+                put_part(out, |out| put_filter(params.filter.unwrap_or_default(), draft, out))?;
             }
             parameter::GROUP_ORDER => out.extend_from_slice(&[params.group_order.unwrap_or_default().number()]),
             parameter::FILL_PARAMETERS => put_part(out, |out| match &params.fill {
@@ -363,6 +366,7 @@ fn read_value(reader: &mut Reader<'_>, number: u64, form: Form, draft: Draft, pa
             params.tokens.push(token);
         }
         Form::Location => params.largest = Some(read_location(reader)?),
+        Form::Filter if draft.profile().filter == FilterForm::Bare => params.filter = Some(read_bare_filter(reader)?),
         Form::Filter => params.filter = Some(within(reader.part()?, |part| read_filter(part, draft))?),
         Form::Fill => {
             let inner = within(reader.part()?, |part| read_params(part, Place::FILL, draft))?;
@@ -467,10 +471,58 @@ fn read_filter(part: &mut Reader<'_>, draft: Draft) -> Result<Filter, Stop> {
     Ok(Filter::Range { start, end: Location::new(end_group, part.varint()?) })
 }
 
-fn put_filter(filter: Filter, draft: Draft, out: &mut BytesMut) -> Result<(), Unsayable> {
-    let distance = |start: Location, end_group: u64| {
-        end_group.checked_sub(start.group).ok_or(Unsayable::Contradiction("a filter that ends before it begins"))
+/// Draft 22: a type, and what it needs.
+fn read_bare_filter(reader: &mut Reader<'_>) -> Result<Filter, Stop> {
+    Ok(match reader.varint()? {
+        0x0 => Filter::All,
+        0x1 => Filter::Relative(reader.varint()?),
+        0x2 => Filter::From(read_location(reader)?),
+        kind @ (0x3 | 0x4) => {
+            let start = read_location(reader)?;
+            let end_group = start.group.checked_add(reader.varint()?).ok_or(Mistake::Overflow)?;
+            if kind == 0x3 {
+                Filter::Groups { start, end_group }
+            } else {
+                Filter::Range { start, end: Location::new(end_group, reader.varint()?) }
+            }
+        }
+        0x5 => Filter::NextObject,
+        _ => return Err(Mistake::InvalidValue(parameter::SUBSCRIPTION_FILTER).into()),
+    })
+}
+
+fn put_bare_filter(filter: Filter, out: &mut BytesMut) -> Result<(), Unsayable> {
+    let kind = match filter {
+        Filter::All => 0x0,
+        Filter::Relative(_) => 0x1,
+        Filter::From(_) => 0x2,
+        Filter::Groups { .. } => 0x3,
+        Filter::Range { .. } => 0x4,
+        Filter::NextObject => 0x5,
     };
+    put_varint(kind, out);
+    match filter {
+        Filter::All | Filter::NextObject => {}
+        Filter::Relative(groups) => put_varint(groups, out),
+        Filter::From(start) => put_location(start, out),
+        Filter::Groups { start, end_group } => {
+            put_location(start, out);
+            put_varint(distance(start, end_group)?, out);
+        }
+        Filter::Range { start, end } => {
+            put_location(start, out);
+            put_varint(distance(start, end.group)?, out);
+            put_varint(end.object, out);
+        }
+    }
+    Ok(())
+}
+
+fn distance(start: Location, end_group: u64) -> Result<u64, Unsayable> {
+    end_group.checked_sub(start.group).ok_or(Unsayable::Contradiction("a filter that ends before it begins"))
+}
+
+fn put_filter(filter: Filter, draft: Draft, out: &mut BytesMut) -> Result<(), Unsayable> {
     if draft.profile().filter == FilterForm::Typed {
         match filter {
             Filter::Relative(0) => put_varint(0x1, out),
@@ -581,7 +633,7 @@ fn check_ranges(params: &Params) -> Result<(), Mistake> {
 }
 
 /// The prefix is the last parameter of its message. Implementations disagree whether its length stands before it
-/// (aiomoqt 0.13 says so for drafts 18 and 20; the text does not); no bytes can be read both ways, because a field takes
+/// (aiomoqt 0.13 says so for drafts 18 and 20, not for 22; the text does not); no bytes can be read both ways, because a field takes
 /// two bytes at least.
 fn read_prefix(reader: &mut Reader<'_>) -> Result<super::model_names::Namespace, Stop> {
     let mut with_length = reader.clone();

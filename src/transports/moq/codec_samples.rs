@@ -22,7 +22,7 @@ use super::model_names::{FullTrackName, Namespace, TrackName};
 use super::model_params::{Fill, Filter, Params, Properties, RangeBy, RangeFilter, Token};
 
 pub(super) fn drafts() -> impl Strategy<Value = Draft> {
-    prop::sample::select(Draft::ALL)
+    prop::sample::select([Draft::ALL, Draft::UNCONFIRMED].concat())
 }
 
 /// Numbers of every length.
@@ -140,8 +140,8 @@ fn order() -> impl Strategy<Value = GroupOrder> {
     prop_oneof![Just(GroupOrder::Ascending), Just(GroupOrder::Descending)]
 }
 
-fn fill() -> BoxedStrategy<Fill> {
-    (option::of(time()), any::<Option<u8>>(), option::of(filter(Draft::D20)), option::of(order()), range_filters(false))
+fn fill(draft: Draft) -> BoxedStrategy<Fill> {
+    (option::of(time()), any::<Option<u8>>(), option::of(filter(draft)), option::of(order()), range_filters(false))
         .prop_map(|(fill_timeout, priority, filter, group_order, ranges)| Fill {
             fill_timeout,
             priority,
@@ -161,7 +161,7 @@ fn params(place: Place, draft: Draft) -> BoxedStrategy<Params> {
         vec(token(), 0..3),
         option::of(location()),
         option::of(filter(draft)),
-        option::of(fill()),
+        option::of(fill(draft.max(Draft::D20))),
         range_filters(track),
         option::of(number()),
         option::of(namespace()),

@@ -13,11 +13,17 @@ pub enum Draft {
     D18,
     /// draft-ietf-moq-transport-20, `moqt-20`.
     D20,
+    /// draft-ietf-moq-transport-22, `moqt-22`: [`UNCONFIRMED`](Self::UNCONFIRMED).
+    D22,
 }
 
 impl Draft {
-    /// All of them, the newest first: the order in which they are preferred.
+    /// All that are offered and accepted, the newest first: the order in which they are preferred.
     pub const ALL: &'static [Self] = &[Self::D20, Self::D18];
+
+    /// Those that are read and written, but not agreed on with peers: known from implementations alone, here what aiomoqt
+    /// 0.13 and moq-net 0.3 have in common, and not from their text.
+    pub const UNCONFIRMED: &'static [Self] = &[Self::D22];
 
     /// Its number.
     #[must_use]
@@ -25,6 +31,7 @@ impl Draft {
         match self {
             Self::D18 => 18,
             Self::D20 => 20,
+            Self::D22 => 22,
         }
     }
 
@@ -34,6 +41,7 @@ impl Draft {
         match self {
             Self::D18 => "moqt-18",
             Self::D20 => "moqt-20",
+            Self::D22 => "moqt-22",
         }
     }
 
@@ -55,6 +63,7 @@ impl Draft {
         match self {
             Self::D18 => &D18,
             Self::D20 => &D20,
+            Self::D22 => &D22,
         }
     }
 }
@@ -112,6 +121,8 @@ pub enum FilterForm {
     Typed,
     /// After its length, up to four numbers, whose count says what they mean (drafts 19 to 21).
     Counted,
+    /// Without a length, a type from 0 to 5 and what it needs (draft 22).
+    Bare,
 }
 
 const D18: Profile = Profile {
@@ -145,6 +156,8 @@ const D20: Profile = Profile {
     filter: FilterForm::Counted,
     prefix_has_length: true,
 };
+
+const D22: Profile = Profile { draft: Draft::D22, filter: FilterForm::Bare, prefix_has_length: false, ..D20 };
 
 /// Where an object lies in its track. Ordered: by group, then by object (section 1.4.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -299,10 +312,11 @@ mod tests {
     #[test]
     fn drafts_are_listed_newest_first_each_with_its_own_row() {
         assert!(Draft::ALL.is_sorted_by(|newer, older| newer > older));
-        for draft in Draft::ALL {
+        for draft in Draft::ALL.iter().chain(Draft::UNCONFIRMED) {
             assert_eq!(draft.profile().draft, *draft);
             assert_eq!(draft.alpn(), format!("moqt-{}", draft.number()));
-            assert_eq!(Draft::from_alpn(draft.alpn().as_bytes()), Some(*draft));
+            let agreed = Some(*draft).filter(|draft| Draft::ALL.contains(draft));
+            assert_eq!(Draft::from_alpn(draft.alpn().as_bytes()), agreed);
         }
     }
 

@@ -5,6 +5,7 @@
 //! application, what was written into QUIC, packets out in trains, and the next deadline. Its mailbox is bounded in
 //! bytes: packets beyond that are dropped by the endpoint, counted, and sent again by the peer.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -23,7 +24,7 @@ use super::server::Arrivals;
 use super::session::{Application, End, Event, Info, Role, Session, Who};
 use super::state_reaper::Reaper;
 use crate::actors::clock::later;
-use crate::actors::{Exit, Fault, Mail, Progress, Protocol, Reply, Tally, Turn};
+use crate::actors::{Exit, Fault, Mail, Progress, Protocol, Reply, Tally, Traffic, Turn};
 use crate::memory::Budget;
 
 /// Rounds between application and QUIC in one turn, at most.
@@ -95,6 +96,8 @@ pub(super) struct ConnectionActor {
     asked_ids: bool,
     /// The endpoint knows that the socket takes no more.
     told_blocked: bool,
+    /// Where the last packets came from.
+    from: Option<SocketAddr>,
     tally: Option<Tally>,
     reported: bool,
 }
@@ -138,6 +141,7 @@ impl ConnectionActor {
             end_by: None,
             asked_ids: false,
             told_blocked: false,
+            from: None,
             tally: None,
             reported: false,
         }
@@ -146,6 +150,7 @@ impl ConnectionActor {
     fn packets(&mut self, mut packets: Packets) {
         let info = quiche::RecvInfo { from: packets.from, to: packets.to };
         let length = packets.len;
+        self.from = Some(packets.from);
         self.engine.heard = true;
         self.engine.unread.came(length);
         let datagrams = packets.buffer.get_mut(..length).unwrap_or_default().chunks_mut(packets.stride.max(1));
@@ -577,5 +582,10 @@ impl Protocol for ConnectionActor {
 
     fn held(&self) -> usize {
         self.engine.held() + self.engine.unread.bytes()
+    }
+
+    fn traffic(&self) -> Traffic {
+        let stats = self.engine.quic.stats();
+        Traffic { peer: self.from, bytes_in: stats.recv_bytes, bytes_out: stats.sent_bytes }
     }
 }

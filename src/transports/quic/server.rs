@@ -289,6 +289,18 @@ impl QuicServer {
         connections(&self.inner.endpoints, most).await
     }
 
+    /// A reading of the connection whose actor has this number, if it is one of this server.
+    pub async fn connection(&self, actor: u64) -> Option<Info> {
+        for mail in &self.inner.endpoints {
+            let Ok(mails) = mail.ask(|reply| ToEndpoint::List(usize::MAX, reply), PATIENCE).await else { continue };
+            if let Some(mail) = mails.iter().find(|mail| mail.id().number() == actor) {
+                let asked = mail.ask(|reply| ToConnection::Request(Request::OfStreams(Asked::Info(reply))), PATIENCE);
+                return asked.await.ok();
+            }
+        }
+        None
+    }
+
     /// Lets nobody in any more, lets streams finish, and closes the sockets last; by `by` at the latest.
     pub fn drain(&self, by: Instant) {
         self.inner.endpoints.iter().for_each(|mail| mail.control(Control::Drain(by)));

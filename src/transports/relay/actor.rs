@@ -22,7 +22,7 @@ use super::dial::{Dial, Network, Wire, failure_of};
 use super::forward::Forward;
 use super::pipe::{Pipe, Plain};
 use super::state::{Blame, Input, Next, RelaySettings, Side, State};
-use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn, clock};
+use crate::actors::{Counter, Exit, Fault, Place, Progress, Protocol, SpawnError, Spec, Tally, Traffic, Turn, clock};
 use crate::transports::kit::admission::Ticket;
 use crate::transports::kit::balance::Address;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
@@ -582,6 +582,11 @@ impl<C: Wire + 'static, D: Dial> Protocol for Relay<C, D> {
 
     fn held(&self) -> usize {
         self.state.held()
+    }
+
+    fn traffic(&self) -> Traffic {
+        let moved = self.state.delivered();
+        Traffic { peer: self.peer, bytes_in: moved.up, bytes_out: moved.down }
     }
 }
 

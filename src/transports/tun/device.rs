@@ -58,6 +58,9 @@ pub struct Tun {
     fd: OwnedFd,
     name: String,
     offloads: Offloads,
+    /// The errno that super-packets meet, where a test stands for a kernel that refuses them.
+    #[cfg(test)]
+    pub(super) refuses: Option<i32>,
 }
 
 /// What an interface was opened with.
@@ -97,7 +100,17 @@ impl Tun {
         let name = request.name.split(|b| *b == 0).next().unwrap_or_default();
         let name = String::from_utf8_lossy(name).into_owned();
         let offloads = set_offloads(&fd, offload);
-        Ok(Self { fd, name, offloads })
+        Ok(Self::new(fd, name, offloads))
+    }
+
+    const fn new(fd: OwnedFd, name: String, offloads: Offloads) -> Self {
+        Self {
+            fd,
+            name,
+            offloads,
+            #[cfg(test)]
+            refuses: None,
+        }
     }
 
     /// An interface that another process opened; the descriptor must have been made with these offloads.
@@ -106,7 +119,7 @@ impl Tun {
     /// What the system says when the descriptor is set to not block.
     pub fn from_fd(fd: OwnedFd, name: String, offloads: Offloads) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self { fd, name, offloads })
+        Ok(Self::new(fd, name, offloads))
     }
 
     /// The interface's name.
@@ -135,6 +148,10 @@ impl Tun {
     /// `EINVAL` if the kernel refuses the header or the packet, `EIO` while the interface is down, `EBADFD` when it
     /// has been removed; others.
     pub fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        #[cfg(test)]
+        if let Some(errno) = self.refuses.filter(|_| parts.len() > 2) {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         Ok(rustix::io::writev(&self.fd, parts)?)
     }
 

@@ -1,12 +1,17 @@
 //! Cutting and joining against each other, against tun-rs, and with arbitrary bytes.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use tun_rs::{VirtioNetHdr, gso_split};
 
+use super::codec::VIRTIO_HEADER;
 use super::*;
-use crate::transports::kit::packets::Packets;
+use crate::actors::{Mesh, MeshConfig, Place, Spec, Totals};
+use crate::transports::kit::packets::{Deliver, Packets};
 
 /// The checksum as its definition has it.
 fn ones(parts: &[&[u8]]) -> u16 {
@@ -369,4 +374,76 @@ fn an_unfinished_checksum_is_finished() {
     // A place beyond the packet.
     let header = VirtioHeader { checksum_start: 50, checksum_offset: 60_000, ..header };
     assert_eq!(Cut::new(&header, &packet), Err(Malformed));
+}
+
+/// Writes full segments to an interface that refuses super-packets with this errno, twice: what arrived each time, and
+/// what was counted.
+fn refused(errno: i32) -> (Vec<Vec<u8>>, Totals) {
+    let (near, far) = UnixDatagram::pair().unwrap();
+    far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let offloads = Offloads { header: true, tcp: true, udp: true };
+    let mut tun = Tun::from_fd(near.into(), "stand-in".to_owned(), offloads).unwrap();
+    tun.refuses = Some(errno);
+    let config = MeshConfig { arbiters: NonZeroUsize::new(1), ..MeshConfig::default() };
+    let mesh = Mesh::start(config).unwrap();
+    let make = move || TunActor::new(tun, "stand-in".into(), Nowhere);
+    let mail = mesh.spawn(Place::On(0), Spec::default(), make).unwrap();
+    let mut arrived = Vec::new();
+    for round in 0..2u32 {
+        let mut packets = Packets::default();
+        for n in 0..5u32 {
+            let made = Made { sequence: 1 + (round * 5 + n) * 1_000, ..segment() };
+            assert!(packets.push(&made.bytes()));
+        }
+        let sent: Vec<Vec<u8>> = packets.iter().map(<[u8]>::to_vec).collect();
+        mail.tell(TunMsg::Write(packets)).unwrap();
+        for packet in sent {
+            let mut buffer = vec![0; 70_000];
+            let length = far.recv(&mut buffer).unwrap();
+            assert!(buffer[..VIRTIO_HEADER].iter().all(|byte| *byte == 0), "a packet on its own");
+            assert_eq!(buffer[VIRTIO_HEADER..length], packet, "in order, none lost");
+            arrived.push(packet);
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let totals = runtime.block_on(mesh.view()).totals;
+    mesh.stop().unwrap();
+    (arrived, totals)
+}
+
+/// Takes nothing.
+struct Nowhere;
+
+impl Deliver for Nowhere {
+    fn deliver(&mut self, packets: Packets) -> Result<Packets, Packets> {
+        Err(packets)
+    }
+}
+
+fn segment() -> Made {
+    Made {
+        v6: false,
+        tcp: true,
+        flow: 1,
+        sequence: 1,
+        acknowledged: 1,
+        flags: 0x10,
+        options: false,
+        class: 0,
+        id: 0,
+        payload: vec![7; 1_000],
+    }
+}
+
+#[test]
+fn an_interface_that_refuses_super_packets_gets_each_packet_on_its_own_and_the_fault_is_counted_once() {
+    for errno in [5, 22] {
+        let (arrived, totals) = refused(errno);
+        assert_eq!(arrived.len(), 10);
+        assert_eq!(totals.get("tun_offload_off", "stand-in", "tcp"), 1, "{totals:?}");
+        assert_eq!(totals.get("tun_packets_in", "stand-in", ""), 10);
+        // One write that was refused, and one for each packet.
+        assert_eq!(totals.get("tun_writes", "stand-in", ""), 11);
+        assert_eq!(totals.family("tun_dropped"), 0);
+    }
 }

@@ -6,14 +6,16 @@
 //!
 //! The socket belongs to the arbiter it was made on. One actor reads and waits; others on the same arbiter may send.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::marker::PhantomData;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::task::{Context, Poll, ready};
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use rustix::io::Errno;
 use rustix::net::{SendFlags, sockopt};
 use tokio::io::Interest;
 
@@ -47,7 +49,8 @@ impl Default for Options {
 /// A UDP socket on an arbiter. See the top of the file.
 pub struct UdpSocket {
     io: tokio::net::UdpSocket,
-    state: UdpSocketState,
+    state: RefCell<UdpSocketState>,
+    fragment: bool,
     local: SocketAddr,
     granted: (usize, usize),
     gso: bool,
@@ -69,15 +72,12 @@ impl UdpSocket {
     /// # Errors
     /// What the system says. Buffers smaller than asked for, and a missing offload, are no errors.
     pub fn new(socket: std::net::UdpSocket, wanted: &Options) -> io::Result<Self> {
-        let state = UdpSocketState::new((&socket).into())?;
-        options::no_timestamps(&socket)?;
         let local = socket.local_addr()?;
-        if wanted.fragment {
-            options::fragment(&socket, local.is_ipv4())?;
-        }
+        let state = RefCell::new(state_of((&socket).into(), &socket, local, wanted.fragment)?);
         let granted = buffers(&socket, wanted)?;
         let io = tokio::net::UdpSocket::from_std(socket)?;
-        Ok(Self { io, state, local, granted, gso: wanted.gso, gso_refused: Cell::new(0), _pinned: PhantomData })
+        let Options { gso, fragment, .. } = *wanted;
+        Ok(Self { io, state, fragment, local, granted, gso, gso_refused: Cell::new(0), _pinned: PhantomData })
     }
 
     /// The address it is bound to.
@@ -103,7 +103,7 @@ impl UdpSocket {
     /// off, missing or was refused.
     #[must_use]
     pub fn max_gso_segments(&self) -> usize {
-        if self.gso { self.state.max_gso_segments() } else { 1 }
+        if self.gso { self.state.borrow().max_gso_segments() } else { 1 }
     }
 
     /// Whether trains leave in one call.
@@ -152,7 +152,7 @@ impl UdpSocket {
     /// # Errors
     /// `WouldBlock` when there is nothing; else what the system says.
     pub fn try_recv(&self, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> io::Result<usize> {
-        let received = self.state.recv((&self.io).into(), buffers, meta)?;
+        let received = self.state.borrow().recv((&self.io).into(), buffers, meta)?;
         for meta in meta.iter_mut().take(received) {
             // Anybody may send an empty datagram, and `chunks(0)` panics.
             meta.stride = meta.stride.max(1);
@@ -188,24 +188,45 @@ impl UdpSocket {
     pub fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<usize> {
         let length = transmit.contents.len();
         let segment = transmit.segment_size.filter(|segment| (1..length).contains(segment));
-        if segment.is_none() || self.gso() {
+        let offload = self.gso();
+        if segment.is_none() || offload {
             match self.send(transmit) {
                 Ok(()) => return Ok(length),
                 // quinn-udp has read the error as "no offload here" if it answers 1 now.
-                Err(_) if segment.is_some() && !self.gso() => {
-                    self.gso_refused.set(self.gso_refused.get() + 1);
-                    tracing::warn!(local = %self.local, "segmentation offload refused; sending single datagrams");
-                }
-                Err(error) => return Err(error),
+                Err(_) if segment.is_some() && !self.gso() => {}
+                Err(error) => return Err(self.of_datagram(error, offload)),
             }
         }
-        singly(transmit.contents, segment.unwrap_or(length), |contents| {
+        let sent = singly(transmit.contents, segment.unwrap_or(length), |contents| {
             self.send(&Transmit { contents, segment_size: None, ..*transmit })
-        })
+        });
+        if !offload {
+            return sent;
+        }
+        match sent {
+            Err(error) if is_of_offload(&error) => Err(self.of_datagram(error, offload)),
+            sent => {
+                self.gso_refused.set(self.gso_refused.get() + 1);
+                tracing::warn!(local = %self.local, "segmentation offload refused; sending single datagrams");
+                sent
+            }
+        }
+    }
+
+    /// The error of one datagram without offload: if quinn-udp has taken it for the refusal of offload, that is undone.
+    /// Else anybody could end it for all others, by a datagram from port 0.
+    fn of_datagram(&self, error: io::Error, offload: bool) -> io::Error {
+        if offload
+            && !self.gso()
+            && let Ok(state) = state_of((&self.io).into(), &self.io, self.local, self.fragment)
+        {
+            self.state.replace(state);
+        }
+        error
     }
 
     fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let sent = self.state.try_send((&self.io).into(), transmit);
+        let sent = self.state.borrow().try_send((&self.io).into(), transmit);
         if sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
             self.wait_for_room();
         }
@@ -243,6 +264,26 @@ impl UdpSocket {
     pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.io.poll_send_ready(cx)
     }
+}
+
+/// What quinn-udp knows of a socket, and the options that it has set otherwise than they are wanted here.
+fn state_of(
+    socket: quinn_udp::UdpSockRef<'_>,
+    options_of: &impl AsFd,
+    local: SocketAddr,
+    fragment: bool,
+) -> io::Result<UdpSocketState> {
+    let state = UdpSocketState::new(socket)?;
+    options::no_timestamps(options_of)?;
+    if fragment {
+        options::fragment(options_of, local.is_ipv4())?;
+    }
+    Ok(state)
+}
+
+/// Whether quinn-udp takes this error for the refusal of offload.
+fn is_of_offload(error: &io::Error) -> bool {
+    [Errno::INVAL, Errno::IO].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// How many datagrams the system sends, and receives, in one call; 1 where it has no offload.

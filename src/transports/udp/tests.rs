@@ -148,6 +148,27 @@ fn a_refused_train_is_sent_as_single_datagrams_and_counted() {
     });
 }
 
+/// Nobody can be answered at port 0, and from nowhere but an address of this machine; neither says anything of offload.
+#[test]
+fn what_cannot_be_sent_alone_leaves_offload_as_it_was() {
+    run(async || {
+        let server = UdpSocket::new(bound("127.0.0.1:0"), &Options::default()).expect("a socket");
+        let client = UdpSocket::new(bound("0.0.0.0:0"), &Options::default()).expect("a socket");
+        let contents = train(40, 100);
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        for segment in [None, Some(100)] {
+            let error = client.try_send(&to(nowhere, &contents, segment)).expect_err("port 0");
+            assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+            let foreign =
+                Transmit { src_ip: Some([192, 0, 2, 1].into()), ..to(server.local_addr(), &contents, segment) };
+            client.try_send(&foreign).expect_err("from another's address");
+        }
+        assert_eq!((client.max_gso_segments(), client.gso_refused()), (64, 0));
+        assert_eq!(client.try_send(&to(server.local_addr(), &contents, Some(100))).expect("sent"), 4_000);
+        assert_eq!(receive(&server, 40).await.len(), 40);
+    });
+}
+
 /// The refusal may come at any time, as a route changes from one card to another.
 #[test]
 fn offload_that_is_taken_away_in_the_midst_costs_no_datagram() {

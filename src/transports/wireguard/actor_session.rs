@@ -20,7 +20,7 @@ use super::settings::{PeerSettings, PeerToPeer};
 use super::state_limits::PeerBuckets;
 use super::state_train::{MOST_BYTES, ROOM, Train};
 use super::table::{InsideSlot, View};
-use crate::actors::{Counter, Exit, Fault, Mail, Progress, Protocol, Refused, Turn, clock};
+use crate::actors::{Counter, Exit, Fault, Mail, Progress, Protocol, Refused, Traffic, Turn, clock};
 use crate::transports::kit::packets::{Deliver, Packets};
 
 /// How often the device hears of traffic.
@@ -632,6 +632,11 @@ impl<E: Engine> Protocol for Session<E> {
     fn closed(&mut self, _: &Exit) {
         self.dirty = true;
         self.tell_device(self.reported_at);
+    }
+
+    fn traffic(&self) -> Traffic {
+        let Report { endpoint, received, sent, .. } = self.report;
+        Traffic { peer: endpoint, bytes_in: received, bytes_out: sent }
     }
 
     fn held(&self) -> usize {
