@@ -17,7 +17,7 @@ use crate::transports::http::codec_edit::Rewrite;
 use crate::transports::http::codec_forward::Network;
 use crate::transports::http::codec_head::HeadLimits;
 use crate::transports::http::state_watch::Times;
-use crate::transports::http::{Action, Connections, Published, Route, Settings, Site, Upstream};
+use crate::transports::http::{Action, Connections, LogFields, Published, Route, Settings, Site, Upstream};
 #[cfg(feature = "quic")]
 use crate::transports::http::{Inside, OverQuic};
 #[cfg(feature = "quic")]
@@ -94,6 +94,9 @@ pub(super) fn make(
         }
     };
     let config::HttpSettings { head_bytes, head_fields, requests, streams, access_log, .. } = http.settings;
+    let fields = http.settings.access_fields.iter().map(String::as_str);
+    let fields =
+        if http.settings.access_fields.is_empty() { Some(LogFields::default()) } else { LogFields::of(fields) };
     let settings = Settings {
         listener: Arc::from(listener.name.as_str()),
         head: HeadLimits { bytes: head_bytes, fields: head_fields },
@@ -106,7 +109,7 @@ pub(super) fn make(
         requests,
         streams,
         trusted: http.settings.trusted_proxies.iter().filter_map(|text| Network::parse(text)).collect(),
-        access_log,
+        access_log: fields.filter(|_| access_log),
         tls,
         alternative: http.settings.http3.then(|| alternative(port)),
         sessions: http.routes.iter().any(|route| matches!(route.action, HttpAction::Session { .. })),
