@@ -70,7 +70,11 @@ pub(super) fn upstreams_of(http: &Http) -> impl Iterator<Item = &str> {
 fn servers_of(http: &Http) -> impl Iterator<Item = &str> {
     http.routes.iter().filter_map(|route| match &route.action {
         HttpAction::Upstream(name) => Some(name.as_str()),
-        _ => None,
+        HttpAction::Respond { .. }
+        | HttpAction::Redirect { .. }
+        | HttpAction::Static { .. }
+        | HttpAction::Demo
+        | HttpAction::Session { .. } => None,
     })
 }
 

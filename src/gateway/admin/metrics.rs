@@ -129,6 +129,10 @@ const HISTOGRAMS: &[(&str, &str, &str, &str)] = &[
     ("http_upstream_duration", "http_upstream_duration_seconds", "upstream", "How long requests to an upstream took"),
 ];
 
+/// There are none.
+#[cfg(feature = "http")]
+type Exemplars = std::collections::HashMap<usize, Exemplar<[(&'static str, &'static str); 0], f64>>;
+
 /// Encodes a family of counters as a histogram, if it is one.
 #[cfg(feature = "http")]
 fn histogram(family: &str, totals: &Totals, encoder: &mut DescriptorEncoder<'_>) -> Result<bool, fmt::Error> {
@@ -145,7 +149,7 @@ fn histogram(family: &str, totals: &Totals, encoder: &mut DescriptorEncoder<'_>)
             |end: std::time::Duration| if end == std::time::Duration::MAX { f64::INFINITY } else { end.as_secs_f64() };
         let buckets: Vec<(f64, u64)> = DURATIONS.iter().map(|(at, word)| (end(*at), count(word))).collect();
         let all = buckets.iter().map(|(_, n)| n).sum();
-        let none: Option<&std::collections::HashMap<usize, Exemplar<[(&str, &str); 0], f64>>> = None;
+        let none: Option<&Exemplars> = None;
         metric.encode_family(&[(*label, &*scope)])?.encode_histogram(
             count(DURATION_SUM) as f64 / 1e6,
             all,

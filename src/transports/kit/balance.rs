@@ -710,7 +710,14 @@ mod tests {
     #[test]
     fn threads_give_every_place_back() {
         for policy in [Policy::RoundRobin, Policy::LeastConnections, Policy::RandomOfTwo, Policy::Source] {
-            let settings = BalanceSettings { policy, max_connections: 3, eject_after: 2, eject_for: SECOND, keep: 50, slow_start: Duration::ZERO };
+            let settings = BalanceSettings {
+                policy,
+                max_connections: 3,
+                eject_after: 2,
+                eject_for: SECOND,
+                keep: 50,
+                slow_start: Duration::ZERO,
+            };
             let (balancer, start) = balancer(4, settings);
             std::thread::scope(|scope| {
                 for thread in 0..4_u64 {
