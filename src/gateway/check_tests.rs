@@ -150,6 +150,7 @@ fn every_key_reaches_the_checked_configuration() {
             timeout: Duration::from_millis(100),
             healthy_after: 1,
             unhealthy_after: 5,
+            slow_start: None,
         },
         http: UpstreamHttp::default(),
         tls: None,
