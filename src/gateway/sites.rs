@@ -76,6 +76,7 @@ fn servers_of(http: &Http) -> impl Iterator<Item = &str> {
         | HttpAction::Redirect { .. }
         | HttpAction::Static { .. }
         | HttpAction::Demo
+        | HttpAction::Moq { .. }
         | HttpAction::Session { .. } => None,
     })
 }
