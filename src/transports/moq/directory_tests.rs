@@ -91,7 +91,7 @@ fn a_held_subscription_is_served_and_not_offered() {
     assert_eq!(bench.find(asked(5, 2), &name, 9), []);
     assert_eq!(bench.directory.counts(), [0, 0, 1]);
     let out = bench.publish(1, &name);
-    let expected = [Say::Offer { to: asked(6, 1), track: t.clone() }, Say::Begun(asked(5, 2), t.clone())];
+    let expected = [Say::Offer { to: asked(6, 1), track: t.clone() }, Say::Begun(asked(5, 2), t)];
     assert_eq!(out, expected);
     assert_eq!(bench.directory.counts(), [0, 1, 0], "publishing a track publishes no namespace");
     assert_eq!(
