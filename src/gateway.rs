@@ -20,6 +20,7 @@ mod check_hello;
 #[cfg(feature = "http")]
 mod check_http;
 mod check_listener;
+mod check_moq;
 mod check_quic;
 #[cfg(test)]
 mod check_tests;
@@ -33,6 +34,7 @@ pub mod cli;
 mod cli_texts;
 pub mod config;
 mod config_http;
+mod config_moq;
 mod config_quic;
 mod config_udp;
 #[cfg(feature = "wireguard")]
@@ -48,14 +50,21 @@ mod limits;
 mod links;
 mod listeners;
 mod log;
+#[cfg(feature = "moq")]
+mod moq;
+#[cfg(not(feature = "moq"))]
+#[path = "gateway/moq_none.rs"]
+mod moq;
+#[cfg(feature = "moq")]
+mod moq_api;
 mod options;
 mod overview;
 #[cfg(feature = "quic")]
 mod quic;
 mod raw;
-#[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only HTTP has routes with guards"))]
 mod raw_guards;
 mod raw_http;
+mod raw_moq;
 mod raw_quic;
 mod raw_secrets;
 mod raw_section;
@@ -322,6 +331,8 @@ impl Builder {
             &links,
         );
         let upstreams = upstreams.map_err(StartError::Spawn)?;
+        #[cfg(feature = "moq")]
+        upstreams.relays().prepare(mesh, config).map_err(StartError::Spawn)?;
         let mut prepared = Vec::new();
         let tcp = config.listeners.iter().filter(|listener| tunnels::is_tcp(listener));
         for (listener, socket) in tcp.zip(parts.bound) {

@@ -14,6 +14,7 @@
 //! | `/api/connections` | the QUIC connections |
 //! | `/api/events` | differences of the whole picture each second, as server-sent events; eight readers at most |
 //! | `/api/listeners` | the listeners with what they took and refused |
+//! | `/api/moq` | relays of Media over QUIC: namespaces, tracks, subscribers, caches |
 //! | `/api/status` | all of it in short: what `portway status` shows |
 //! | `/api/wireguard` | interfaces and peers |
 //! | POST `/api/reload` | reads the configuration file again; answers when that is done or refused |
@@ -226,6 +227,8 @@ async fn page(shared: &Shared, request: &Request<Incoming>) -> Response<Answer> 
         "/api/listeners" => json(api::listeners(&mesh.view().await, status)),
         "/api/status" => json(serde_json::to_string_pretty(&Overview::of(&mesh.view().await, status))),
         "/api/wireguard" => json(super::tunnels::api(&status.tunnels()).await),
+        #[cfg(feature = "moq")]
+        "/api/moq" => json(super::moq_api::api(status.upstreams().relays()).await),
         path => match path.strip_prefix("/api/actors/").and_then(|id| id.parse().ok()) {
             Some(id) => match api_actor::actor(mesh, status, id).await {
                 Some(actor) => json(serde_json::to_string_pretty(&actor)),
@@ -239,7 +242,7 @@ async fn page(shared: &Shared, request: &Request<Incoming>) -> Response<Answer> 
 /// What `/api` says.
 const LIST: &str = "GET  /\nGET  /healthz\nGET  /readyz\nGET  /metrics\nGET  /api\nGET  /api/actors?kind=KIND&limit=N\n\
     GET  /api/actors/ID\nGET  /api/config\nGET  /api/connections\nGET  /api/events\nGET  /api/listeners\n\
-    GET  /api/status\nGET  /api/wireguard\nPOST /api/reload\nPOST /api/actors/ID/close\nPOST /api/actors/ID/drain\n";
+    GET  /api/moq\nGET  /api/status\nGET  /api/wireguard\nPOST /api/reload\nPOST /api/actors/ID/close\nPOST /api/actors/ID/drain\n";
 
 fn dashboard() -> Response<Answer> {
     let mut response = with_type(StatusCode::OK, "text/html; charset=utf-8", include_str!("admin/dashboard.html"));

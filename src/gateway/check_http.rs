@@ -69,7 +69,7 @@ pub(super) fn http(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistak
         mistakes.add_pair(*second, message, hint, *first, "the other one");
     }
     let routes = routes.into_iter().collect::<Option<Vec<_>>>()?;
-    let session = |route: &HttpRoute| matches!(route.action, HttpAction::Session { .. });
+    let session = |route: &HttpRoute| matches!(route.action, HttpAction::Session { .. } | HttpAction::Moq { .. });
     if let Some((raw, _)) = raw.routes.iter().zip(&routes).find(|(_, route)| session(route) && !settings.http3) {
         let hint = "give the listener a `certificate`, and leave `http3` on";
         mistakes.add(raw.header, "WebTransport without HTTP/3", hint);
@@ -276,6 +276,11 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
             files(raw, around.folder, mistakes)?
         }
         (_, _, Field::Is(At { value: RouteService::Demo, .. })) => HttpAction::Demo,
+        (_, _, Field::Is(At { value: RouteService::Moq, span })) => {
+            let hint = "add `webtransport = true`; over plain QUIC there is protocol `moq`";
+            mistakes.add(*span, "`moq` is a service of sessions of WebTransport", hint);
+            return None;
+        }
         (_, _, Field::Is(At { value: RouteService::Echo, span })) => {
             mistakes.add(
                 *span,
@@ -307,7 +312,7 @@ fn misfits(here: &RawHttpRoute, fits: impl Fn(&str) -> bool, mistakes: &mut Mist
 
 /// A route of sessions of WebTransport.
 fn session(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<HttpAction> {
-    const INSIDE: &str = "write `service = \"echo\"` or `upstream = \"app\"`";
+    const INSIDE: &str = "write `service = \"echo\"`, `service = \"moq\"` or `upstream = \"app\"`";
     let here = &raw.http;
     if let Field::Is(At { value: RouteService::Static | RouteService::Respond | RouteService::Demo, span }) =
         raw.service
@@ -318,6 +323,17 @@ fn session(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Opti
     if let Field::Is(redirect) = &here.redirect {
         mistakes.add(redirect.span, "sessions of WebTransport cannot be redirected", INSIDE);
         return None;
+    }
+    if let Field::Is(At { value: RouteService::Moq, span }) = raw.service {
+        misfits(here, |key| ["webtransport", "origins"].contains(&key), mistakes);
+        if !cfg!(feature = "moq") {
+            mistakes.add(span, "service `moq` needs a build with the feature `moq`", "take the route out");
+        }
+        for other in [&raw.upstream, &raw.datagrams].into_iter().filter_map(is) {
+            let message = "a relay of Media over QUIC has no upstream of its route";
+            mistakes.add_pair(other.span, message, "take it out", span, "the service is chosen here");
+        }
+        return Some(HttpAction::Moq { origins: origins(here, mistakes) });
     }
     misfits(here, |key| ["webtransport", "protocols", "origins"].contains(&key), mistakes);
     let (service, datagrams) = check_quic::ways(raw, around, mistakes)?;

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::check_hello;
+use super::check_moq;
 use super::check_quic::{self, Around};
 use super::check_udp;
 use super::check_upstream::Kind;
@@ -41,10 +42,13 @@ pub(super) fn all(
             }
         }
         if let Field::Is(listen) = &raw.listen {
-            let udp = match &raw.protocol {
-                Field::Is(at) => matches!(at.value, RawProtocol::Quic | RawProtocol::Udp | RawProtocol::Wireguard),
-                Field::Absent | Field::Bad => false,
-            };
+            let udp = matches!(
+                &raw.protocol,
+                Field::Is(At {
+                    value: RawProtocol::Quic | RawProtocol::Udp | RawProtocol::Moq | RawProtocol::Wireguard,
+                    ..
+                })
+            );
             addresses.take(listen, udp, mistakes);
         }
         listeners.extend(listener(raw, around, source, mistakes));
@@ -123,6 +127,7 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
         RawProtocol::Http => ("http", "[listener.http]"),
         RawProtocol::Quic => ("quic", "[listener.quic]"),
         RawProtocol::Udp => ("udp", "[listener.udp]"),
+        RawProtocol::Moq => ("moq", "[listener.moq]"),
         RawProtocol::Wireguard => ("wireguard", "[listener.wireguard]"),
         RawProtocol::Custom(name) => (name.as_str(), "[listener.options]"),
     };
@@ -131,16 +136,17 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
         ("[listener.framed]", raw.framed.as_ref().map(|at| at.span)),
         ("[listener.relay]", raw.relay.as_ref().map(|at| at.span)),
         ("[listener.http]", raw.http.as_ref().map(|at| at.span)),
-        ("[listener.quic]", raw.quic.as_ref().map(|at| at.span)),
+        ("[listener.quic]", raw.quic.as_ref().map(|at| at.span).filter(|_| name != "moq")),
         ("[listener.udp]", raw.udp.as_ref().map(|at| at.span)),
+        ("[listener.moq]", raw.moq.as_ref().map(|at| at.span)),
         ("[listener.wireguard]", raw.wireguard.as_ref().map(|at| at.span)),
     ];
     let routed = matches!(protocol.value, RawProtocol::Http | RawProtocol::Quic | RawProtocol::Relay);
     let words = [
         ("service", span_of(&raw.service).filter(|_| !matches!(name, "framed" | "udp"))),
         ("upstream", span_of(&raw.upstream).filter(|_| !matches!(name, "relay" | "framed" | "udp"))),
-        ("certificate", span_of(&raw.certificate).filter(|_| !routed)),
-        ("[listener.tls]", raw.tls.as_ref().map(|at| at.span).filter(|_| !routed)),
+        ("certificate", span_of(&raw.certificate).filter(|_| !routed && name != "moq")),
+        ("[listener.tls]", raw.tls.as_ref().map(|at| at.span).filter(|_| !routed && name != "moq")),
         ("[[listener.route]]", raw.routes.first().map(|route| route.header).filter(|_| !routed)),
     ];
     let own_tables = tables.into_iter().filter(|(table, _)| *table != own);
@@ -178,6 +184,7 @@ fn protocol(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> 
         RawProtocol::Http => http(raw, around, mistakes),
         RawProtocol::Quic => check_quic::quic(raw, around, mistakes).map(Protocol::Quic),
         RawProtocol::Udp => check_udp::udp(raw, around, mistakes).map(Protocol::Udp),
+        RawProtocol::Moq => check_moq::listener(raw, around, mistakes).map(Protocol::Quic),
         RawProtocol::Wireguard => wireguard(raw, around, mistakes),
         RawProtocol::Custom(name) => {
             let options = raw.options.as_ref().map(|at| at.value.clone()).unwrap_or_default();

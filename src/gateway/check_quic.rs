@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::check_listener::{copied, count};
 use super::check_upstream::{Kind, Names};
-use super::config::{Certificate, CertificateSource, ListenerTls, Quic, QuicService, QuicSettings, Route, UpstreamTls};
+use super::config::{
+    Certificate, CertificateSource, ListenerTls, Moq, Quic, QuicService, QuicSettings, Route, UpstreamTls,
+};
 use super::raw::RawListener;
 use super::raw_quic::{RawCertificate, RawQuic, RawRoute, RawTls, RouteService, Texts};
 use super::raw_section::{At, Field};
@@ -14,6 +16,10 @@ use super::raw_words::nearest_or_list;
 use super::report::{Mistakes, Span};
 use super::report_source::Source;
 
+/// What the drafts of Media over QUIC are called in handshakes, the most wanted first.
+pub(super) const MOQ_DRAFTS: [&str; 2] = ["moqt-20", "moqt-18"];
+/// Streams of each kind that a peer may have open with a relay.
+const MOQ_STREAMS: usize = 1_000;
 const EARLY_DATA: &str = "early data (0-RTT) can be replayed by anybody who saw it, and is refused here";
 
 /// What is needed to judge what one table says of another.
@@ -154,9 +160,9 @@ pub(super) fn listener_tls(
     let mut tls = ListenerTls { certificates: named, ..ListenerTls::default() };
     if let Some(At { value: raw, .. }) = raw {
         tls.client_ca = is(&raw.client_ca).and_then(|file| authorities("client_ca", file, around.folder, mistakes));
-        tls.curves = curves(&raw.curves, mistakes).unwrap_or(tls.curves);
-        tls.keylog = path(&raw.keylog, around.folder);
-        no_early_data(&raw.early_data, mistakes);
+        tls.curves = curves(&raw.both.curves, mistakes).unwrap_or(tls.curves);
+        tls.keylog = path(&raw.both.keylog, around.folder);
+        no_early_data(&raw.both.early_data, mistakes);
     }
     tls
 }
@@ -230,7 +236,26 @@ pub(super) fn quic(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistak
     }
     let routes: Vec<Route> = raw.routes.iter().filter_map(|raw| route(raw, around, mistakes)).collect();
     let settings = settings(raw.quic.as_ref().map(|at| &at.value), around.folder, mistakes);
-    (!certificate_missing && !routes.is_empty()).then_some(Quic { tls, routes, settings })
+    (!certificate_missing && !routes.is_empty()).then_some(Quic { tls, routes, settings, moq: None })
+}
+
+/// A listener of Media over QUIC: its protocols are those of the drafts.
+pub(super) fn moq_listener(raw: &RawListener, moq: Moq, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Quic> {
+    let tls = listener_tls(&raw.certificate, raw.tls.as_ref(), around, mistakes);
+    let missing =
+        matches!(raw.certificate, Field::Absent) || is(&raw.certificate).is_some_and(|list| list.value.is_empty());
+    if missing {
+        let hint = "add `certificate = \"local\"` and a `[[certificate]]` with that name";
+        mistakes.add(raw.header, "a `[[listener]]` with protocol `moq` lacks `certificate`", hint);
+    }
+    let raw = raw.quic.as_ref().map(|at| &at.value);
+    let mut settings = settings(raw, around.folder, mistakes);
+    // Each request has a stream, and so has each subgroup.
+    settings.streams = raw.map_or(MOQ_STREAMS, |raw| count(&raw.streams, MOQ_STREAMS));
+    settings.uni_streams = raw.map_or(MOQ_STREAMS, |raw| count(&raw.uni_streams, MOQ_STREAMS));
+    let route = |alpn: &str| Route { alpn: alpn.to_owned(), service: QuicService::Moq, datagrams: None };
+    let routes = MOQ_DRAFTS.map(route).to_vec();
+    (!missing).then(|| Quic { tls, routes, settings, moq: Some(Box::new(moq)) })
 }
 
 fn route(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Route> {
@@ -240,8 +265,10 @@ fn route(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option
     if matches!(raw.alpn, Field::Absent) {
         mistakes.add(raw.header, "a `[[listener.route]]` of QUIC lacks `alpn`", "add `alpn = \"echo\"`");
     }
-    if let Field::Is(At { value: RouteService::Static | RouteService::Respond | RouteService::Demo, span }) =
-        raw.service
+    if let Field::Is(At {
+        value: RouteService::Static | RouteService::Respond | RouteService::Demo | RouteService::Moq,
+        span,
+    }) = raw.service
     {
         mistakes.add(span, "this service is one of protocol `http`", "write `service = \"echo\"`");
         return None;
@@ -366,7 +393,7 @@ pub(super) fn upstream_tls(
     mistakes: &mut Mistakes,
 ) -> Option<UpstreamTls> {
     let At { value: raw, span } = raw;
-    no_early_data(&raw.early_data, mistakes);
+    no_early_data(&raw.both.early_data, mistakes);
     if let (Field::Is(ca), Field::Is(trust)) = (&raw.ca, &raw.trust) {
         let hint = "`ca` trusts what authorities signed, `trust` exactly one certificate; take one out";
         mistakes.add_pair(trust.span, "`trust` and `ca` exclude each other", hint, ca.span, "the authorities");
@@ -400,8 +427,8 @@ pub(super) fn upstream_tls(
         trust: is(&raw.trust).and_then(|name| certificates.need(name, mistakes)),
         name: name.map(|name| name.value.text.clone()),
         certificate: is(&raw.certificate).and_then(|name| certificates.need(name, mistakes)),
-        curves: curves(&raw.curves, mistakes).unwrap_or_else(|| default.curves.clone()),
-        keylog: path(&raw.keylog, folder),
+        curves: curves(&raw.both.curves, mistakes).unwrap_or_else(|| default.curves.clone()),
+        keylog: path(&raw.both.keylog, folder),
         ..default
     })
 }

@@ -199,6 +199,7 @@ fn every_key_of_quic_reaches_the_checked_configuration() {
         datagrams: datagrams.map(String::from),
     };
     let expected = Quic {
+        moq: None,
         tls: ListenerTls {
             certificates: vec!["files".into(), "made".into()],
             client_ca: Some(file("../../tls/good.pem")),
@@ -290,10 +291,10 @@ fn references_are_expanded() {
 
 #[test]
 fn a_registered_protocol_may_take_a_reserved_word() {
-    let text = "version = 1\n[[listener]]\nname = \"a\"\nlisten = \"[::1]:1\"\nprotocol = \"moq\"\n";
+    let text = "version = 1\n[[listener]]\nname = \"a\"\nlisten = \"[::1]:1\"\nprotocol = \"udp\"\n";
     assert!(parse("c.toml", text, &Known::default()).is_err());
-    let config = parse("c.toml", text, &Known::default().protocol("moq").protocol("framed")).unwrap();
-    assert!(matches!(&config.listeners[0].protocol, Protocol::Custom { protocol, .. } if protocol == "moq"));
+    let config = parse("c.toml", text, &Known::default().protocol("udp").protocol("framed")).unwrap();
+    assert!(matches!(&config.listeners[0].protocol, Protocol::Custom { protocol, .. } if protocol == "udp"));
     let config = parse("c.toml", &with(""), &Known::default().protocol("framed").protocol("relay")).unwrap();
     assert!(matches!(config.listeners[0].protocol, Protocol::Framed(_)));
 }
@@ -321,8 +322,10 @@ fn the_shipped_file_states_the_defaults() {
     assert_eq!((&shipped.runtime, &shipped.log), (&Runtime::default(), &Log::default()));
     assert_eq!(shipped.admin.as_ref().unwrap().listen.to_string(), "127.0.0.1:9180");
     assert_eq!(shipped.upstreams, []);
-    let [echo, web, wg0, on] = shipped.listeners.as_slice() else { panic!("four listeners") };
-    let Protocol::Quic(Quic { tls, routes, settings }) = &on.protocol else { panic!("over QUIC") };
+    let [echo, web, wg0, on, moq] = shipped.listeners.as_slice() else { panic!("five listeners") };
+    let Protocol::Quic(relay) = &moq.protocol else { panic!("a relay") };
+    assert_eq!((moq.name.as_str(), relay.moq.as_deref()), ("moq", Some(&Moq::default())));
+    let Protocol::Quic(Quic { tls, routes, settings, moq: _ }) = &on.protocol else { panic!("over QUIC") };
     assert_eq!((on.listen.to_string().as_str(), settings), ("127.0.0.1:4433", &QuicSettings::default()));
     assert_eq!(*tls, ListenerTls { certificates: vec!["local".to_owned()], ..ListenerTls::default() });
     assert!(matches!(routes.as_slice(), [Route { service: QuicService::Echo, datagrams: None, .. }]));
@@ -349,7 +352,9 @@ fn the_shipped_file_states_the_defaults() {
     let udp = Server::Udp { host: Host::Address("127.0.0.1".parse().unwrap()), port: 9001 };
     assert_eq!(*datagrams, Upstream::new("datagrams", vec![udp]));
     assert!(site.tls.is_some());
-    let [first, second, tunnel, relay, udp, quic] = all.listeners.as_slice() else { panic!("six listeners") };
+    let [first, second, tunnel, relay, udp, quic, moq] = all.listeners.as_slice() else { panic!("seven listeners") };
+    let Protocol::Quic(Quic { moq: Some(moq), .. }) = &moq.protocol else { panic!("a relay") };
+    assert_eq!((moq.scopes.len(), moq.tokens.len()), (1, 1));
     assert_eq!((first, second), (echo, web));
     let Protocol::Wireguard(peers) = &tunnel.protocol else { panic!("a tunnel") };
     let mut settings = PeerSettings::new(peers.peers[0].settings.public_key, vec!["10.98.0.2".parse().unwrap()]);
@@ -357,7 +362,7 @@ fn the_shipped_file_states_the_defaults() {
     assert_eq!(peers.peers, [Peer { settings, endpoint_name: None }]);
     assert_eq!((relay.name.as_str(), &relay.protocol), ("relay", &Protocol::Relay(Relay::new("app"))));
     assert_eq!((udp.name.as_str(), &udp.protocol), ("dns", &Protocol::Udp(Udp::new("datagrams"))));
-    let Protocol::Quic(Quic { tls, routes, settings }) = &quic.protocol else { panic!("over QUIC") };
+    let Protocol::Quic(Quic { tls, routes, settings, moq: _ }) = &quic.protocol else { panic!("over QUIC") };
     assert_eq!((routes.len(), settings), (2, &QuicSettings::default()));
     let own = site.tls.as_ref().map(|tls| &tls.curves);
     assert_eq!((&tls.curves, own), (&ListenerTls::default().curves, Some(&tls.curves)));
@@ -424,6 +429,9 @@ fn every_listed_key_is_read() {
                 let key = if name == "[listener.wireguard]" { "" } else { key };
                 with(&format!("{key}{name}\n{body}")).replace("\"framed\"\nservice = \"echo\"", "\"wireguard\"")
             }
+            name if name.contains("listener.moq") => {
+                with(&format!("{name}\n{body}")).replace("\"framed\"\nservice", "\"moq\"\ncertificate")
+            }
             name if name.starts_with("[listener.") => with(&format!("{name}\n{body}")),
             name if name.starts_with("[upstream.") => {
                 format!("version = 1\n[[upstream]]\nname = \"a\"\nservers = [\"[::1]:1\"]\n{name}\n{body}")
@@ -433,7 +441,8 @@ fn every_listed_key_is_read() {
         let report = parse("c.toml", &text, &Known::default()).unwrap_err();
         // Nobody is called `echo`: no upstream, no certificate.
         let names_echo = ["[listener.relay]", "[listener.tls]", "[[listener.route]]", "[listener.quic]"];
-        let expected = keys.len() + usize::from(names_echo.contains(&name));
+        let names_echo = names_echo.contains(&name) || name.contains("listener.moq");
+        let expected = keys.len() + usize::from(names_echo);
         assert_eq!(report.count(), expected, "{name}: {report}");
     }
 }

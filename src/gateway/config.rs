@@ -21,6 +21,7 @@ pub use super::config_quic::{
 };
 
 pub use super::config_udp::Udp;
+pub use super::config_moq::{Moq, MoqScope, MoqToken, MoqWhenSlow};
 #[cfg(feature = "wireguard")]
 pub use super::config_wireguard::{InsideService, Key, Mode, Offload, Peer, Speaks, ThreadingMode, Wireguard};
 

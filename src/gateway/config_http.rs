@@ -197,6 +197,12 @@ pub enum HttpAction {
     },
     /// A page that shows the request.
     Demo,
+    /// A relay of Media over QUIC in sessions of WebTransport.
+    #[non_exhaustive]
+    Moq {
+        /// Pages that may open sessions, by their origins. Default: all.
+        origins: Vec<String>,
+    },
     /// Sessions of WebTransport.
     #[non_exhaustive]
     Session {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::config::Place;
+use super::config::{Moq, Place};
 
 const MIB: usize = 1 << 20;
 
@@ -97,6 +97,8 @@ pub struct Quic {
     pub routes: Vec<Route>,
     /// How it moves bytes.
     pub settings: QuicSettings,
+    /// The relay of Media over QUIC that it is, if its protocol is `moq`.
+    pub moq: Option<Box<Moq>>,
 }
 
 /// `[[listener.route]]` of a QUIC listener.
@@ -122,6 +124,8 @@ pub enum QuicService {
     Upstream(String),
     /// It is given up: this route is for datagrams.
     Nothing,
+    /// It belongs to a session of Media over QUIC.
+    Moq,
 }
 
 /// `[listener.quic]`: how QUIC moves bytes.

@@ -292,6 +292,7 @@ pub(super) fn name_of(protocol: &config::Protocol) -> &str {
         config::Protocol::Relay(_) => "relay",
         #[cfg(feature = "http")]
         config::Protocol::Http(_) => "http",
+        config::Protocol::Quic(quic) if quic.moq.is_some() => "moq",
         config::Protocol::Quic(_) => "quic",
         config::Protocol::Udp(_) => "udp",
         #[cfg(feature = "wireguard")]

@@ -4,6 +4,7 @@
 //! its actor, everything else gets a session actor that relays each stream. The routes of a running listener are
 //! replaced without touching its connections: they go on as they were let in.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
-use std::task::Poll;
+use std::task::{Context, Poll};
 #[cfg(feature = "http")]
 use std::time::Duration;
 use std::time::Instant;
@@ -79,6 +80,8 @@ type Routes = BTreeMap<Vec<u8>, Way>;
 enum Way {
     Echo,
     Relay(Arc<Target>),
+    #[cfg(feature = "moq")]
+    Moq(Arc<crate::transports::moq::Site>),
     #[cfg(feature = "http")]
     Http(Arc<OverQuic>),
 }
@@ -283,7 +286,7 @@ pub(super) fn started(
         address,
         configured: listener.listen,
         socket: Weak::new(),
-        protocol: "quic".to_owned(),
+        protocol: if quic.moq.is_some() { "moq" } else { "quic" }.to_owned(),
         occupancy,
         acceptor,
         quic: Some(running),
@@ -369,6 +372,13 @@ fn routes(listener: &Listener, quic: &config::Quic, upstreams: &Upstreams) -> Ro
         QuicService::Upstream(name) => {
             Way::Relay(Arc::new(target(listener, Some(name), route.datagrams.as_ref(), upstreams)))
         }
+        #[cfg(feature = "moq")]
+        QuicService::Moq => match upstreams.relays().of_listener(&listener.name) {
+            Some(site) => Way::Moq(site),
+            None => Way::Relay(Arc::new(target(listener, None, None, upstreams))),
+        },
+        #[cfg(not(feature = "moq"))]
+        QuicService::Moq => Way::Relay(Arc::new(target(listener, None, None, upstreams))),
         QuicService::Nothing => Way::Relay(Arc::new(target(listener, None, route.datagrams.as_ref(), upstreams))),
     };
     quic.routes.iter().map(|route| (route.alpn.as_bytes().to_vec(), to(route))).collect()
@@ -415,10 +425,18 @@ fn applications(shared: Arc<Shared>) -> Applications {
                 Ok(ticket) => site.application(info, ticket),
                 Err(refusal) => Box::new(http::Refused(refusal.reason())),
             }),
+            #[cfg(feature = "moq")]
+            Some(Way::Moq(site)) => Some(match shared.admit(info.peer.ip()) {
+                Ok(mut ticket) => {
+                    ticket.complete();
+                    Box::new(Admitted { inside: site.application(), _ticket: ticket }) as Box<dyn Application>
+                }
+                Err(refusal) => Box::new(Refused(refusal.reason())),
+            }),
             Some(Way::Echo) => Some(match shared.admit(info.peer.ip()) {
                 Ok(mut ticket) => {
                     ticket.complete();
-                    Box::new(Admitted { echo: Echo::default(), _ticket: ticket }) as Box<dyn Application>
+                    Box::new(Admitted { inside: Box::new(Echo::default()), _ticket: ticket }) as Box<dyn Application>
                 }
                 Err(refusal) => Box::new(Refused(refusal.reason())),
             }),
@@ -428,15 +446,35 @@ fn applications(shared: Arc<Shared>) -> Applications {
     })
 }
 
-/// An echo that was let in.
+/// What runs in a connection that was let in.
 struct Admitted {
-    echo: Echo,
+    inside: Box<dyn Application>,
     _ticket: Ticket,
 }
 
 impl Application for Admitted {
     fn on(&mut self, event: Event, session: &mut dyn Session) {
-        self.echo.on(event, session);
+        self.inside.on(event, session);
+    }
+
+    fn message(&mut self, m: Box<dyn Any + Send>, session: &mut dyn Session) {
+        self.inside.message(m, session);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, session: &mut dyn Session) -> bool {
+        self.inside.poll(cx, session)
+    }
+
+    fn drain(&mut self, by: Instant, session: &mut dyn Session) {
+        self.inside.drain(by, session);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.inside.deadline()
+    }
+
+    fn on_deadline(&mut self, session: &mut dyn Session) {
+        self.inside.on_deadline(session);
     }
 }
 

@@ -13,6 +13,7 @@ use super::Options;
 use super::check::Known;
 use super::config::{ByteOrder, FramedService, Level, LogFormat, ProxyOut, WhenSlow};
 use super::raw_http::{self, RawHttp};
+use super::raw_moq::{self, RawMoq};
 use super::raw_quic::{self, RawCertificate, RawQuic, RawRoute, RawTls};
 use super::raw_section::{At, Field, Reader, Section, kind};
 use super::raw_shape::Takes;
@@ -20,7 +21,7 @@ use super::raw_text::Text;
 use super::raw_udp::{self, RawUdp};
 use super::raw_upstream::{self, RawUpstream};
 use super::raw_wireguard::{self, RawWireguard};
-use super::raw_words::{in_code, nearest_or_list, unknown_key_hint};
+use super::raw_words::{in_code, unknown_key_hint};
 use super::report::{Span, quoted};
 
 pub(super) const ROOT: &str = "the file";
@@ -43,6 +44,7 @@ const LISTENER_KEYS: &[&str] = &[
     "http",
     "quic",
     "udp",
+    "moq",
     "wireguard",
     "options",
 ];
@@ -60,7 +62,7 @@ const FRAMED_KEYS: &[&str] = &[
 const RELAY_KEYS: &[&str] = &["proxy_in", "proxy_out", "attempts"];
 
 /// Every table and its keys, to say where a misplaced key belongs.
-pub(super) const TABLES: [(&str, &[&str]); 21] = [
+pub(super) const TABLES: [(&str, &[&str]); 24] = [
     ("[runtime]", RUNTIME_KEYS),
     ("[admin]", ADMIN_KEYS),
     ("[log]", LOG_KEYS),
@@ -74,6 +76,9 @@ pub(super) const TABLES: [(&str, &[&str]); 21] = [
     (raw_http::HTTP, raw_http::HTTP_KEYS),
     (raw_quic::QUIC, raw_quic::QUIC_KEYS),
     (raw_udp::UDP, raw_udp::UDP_KEYS),
+    (raw_moq::MOQ, raw_moq::MOQ_KEYS),
+    (raw_moq::SCOPE, raw_moq::SCOPE_KEYS),
+    (raw_moq::TOKEN, raw_moq::TOKEN_KEYS),
     (raw_wireguard::WIREGUARD, raw_wireguard::WIREGUARD_KEYS),
     (raw_wireguard::PEER, raw_wireguard::PEER_KEYS),
     (raw_wireguard::SERVICE, raw_wireguard::SERVICE_KEYS),
@@ -83,11 +88,6 @@ pub(super) const TABLES: [(&str, &[&str]); 21] = [
     (raw_upstream::TLS, raw_upstream::TLS_KEYS),
     (raw_http::UPSTREAM_HTTP, raw_http::UPSTREAM_HTTP_KEYS),
 ];
-
-/// Words of later versions: known, so that nobody takes them for typing mistakes.
-const LATER_LISTENER_KEYS: [&str; 1] = ["moq"];
-const LATER_PROTOCOLS: [&str; 1] = ["moq"];
-const LATER_SERVICES: [&str; 4] = ["static", "demo", "respond", "moq"];
 
 const SERVICES: [(&str, FramedService); 3] =
     [("echo", FramedService::Echo), ("rooms", FramedService::Rooms), ("forward", FramedService::Forward)];
@@ -167,6 +167,7 @@ pub(super) struct RawListener {
     pub(super) http: Option<At<RawHttp>>,
     pub(super) quic: Option<At<RawQuic>>,
     pub(super) udp: Option<At<RawUdp>>,
+    pub(super) moq: Option<At<RawMoq>>,
     pub(super) wireguard: Option<At<RawWireguard>>,
     pub(super) options: Option<At<Options>>,
 }
@@ -179,6 +180,7 @@ pub(super) enum RawProtocol {
     Http,
     Quic,
     Udp,
+    Moq,
     Wireguard,
     Custom(String),
 }
@@ -227,7 +229,7 @@ pub(super) fn file(reader: &mut Reader<'_>, document: &DeTable<'_>, known: &Know
             let control = admin.text("control", "\"portway.sock\"");
             let token = admin.text("token", "\"file:admin.token\"");
             let watch = admin.boolean("watch");
-            unknown_keys(admin, &[], false);
+            unknown_keys(admin);
             RawAdmin { listen, control, token, watch }
         }),
         log: log(root.section("log", "[log]", LOG_KEYS)),
@@ -251,7 +253,7 @@ pub(super) fn file(reader: &mut Reader<'_>, document: &DeTable<'_>, known: &Know
             listener(section, known)
         }),
     };
-    unknown_keys(root, &[], false);
+    unknown_keys(root);
     raw
 }
 
@@ -283,14 +285,14 @@ fn runtime(section: Option<Section<'_, '_>>) -> RawRuntime {
         memory: section.auto_or("memory", |section| section.size("memory", 16 * MIB..=64 * 1024 * GIB)),
         drain: section.duration("drain", Duration::ZERO..=DAY),
     };
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
 fn log(section: Option<Section<'_, '_>>) -> RawLog {
     let Some(mut section) = section else { return RawLog { level: Field::Absent, format: Field::Absent } };
     let raw = RawLog { level: section.choice("level", &LEVELS), format: section.choice("format", &FORMATS) };
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
@@ -325,14 +327,14 @@ pub(super) fn tables<T>(
 }
 
 fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
-    let (protocol, later) = protocol(&mut section, known);
+    let protocol = protocol(&mut section, known);
     let raw = RawListener {
         header: section.header,
         name: name(&mut section, "a listener", "\"echo\"")
             .and_then(|name| Field::Is(At { value: name.value.into_plain(), span: name.span })),
         listen: section.address("listen"),
         protocol,
-        service: word(&mut section, "service", &SERVICES, &LATER_SERVICES),
+        service: section.choice("service", &SERVICES),
         upstream: section.text("upstream", "\"app\""),
         limits: limits(section.section("limits", "[listener.limits]", LIMITS_KEYS)),
         framed: section.section("framed", "[listener.framed]", FRAMED_KEYS).map(framed),
@@ -343,6 +345,7 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
         http: section.section("http", raw_http::HTTP, raw_http::HTTP_KEYS).map(raw_http::http),
         quic: section.section("quic", raw_quic::QUIC, raw_quic::QUIC_KEYS).map(raw_quic::quic),
         udp: section.section("udp", raw_udp::UDP, raw_udp::UDP_KEYS).map(raw_udp::udp),
+        moq: section.section("moq", raw_moq::MOQ, raw_moq::MOQ_KEYS).map(raw_moq::moq),
         wireguard: section
             .section("wireguard", raw_wireguard::WIREGUARD, raw_wireguard::WIREGUARD_KEYS)
             .map(raw_wireguard::wireguard),
@@ -353,8 +356,7 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
     section.need(&raw.name, "name", "\"echo\"");
     section.need(&raw.listen, "listen", "\"127.0.0.1:7001\"");
     section.need(&raw.protocol, "protocol", "\"framed\"");
-    // The other words of a protocol that is not in this build yet say nothing new.
-    unknown_keys(section, &LATER_LISTENER_KEYS, later);
+    unknown_keys(section);
     raw
 }
 
@@ -376,6 +378,7 @@ pub(super) fn inside(section: &mut Section<'_, '_>, route: &'static str) -> RawL
         http: section.section("http", raw_http::HTTP, raw_http::HTTP_KEYS).map(raw_http::http),
         quic: None,
         udp: None,
+        moq: None,
         wireguard: None,
         options: None,
     }
@@ -393,41 +396,20 @@ pub(super) fn name(section: &mut Section<'_, '_>, of: &str, example: &str) -> Fi
     })
 }
 
-/// The protocol, and whether it is one of a later version.
-fn protocol(section: &mut Section<'_, '_>, known: &Known) -> (Field<RawProtocol>, bool) {
+/// A protocol of this build, or of a program that brings its own.
+fn protocol(section: &mut Section<'_, '_>, known: &Known) -> Field<RawProtocol> {
     let built_in = [
         ("framed", RawProtocol::Framed),
         ("relay", RawProtocol::Relay),
         ("http", RawProtocol::Http),
         ("quic", RawProtocol::Quic),
         ("udp", RawProtocol::Udp),
+        ("moq", RawProtocol::Moq),
         ("wireguard", RawProtocol::Wireguard),
     ];
     let mut words: Vec<_> = built_in.to_vec();
     words.extend(known.protocols().map(|name| (name, RawProtocol::Custom(name.to_owned()))));
-    let given = section.value("protocol").and_then(|value| value.get_ref().as_str());
-    let is_today = words.iter().any(|(name, _)| Some(*name) == given);
-    let later = !is_today && given.is_some_and(|given| LATER_PROTOCOLS.contains(&given));
-    (word(section, "protocol", &words, &LATER_PROTOCOLS), later)
-}
-
-/// One of the words of this build; those of later versions are told apart from typing mistakes.
-fn word<T: Clone>(section: &mut Section<'_, '_>, key: &'static str, words: &[(&str, T)], later: &[&str]) -> Field<T> {
-    let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
-    section.note(key, || Takes::Words(names.iter().map(|name| (*name).to_owned()).collect()));
-    let example = format!("\"{}\"", names.first().copied().unwrap_or_default());
-    let found = section.text(key, &example);
-    found.and_then(|At { value, span }| {
-        if let Some((_, value)) = words.iter().find(|(name, _)| *name == value.text) {
-            return Field::Is(At { value: value.clone(), span });
-        }
-        if later.contains(&value.text.as_str()) {
-            let message = format!("`{}` is not in this build yet; today: {}", value.text, names.join(", "));
-            return section.bad(span, message, format!("write `{key} = {example}`, or take the listener out"));
-        }
-        let hint = nearest_or_list(&value, &names);
-        section.bad(span, format!("`{key}` cannot be {}", value.shown()), hint)
-    })
+    section.choice("protocol", &words)
 }
 
 fn limits(section: Option<Section<'_, '_>>) -> RawLimits {
@@ -447,7 +429,7 @@ fn limits(section: Option<Section<'_, '_>>) -> RawLimits {
         first_message: section.duration("first_message", LEAST_TIMEOUT..=DAY),
         idle: section.duration("idle", Duration::ZERO..=DAY),
     };
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
@@ -463,7 +445,7 @@ fn framed(mut section: Section<'_, '_>) -> At<RawFramed> {
         slow_after: section.duration("slow_after", LEAST_TIMEOUT..=DAY),
     };
     let span = section.header;
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     At { value, span }
 }
 
@@ -474,7 +456,7 @@ fn relay(mut section: Section<'_, '_>) -> At<RawRelay> {
         attempts: section.whole("attempts", ATTEMPTS),
     };
     let span = section.header;
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     At { value, span }
 }
 
@@ -490,21 +472,12 @@ fn length_bytes(section: &mut Section<'_, '_>) -> Field<u8> {
     })
 }
 
-/// Notes every key of a table that this build does not read; `quiet` passes over those of later versions.
-pub(super) fn unknown_keys(section: Section<'_, '_>, later: &[&str], quiet: bool) {
+/// Notes every key of a table that it does not have.
+pub(super) fn unknown_keys(section: Section<'_, '_>) {
     let Section { reader, table, name, keys, .. } = section;
-    for (key, value) in table {
+    for key in table.keys() {
         let word: &str = key.get_ref();
         if keys.contains(&word) {
-            continue;
-        }
-        if later.contains(&word) {
-            if !quiet {
-                let list = name == ROOT && value.get_ref().is_array();
-                let shown = if list { format!("[[{word}]]") } else { word.to_owned() };
-                let message = format!("`{shown}` is not in this build yet; today: {}", keys.join(", "));
-                reader.mistakes.add(key.span().into(), message, "take it out");
-            }
             continue;
         }
         let homes = || TABLES.iter().filter(|(home, keys)| *home != name && keys.contains(&word));

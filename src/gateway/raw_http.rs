@@ -93,7 +93,7 @@ pub(super) fn http(mut section: Section<'_, '_>) -> At<RawHttp> {
         http3: section.boolean("http3"),
     };
     let span = section.header;
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     At { value, span }
 }
 
@@ -105,7 +105,7 @@ pub(super) fn upstream_http(mut section: Section<'_, '_>) -> At<RawUpstreamHttp>
         idle_connections: section.whole("idle_connections", 0..=100_000),
         pending: section.whole("pending", 0..=1_000_000),
     };
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     At { value, span }
 }
 

@@ -78,11 +78,12 @@ pub(super) const QUIC_KEYS: &[&str] = &[
 
 const CONGESTION: [(&str, Congestion); 2] = [("cubic", Congestion::Cubic), ("bbr2", Congestion::Bbr2)];
 const RETRY: [(&str, Retry); 3] = [("auto", Retry::Auto), ("always", Retry::Always), ("never", Retry::Never)];
-const SERVICES: [(&str, RouteService); 4] = [
+const SERVICES: [(&str, RouteService); 5] = [
     ("echo", RouteService::Echo),
     ("static", RouteService::Static),
     ("respond", RouteService::Respond),
     ("demo", RouteService::Demo),
+    ("moq", RouteService::Moq),
 ];
 
 /// The word behind `service` of a route.
@@ -92,6 +93,7 @@ pub(super) enum RouteService {
     Static,
     Respond,
     Demo,
+    Moq,
 }
 
 const LEAST_IDLE: Duration = Duration::from_secs(1);
@@ -118,6 +120,12 @@ pub(super) struct RawCertificate {
 #[derive(Debug)]
 pub(super) struct RawTls {
     pub(super) client_ca: Field<Text>,
+    pub(super) both: RawTlsBoth,
+}
+
+/// What `[listener.tls]` and `[upstream.tls]` have in common.
+#[derive(Debug)]
+pub(super) struct RawTlsBoth {
     pub(super) curves: Texts,
     pub(super) keylog: Field<Text>,
     pub(super) early_data: Field<bool>,
@@ -164,23 +172,22 @@ pub(super) fn certificate(mut section: Section<'_, '_>) -> RawCertificate {
         generate: section.texts("generate", "[\"localhost\", \"127.0.0.1\"]"),
     };
     section.need(&raw.name, "name", "\"local\"");
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
-pub(super) fn curves(section: &mut Section<'_, '_>) -> Texts {
-    section.texts("curves", "[\"X25519\", \"P-256\"]")
+pub(super) fn tls_both(section: &mut Section<'_, '_>) -> RawTlsBoth {
+    RawTlsBoth {
+        curves: section.texts("curves", "[\"X25519\", \"P-256\"]"),
+        keylog: section.text("keylog", "\"keys.log\""),
+        early_data: section.boolean("early_data"),
+    }
 }
 
 pub(super) fn tls(mut section: Section<'_, '_>) -> At<RawTls> {
-    let value = RawTls {
-        client_ca: section.text("client_ca", "\"clients.pem\""),
-        curves: curves(&mut section),
-        keylog: section.text("keylog", "\"keys.log\""),
-        early_data: section.boolean("early_data"),
-    };
+    let value = RawTls { client_ca: section.text("client_ca", "\"clients.pem\""), both: tls_both(&mut section) };
     let span = section.header;
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     At { value, span }
 }
 
@@ -194,7 +201,7 @@ pub(super) fn route(mut section: Section<'_, '_>) -> RawRoute {
         datagrams: section.text("datagrams", "\"app\""),
         http: raw_http::route(&mut section),
     };
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
@@ -217,6 +224,6 @@ pub(super) fn quic(mut section: Section<'_, '_>) -> At<RawQuic> {
         qlog: section.text("qlog", "\"qlog\""),
     };
     let span = section.header;
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     At { value, span }
 }

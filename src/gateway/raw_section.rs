@@ -161,14 +161,14 @@ impl<'r, 'd> Section<'r, 'd> {
     }
 
     /// One of a few words.
-    pub(super) fn choice<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Field<T> {
+    pub(super) fn choice<T: Clone>(&mut self, key: &'static str, words: &[(&str, T)]) -> Field<T> {
         self.note(key, || Takes::Words(words.iter().map(|(word, _)| (*word).to_owned()).collect()));
         let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
         let example = format!("\"{}\"", names.first().copied().unwrap_or_default());
         let found = self.text(key, &example);
         found.and_then(|At { value, span }| {
             if let Some((_, value)) = words.iter().find(|(name, _)| *name == value.text) {
-                return Field::Is(At { value: *value, span });
+                return Field::Is(At { value: value.clone(), span });
             }
             let hint = nearest_or_list(&value, &names);
             self.bad(span, format!("`{key}` cannot be {}", value.shown()), hint)

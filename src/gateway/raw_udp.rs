@@ -51,6 +51,6 @@ pub(super) fn udp(mut section: Section<'_, '_>) -> At<RawUdp> {
         socket_buffer: section.size("socket_buffer", BUFFER),
     };
     let span = section.header;
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     At { value, span }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::config::{Balance, Check, Host, Server};
 use super::raw::{CONNECTIONS, DAY, LEAST_TIMEOUT, name, unknown_keys};
 use super::raw_http::{RawUpstreamHttp, UPSTREAM_HTTP, UPSTREAM_HTTP_KEYS, upstream_http};
-use super::raw_quic::{Texts, curves};
+use super::raw_quic::{RawTlsBoth, tls_both};
 use super::raw_section::{At, Field, Section};
 use super::raw_text::Text;
 use super::report::Span;
@@ -60,9 +60,7 @@ pub(super) struct RawUpstreamTls {
     pub(super) name: Field<Text>,
     pub(super) alpn: Field<Text>,
     pub(super) certificate: Field<Text>,
-    pub(super) curves: Texts,
-    pub(super) keylog: Field<Text>,
-    pub(super) early_data: Field<bool>,
+    pub(super) both: RawTlsBoth,
 }
 
 /// `[upstream.limits]`.
@@ -100,7 +98,7 @@ pub(super) fn upstream(mut section: Section<'_, '_>) -> RawUpstream {
     };
     section.need(&raw.name, "name", "\"app\"");
     section.need(&raw.servers, "servers", SERVERS);
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
@@ -109,7 +107,7 @@ fn limits(mut section: Section<'_, '_>) -> RawUpstreamLimits {
         connections: section.whole("connections", CONNECTIONS),
         connect_timeout: section.duration("connect_timeout", LEAST_TIMEOUT..=DAY),
     };
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
@@ -124,7 +122,7 @@ fn health(mut section: Section<'_, '_>) -> RawHealth {
         healthy_after: section.whole("healthy_after", IN_A_ROW),
         unhealthy_after: section.whole("unhealthy_after", IN_A_ROW),
     };
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
@@ -135,12 +133,10 @@ fn tls(mut section: Section<'_, '_>) -> At<RawUpstreamTls> {
         name: section.text("name", "\"app.example\""),
         alpn: section.text("alpn", "\"app\""),
         certificate: section.text("certificate", "\"local\""),
-        curves: curves(&mut section),
-        keylog: section.text("keylog", "\"keys.log\""),
-        early_data: section.boolean("early_data"),
+        both: tls_both(&mut section),
     };
     let span = section.header;
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     At { value, span }
 }
 

@@ -175,7 +175,7 @@ pub(super) fn wireguard(mut section: Section<'_, '_>) -> At<RawWireguard> {
         services: tables(&mut section, "service", "a service", SERVICE, SERVICE_KEYS, service),
     };
     let span = section.header;
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     At { value, span }
 }
 
@@ -198,7 +198,7 @@ fn peer(mut section: Section<'_, '_>) -> RawPeer {
     section.need(&raw.public_key, "public_key", "\"yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\"");
     section.need(&raw.allowed_ips, "allowed_ips", "[\"10.98.0.2/32\"]");
     debug_assert!(*KEEPALIVE.end() <= DAY);
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }
 
@@ -211,6 +211,6 @@ fn service(mut section: Section<'_, '_>) -> RawService {
     };
     section.need(&raw.listen, "listen", "\"10.98.0.1:7001\"");
     section.need(&raw.protocol, "protocol", "\"framed\"");
-    unknown_keys(section, &[], false);
+    unknown_keys(section);
     raw
 }

@@ -138,6 +138,8 @@ impl Gateway {
             &over.links,
         );
         let started = upstreams.map_err(StartError::Spawn).and_then(|upstreams| {
+            #[cfg(feature = "moq")]
+            upstreams.relays().prepare(&self.mesh, &new).map_err(StartError::Spawn)?;
             let step = Step {
                 running: &running,
                 new: &new,
@@ -215,7 +217,7 @@ impl Gateway {
                 }
                 continue;
             }
-            let over_tcp = |status: &ListenerStatus| !matches!(status.protocol.as_str(), "quic" | "udp");
+            let over_tcp = |status: &ListenerStatus| !matches!(status.protocol.as_str(), "quic" | "udp" | "moq");
             let socket_goes_on =
                 over_tcp(&status) && now.iter().any(|new| new.address == status.address && over_tcp(new));
             if socket_goes_on {

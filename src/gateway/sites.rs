@@ -58,9 +58,11 @@ pub(super) fn upstreams_of(http: &Http) -> impl Iterator<Item = &str> {
         let (first, second) = match &route.action {
             HttpAction::Upstream(name) => (Some(name), None),
             HttpAction::Session { upstream, datagrams, .. } => (upstream.as_ref(), datagrams.as_ref()),
-            HttpAction::Respond { .. } | HttpAction::Redirect { .. } | HttpAction::Static { .. } | HttpAction::Demo => {
-                (None, None)
-            }
+            HttpAction::Respond { .. }
+            | HttpAction::Redirect { .. }
+            | HttpAction::Static { .. }
+            | HttpAction::Moq { .. }
+            | HttpAction::Demo => (None, None),
         };
         first.into_iter().chain(second).map(String::as_str)
     })
@@ -109,7 +111,10 @@ pub(super) fn make(
         access_log,
         tls,
         alternative: http.settings.http3.then(|| alternative(port)),
-        sessions: http.routes.iter().any(|route| matches!(route.action, HttpAction::Session { .. })),
+        sessions: http
+            .routes
+            .iter()
+            .any(|route| matches!(route.action, HttpAction::Session { .. } | HttpAction::Moq { .. })),
     };
     let mut servers: BTreeMap<&str, Arc<Upstream>> = BTreeMap::new();
     for name in servers_of(http) {
@@ -171,6 +176,18 @@ fn route(
             Action::Files { root: Arc::new(root), index: index.clone() }
         }
         HttpAction::Demo => Action::Demo,
+        #[cfg(feature = "moq")]
+        HttpAction::Moq { origins } => {
+            let path = match &route.path {
+                config::HttpPath::Exact(path) | config::HttpPath::Prefix(path) => Some(path.as_str()),
+                config::HttpPath::Pattern(_) => None,
+            };
+            let site = upstreams.relays().of_route(path, &listener.name).ok_or("there is no relay")?;
+            let protocols = super::check_quic::MOQ_DRAFTS.map(str::to_owned).to_vec();
+            Action::Session(Inside { protocols, origins: origins.clone(), make: Arc::new(move || site.application()) })
+        }
+        #[cfg(not(feature = "moq"))]
+        HttpAction::Moq { .. } => return Err("service `moq` needs a build with the feature `moq`".to_owned()),
         #[cfg(feature = "quic")]
         HttpAction::Session { protocols, origins, echo, upstream, datagrams } => {
             let make: Arc<dyn Fn() -> Box<dyn Application> + Send + Sync> = if *echo {

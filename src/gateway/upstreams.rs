@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 use super::config::{self, Balance, Check, Health, Host, Server};
 #[cfg(feature = "quic")]
 use super::links::AllLinks;
+use super::moq::Relays;
 use super::upstreams_secure::Secure;
 use crate::actors::clock::{later, now, sleep, sleep_until, within};
 use crate::actors::{Budget, Control, Fault, Mail, Mesh, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn};
@@ -51,6 +52,8 @@ type Lookup = Arc<dyn Fn(String, u16) -> LocalBoxFuture<'static, io::Result<Vec<
 #[derive(Debug, Clone, Default)]
 pub struct Upstreams {
     by_name: BTreeMap<String, Running>,
+    /// They are beside them where both are needed.
+    relays: Relays,
 }
 
 #[derive(Debug, Clone)]
@@ -98,6 +101,12 @@ impl Upstreams {
         #[cfg(feature = "quic")]
         let next = next.over(links);
         Ok(next)
+    }
+
+    /// The relays of Media over QUIC.
+    #[cfg(feature = "moq")]
+    pub(super) const fn relays(&self) -> &Relays {
+        &self.relays
     }
 
     #[cfg(feature = "quic")]
@@ -151,7 +160,7 @@ impl Upstreams {
         secure: &Secure,
         same: impl Fn(&Running) -> bool,
     ) -> Result<Self, SpawnError> {
-        let mut next = Self::default();
+        let mut next = Self { relays: self.relays.clone(), ..Self::default() };
         for upstream in upstreams {
             let before = self.by_name.get(&upstream.name);
             let goes_on = |running: &&Running| {

@@ -66,7 +66,7 @@ pub use handle_stream::{Flush, RecvStream, SendStream};
 pub use messages::{ConnectError, Farewell, MigrateError, Status};
 pub use server::{Applications, QuicServer, StartError};
 pub use session::{
-    Application, Code, End, Event, Info, OpenError, Read, Role, Session, StreamError, StreamId, StreamKind, Who,
+    Application, Code, Door, End, Event, Info, OpenError, Read, Role, Session, StreamError, StreamId, StreamKind, Who,
 };
 pub use settings::{ClientSettings, Congestion, ServerSettings, Transport};
 pub use state_admission::{Limits, RetryMode};

@@ -59,7 +59,7 @@ fn seven_mistakes_are_seven_places_and_exit_2() {
 #[test]
 fn the_shipped_file_and_the_examples_are_fine() {
     let output = portway(&["check"], &[]);
-    assert_eq!((output.status.code(), stdout(&output)), (Some(0), "config.toml: fine, 4 listeners\n"));
+    assert_eq!((output.status.code(), stdout(&output)), (Some(0), "config.toml: fine, 5 listeners\n"));
     assert_eq!(stderr(&output), "");
     for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/configs")).unwrap() {
         let path = entry.unwrap().path();

@@ -36,6 +36,10 @@ mod limits;
 #[cfg(feature = "quic")]
 mod lossy;
 mod memory;
+#[cfg(feature = "moq")]
+mod moq;
+#[cfg(all(feature = "moq", feature = "http"))]
+mod moq_interop;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]

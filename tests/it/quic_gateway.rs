@@ -339,6 +339,7 @@ fn alpn_nobody_speaks_is_refused_and_a_neighbour_loses_nothing() {
         assert_eq!((end.who, end.code), (Who::Peer, Code::Transport(0x100 + 120)));
         assert_eq!(exchange(&neighbour, pattern(10_000)).await, pattern(10_000));
     });
+    running.counts("quic_connections_closed", "q", "protocol_error", 1);
     running.counts("connections_accepted", "q", "", 1);
 }
 
@@ -363,6 +364,7 @@ fn a_client_without_a_certificate_is_refused_where_one_is_required() {
         assert_eq!((end.who, end.code), (Who::Peer, Code::Transport(0x100 + 116)));
         assert_eq!(exchange(&neighbour, pattern(10_000)).await, pattern(10_000));
     });
+    running.counts("quic_connections_closed", "q", "protocol_error", 1);
     running.counts("connections_accepted", "q", "", 1);
 }
 

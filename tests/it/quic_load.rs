@@ -1,9 +1,10 @@
 //! Too much of something on real sockets: a connection that floods its arbiter, full mailboxes on the way in, peers that
 //! do not read. Each is counted, bounded, and costs a neighbour nothing.
 
-use std::net::UdpSocket;
+use std::io::Write;
+use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,8 +13,10 @@ use portway::transports::quic::{
     Application, Applications, Connection, Datagram, Echo, Event, Priority, QuicClient, Session, StreamKind,
 };
 
+use crate::gateway::Binary;
 use crate::probe::{SOON, eventually, mesh, now, stop, wait};
 use crate::quic::{Pair, echo, round_trip};
+use crate::quic_gateway::{Clients, listening};
 use crate::quic_moving::Translator;
 
 /// A client on a mesh of its own, whose load is not that of the server's arbiters.
@@ -61,7 +64,7 @@ fn a_connection_that_floods_its_arbiter_leaves_its_neighbour_its_turns() {
     let neighbour = wait(calm.connect(&pair));
     let alone = wait(round_trips(&neighbour, 100));
     let over = Arc::new(AtomicBool::new(false));
-    let (ended, moved) = (over.clone(), Arc::new(std::sync::atomic::AtomicU64::new(0)));
+    let (ended, moved) = (over.clone(), Arc::new(AtomicU64::new(0)));
     std::thread::scope(|scope| {
         let moving = moved.clone();
         let (pair, flood) = (&pair, &flood);
@@ -240,4 +243,64 @@ fn a_full_way_between_arbiters_is_counted_and_costs_a_neighbour_nothing() {
     drop((gated, neighbour));
     clients.end();
     pair.end();
+}
+
+/// A server that sends without end and clients that read nothing cost their credit, in a process of its own.
+#[test]
+fn clients_that_do_not_read_cost_no_memory_beyond_their_credit() {
+    const CLIENTS: usize = 8;
+    let upstream = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let endless = format!("{}", upstream.local_addr().expect("its address"));
+    let sent = Arc::new(AtomicU64::new(0));
+    let counts = sent.clone();
+    std::thread::spawn(move || {
+        for stream in upstream.incoming() {
+            let (mut stream, sent) = (stream.expect("a connection"), counts.clone());
+            std::thread::spawn(move || {
+                while stream.write_all(&[7; 64 << 10]).is_ok() {
+                    sent.fetch_add(64 << 10, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    let route = "[[listener.route]]\nalpn = \"app\"\nupstream = \"app\"\n[[upstream]]\nname = \"app\"\n";
+    let config = listening(1, &format!("{route}servers = [\"{endless}\"]\n"));
+    let mut binary = Binary::start(&config);
+    let address = binary.address("q");
+    let clients = Clients::new();
+    let open = || {
+        wait(async {
+            let connection = clients.connect(address, "app").await;
+            let (send, receive) = connection.open(Priority::default()).await.expect("a stream");
+            send.write("more").await.expect("accepted");
+            (connection, send, receive)
+        })
+    };
+    // What is paid once; and one that reads all the while.
+    let reader = open();
+    assert!(wait(reader.2.read(64 << 10)).expect("alive").is_some());
+    let before = binary.resident();
+    let idle: Vec<_> = (0..CLIENTS).map(|_| open()).collect();
+    // Nothing more is sent when all that may wait does.
+    let (mut last, mut since) = (0, now());
+    eventually("the server is held up", || {
+        let so_far = sent.load(Ordering::SeqCst);
+        if so_far != last {
+            (last, since) = (so_far, now());
+        }
+        now().duration_since(since) > Duration::from_secs(1)
+    });
+    let grown = binary.resident().saturating_sub(before);
+    // What may wait to be sent on a stream, what was received from TCP and a connection's own.
+    let most = (CLIENTS + 1) * (2 << 20) + (8 << 20);
+    assert!(grown < most, "{grown} bytes more for {CLIENTS} who do not read, {last} sent");
+    let mut read = 0;
+    wait(async {
+        while read < 20_000_000 {
+            read += reader.2.read(1 << 20).await.expect("alive").expect("without end").len();
+        }
+    });
+    let grown = binary.resident().saturating_sub(before);
+    assert!(grown < most, "{grown} bytes more after {read} for one who reads");
+    drop((idle, reader, clients));
 }

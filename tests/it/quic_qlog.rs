@@ -102,3 +102,17 @@ fn a_folder_that_is_not_there_costs_the_log_alone() {
     assert_eq!(pair.counter("quic_connections_closed", "q", "peer_closed"), 1);
     pair.end();
 }
+
+#[test]
+fn a_configuration_names_a_folder_that_is_there() {
+    let judged = |folder: &Path| {
+        let text = crate::quic_gateway::listening(1, crate::quic_gateway::ECHO);
+        let text = format!("{text}[listener.quic]\nqlog = {folder:?}\n");
+        portway::gateway::check::parse("c.toml", &text, &portway::gateway::check::Known::default())
+    };
+    let there = std::env::temp_dir();
+    assert!(judged(&there).is_ok());
+    let missing = there.join("portway-no-such-folder");
+    let report = judged(&missing).expect_err("it is not there").render(false);
+    assert!(report.contains("`qlog` is not a folder") && report.contains("make the folder"), "{report}");
+}

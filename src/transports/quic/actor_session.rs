@@ -8,7 +8,7 @@ use super::actor_engine::{Engine, Phase};
 use super::actor_streams::Receive;
 use super::handle::Connection;
 use super::handle_io::Duplex;
-use super::session::{Event, Info, OpenError, Read, Role, Session, StreamError, StreamId, StreamKind};
+use super::session::{Door, Event, Info, OpenError, Read, Role, Session, StreamError, StreamId, StreamKind};
 use super::state_datagrams::{Datagram, NotQueued};
 use super::state_streams::Priority;
 
@@ -266,6 +266,14 @@ impl Session for Engine {
 
     fn is_delivering(&mut self) -> bool {
         self.is_leaving()
+    }
+
+    fn queued(&self) -> usize {
+        self.held()
+    }
+
+    fn door(&self) -> Option<Door> {
+        self.origin.as_ref().map(|origin| Door::new(origin.mail.clone()))
     }
 
     fn close(&mut self, code: u64, text: &str) {

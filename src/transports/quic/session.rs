@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::handle_io::Duplex;
+use super::messages::{Request, ToConnection};
 use super::state_datagrams::{Datagram, NotQueued};
 use super::state_streams::Priority;
+use crate::actors::{Control, Mail};
 
 /// The number of a stream, as QUIC counts them (RFC 9000, section 2.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -269,6 +271,35 @@ pub struct Info {
     pub age: Duration,
 }
 
+/// The way in to the application of a session, from any thread: what is told comes as [`Application::message`].
+#[derive(Debug, Clone)]
+pub struct Door {
+    mail: Mail<ToConnection>,
+}
+
+impl Door {
+    pub(super) const fn new(mail: Mail<ToConnection>) -> Self {
+        Self { mail }
+    }
+
+    /// Tells the application something. False if the mailbox of its connection has no room, or has ended.
+    #[must_use]
+    pub fn tell(&self, m: Box<dyn Any + Send>) -> bool {
+        self.mail.tell(ToConnection::Request(Request::Tell(m))).is_ok()
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.mail.is_closed()
+    }
+
+    /// Ends the connection: for one that is told more than it takes.
+    pub fn end(&self) {
+        self.mail.control(Control::Stop);
+    }
+}
+
 /// A session as the protocol on top of it sees it. Today it is a QUIC connection.
 pub trait Session {
     /// Which end this is.
@@ -367,6 +398,12 @@ pub trait Session {
 
     /// Whether the peer has not acknowledged the end of a stream yet that was finished here.
     fn is_delivering(&mut self) -> bool;
+
+    /// Bytes that were written and that QUIC has not taken yet.
+    fn queued(&self) -> usize;
+
+    /// The way in to this session's application, for other actors; `None` if it has none.
+    fn door(&self) -> Option<Door>;
 
     /// Closes the session. What was not sent is dropped. The second call does nothing.
     fn close(&mut self, code: u64, text: &str);

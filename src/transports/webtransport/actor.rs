@@ -9,7 +9,7 @@ use super::codec::{datagram, datagram_header, datagram_of, from_http3, opening, 
 use super::state::Belongings;
 use crate::transports::http3::codec::{frame, stream as kind};
 use crate::transports::quic::{
-    Application, Datagram, Duplex, Event, Info, NotQueued, OpenError, Priority, Read, Role, Session, StreamError,
+    Application, Datagram, Door, Duplex, Event, Info, NotQueued, OpenError, Priority, Read, Role, Session, StreamError,
     StreamId, StreamKind,
 };
 
@@ -230,6 +230,14 @@ impl Session for Over<'_> {
 
     fn is_delivering(&mut self) -> bool {
         self.quic.is_delivering()
+    }
+
+    fn queued(&self) -> usize {
+        self.quic.queued()
+    }
+
+    fn door(&self) -> Option<Door> {
+        self.quic.door()
     }
 
     fn close(&mut self, code: u64, text: &str) {

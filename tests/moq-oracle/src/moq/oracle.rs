@@ -1,5 +1,6 @@
 //! Whatever our codec writes in draft 18, moq-transport reads, and writes the same bytes again: so both agree on every
-//! field, in both directions. What moq-transport does not have is left out, and said where.
+//! length and every form, in both directions. What the fields mean is compared where bits are packed, and by name in
+//! `codec_vectors`. What moq-transport does not have is left out, and said where.
 
 use bytes::{Buf, Bytes, BytesMut};
 use moq_transport::coding::{Decode, Encode};
@@ -13,7 +14,7 @@ use super::codec_datagram::{Content, Datagram, ObjectDatagram, read_datagram};
 use super::codec_message::put_message;
 use super::codec_samples::{datagram, message, number, properties, subgroup_header};
 use super::codec_stream::put_fetch_header;
-use super::codec_subgroup::{ObjectEncoder, SubgroupHeader, put_subgroup_header};
+use super::codec_subgroup::{ObjectEncoder, SubgroupHeader, SubgroupId, put_subgroup_header};
 use super::model::{Draft, ObjectStatus};
 use super::model_message::Message;
 use super::model_params::{Params, Properties};
@@ -194,6 +195,18 @@ proptest! {
         prop_assert_eq!(theirs.track_alias, header.track_alias);
         prop_assert_eq!(theirs.group_id, header.group);
         prop_assert_eq!(theirs.publisher_priority, header.priority.unwrap_or(128));
+        // Bits that were exchanged would come back exchanged: what they mean is compared as well.
+        let (mode, id) = match header.subgroup {
+            SubgroupId::Zero => (their_data::SubgroupIdMode::Zero, None),
+            SubgroupId::FirstObject => (their_data::SubgroupIdMode::FirstObject, None),
+            SubgroupId::Given(id) => (their_data::SubgroupIdMode::Explicit, Some(id)),
+        };
+        prop_assert_eq!(theirs.subgroup_id, id);
+        let (properties, end_of_group) = (header.properties, header.end_of_group);
+        let (default_priority, first_object) = (header.priority.is_none(), header.first_object);
+        let kind =
+            their_data::StreamHeaderType::subgroup(mode, properties, end_of_group, default_priority, first_object);
+        prop_assert_eq!(theirs.header_type, kind);
         let mut out = BytesMut::new();
         theirs.encode(&mut out).unwrap();
         prop_assert_eq!(out, bytes);
@@ -241,6 +254,16 @@ proptest! {
         prop_assume!(object.content != Content::Payload(Bytes::new()));
         let mut bytes = BytesMut::new();
         object.put(&mut bytes).unwrap();
+        let theirs = their_data::Datagram::decode(&mut bytes.clone()).unwrap();
+        prop_assert_eq!(theirs.track_alias, object.track_alias);
+        prop_assert_eq!((theirs.group_id, theirs.object_id.unwrap_or(0)), (object.at.group, object.at.object));
+        prop_assert_eq!(theirs.publisher_priority, object.priority);
+        prop_assert_eq!(theirs.datagram_type.end_of_group(), object.end_of_group);
+        prop_assert_eq!(theirs.extension_headers.is_some(), !object.properties.is_empty());
+        match &object.content {
+            Content::Payload(payload) => prop_assert_eq!(theirs.payload.as_ref(), Some(payload)),
+            Content::Status(status) => prop_assert_eq!(theirs.status.unwrap() as u64, status.number()),
+        }
         prop_assert_eq!(through::<their_data::Datagram>(&bytes), bytes);
     }
 
@@ -282,7 +305,7 @@ fn is_stricter_there(object: &ObjectDatagram) -> bool {
 const PLAIN: SubgroupHeader = SubgroupHeader {
     track_alias: 0,
     group: 0,
-    subgroup: super::codec_subgroup::SubgroupId::Zero,
+    subgroup: SubgroupId::Zero,
     priority: None,
     properties: false,
     end_of_group: false,

@@ -1,0 +1,145 @@
+//! The relays of Media over QUIC of a gateway: those of its listeners, which its routes of WebTransport share.
+//!
+//! A relay goes on over a reload as long as its listener keeps its name and its `[listener.moq]`; else clients from then
+//! on get another, and those of before go on with theirs. Routes of WebTransport lead to the relay of the first
+//! listener that has one, to its scope of the same path if there is one; without such a listener they have one of their
+//! own.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::config::{Config, HttpAction, Moq, MoqWhenSlow, Protocol};
+use crate::actors::{Mesh, SpawnError};
+use crate::transports::moq::model_names::Namespace;
+use crate::transports::moq::state_cache;
+use crate::transports::moq::state_directory;
+use crate::transports::moq::state_rights::{Grant, Rights, Static};
+use crate::transports::moq::{Relay, RelaySettings, Scope, Site, WhenSlow};
+
+/// The name of the relay that routes have without a listener.
+const OWN: &str = "webtransport";
+
+/// See the top of the file. A clone is the same ones.
+#[derive(Clone, Default)]
+pub(super) struct Relays {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    by_listener: Mutex<BTreeMap<String, (Moq, Arc<Site>, Vec<Scope>)>>,
+}
+
+impl fmt::Debug for Relays {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.shared.by_listener.lock().keys()).finish()
+    }
+}
+
+impl Relays {
+    /// Starts those that a configuration needs and that are not there, and lets go of those that it does not.
+    ///
+    /// # Errors
+    /// See [`Mesh::spawn`].
+    pub(super) fn prepare(&self, mesh: &Mesh, config: &Config) -> Result<(), SpawnError> {
+        let mut wanted: Vec<(String, Moq)> = Vec::new();
+        for listener in &config.listeners {
+            if let Protocol::Quic(quic) = &listener.protocol
+                && let Some(moq) = &quic.moq
+            {
+                wanted.push((listener.name.clone(), (**moq).clone()));
+            }
+        }
+        let routes = config.listeners.iter().filter_map(|listener| match &listener.protocol {
+            Protocol::Http(http) => Some(&http.routes),
+            _ => None,
+        });
+        if wanted.is_empty() && routes.flatten().any(|route| matches!(route.action, HttpAction::Moq { .. })) {
+            wanted.push((OWN.to_owned(), Moq::default()));
+        }
+        let mut by_listener = self.shared.by_listener.lock();
+        by_listener.retain(|name, (moq, ..)| wanted.iter().any(|(wanted, settings)| wanted == name && settings == moq));
+        for (name, moq) in wanted {
+            if by_listener.contains_key(&name) {
+                continue;
+            }
+            let scope: Arc<str> = Arc::from(name.as_str());
+            let settings = settings_of(&moq);
+            let mut scopes = Vec::with_capacity(moq.scopes.len());
+            for of in &moq.scopes {
+                let relay = Relay::start(mesh, &scope, settings.clone())?;
+                scopes.push(Scope { path: of.path.clone(), authority: of.authority.clone(), relay });
+            }
+            let site = Site::over_quic(scope, scopes.clone());
+            by_listener.insert(name, (moq, site, scopes));
+        }
+        Ok(())
+    }
+
+    /// What a listener serves over QUIC.
+    pub(super) fn of_listener(&self, name: &str) -> Option<Arc<Site>> {
+        self.shared.by_listener.lock().get(name).map(|(_, site, _)| site.clone())
+    }
+
+    /// What a route of WebTransport serves, by its path.
+    pub(super) fn of_route(&self, path: Option<&str>, listener: &str) -> Option<Arc<Site>> {
+        let by_listener = self.shared.by_listener.lock();
+        let (_, _, scopes) = by_listener.values().next()?;
+        let same = scopes.iter().find(|scope| scope.path.is_some() && scope.path.as_deref() == path);
+        let scope = same.or_else(|| scopes.iter().find(|scope| scope.path.is_none())).or_else(|| scopes.first())?;
+        Some(Site::over_webtransport(Arc::from(listener), scope.relay.clone()))
+    }
+
+    /// All relays, with the names of their listeners and their paths.
+    pub(super) fn all(&self) -> Vec<(String, Option<String>, Arc<Relay>)> {
+        let by_listener = self.shared.by_listener.lock();
+        let scopes =
+            by_listener.iter().flat_map(|(name, (_, _, scopes))| scopes.iter().map(move |scope| (name, scope)));
+        scopes.map(|(name, scope)| (name.clone(), scope.path.clone(), scope.relay.clone())).collect()
+    }
+}
+
+/// A namespace as people write it: fields joined by `/`. The check has found it well formed; one that is too long grants
+/// nothing.
+fn namespace(text: &str) -> Option<Namespace> {
+    if text.is_empty() {
+        return Some(Namespace::default());
+    }
+    Namespace::new(text.split('/')).ok()
+}
+
+fn settings_of(moq: &Moq) -> RelaySettings {
+    let tokens: Vec<Static> = moq
+        .tokens
+        .iter()
+        .map(|token| Static {
+            token: token.token.clone(),
+            grant: Grant {
+                publish: token.publish.iter().filter_map(|text| namespace(text)).collect(),
+                subscribe: token.subscribe.iter().filter_map(|text| namespace(text)).collect(),
+                expires: token.expires,
+            },
+        })
+        .collect();
+    let default = RelaySettings::default();
+    RelaySettings {
+        cache: state_cache::Limits { bytes: moq.cache, groups: moq.cache_groups, age: moq.cache_age },
+        directory: state_directory::Limits {
+            namespaces: moq.namespaces,
+            tracks: moq.tracks,
+            hold: moq.rendezvous,
+            ..state_directory::Limits::default()
+        },
+        linger: moq.linger,
+        requests: moq.requests,
+        when_slow: match moq.when_slow {
+            MoqWhenSlow::Skip => WhenSlow::Skip,
+            MoqWhenSlow::End => WhenSlow::End,
+        },
+        rights: Rights { tokens: tokens.into(), ..Rights::default() },
+        ..default
+    }
+}

@@ -1,0 +1,177 @@
+//! Tests of names: who is asked, told and offered what, and each session's share.
+
+use std::time::Duration;
+
+use super::super::model_names::TrackName;
+use super::*;
+
+fn namespace(text: &str) -> Namespace {
+    Namespace::new(text.split('/').filter(|field| !field.is_empty())).unwrap()
+}
+
+fn track(namespace: &str, name: &str) -> FullTrackName {
+    FullTrackName::new(self::namespace(namespace), TrackName::new(name).unwrap()).unwrap()
+}
+
+const fn asked(session: u64, request: u64) -> Asked {
+    Asked { session: SessionId(session), request }
+}
+
+/// A directory whose tracks are their names.
+struct Bench {
+    directory: Directory<String>,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(limits: Limits) -> Self {
+        Self { directory: Directory::new(limits), now: crate::actors::clock::now() }
+    }
+
+    fn with<R>(
+        &mut self,
+        act: impl FnOnce(&mut Directory<String>, Make<'_, String>, &mut Vec<Say<String>>) -> R,
+    ) -> (R, Vec<Say<String>>) {
+        let mut out = Vec::new();
+        let mut make = |name: &FullTrackName, _: SessionId| Some(name.to_string());
+        let done = act(&mut self.directory, &mut make, &mut out);
+        (done, out)
+    }
+
+    fn announce(&mut self, session: u64, text: &str) -> Vec<Say<String>> {
+        let (done, out) =
+            self.with(|all, make, out| all.publish_namespace(SessionId(session), &namespace(text), make, out));
+        assert_eq!(done, Ok(()));
+        out
+    }
+
+    fn publish(&mut self, session: u64, name: &FullTrackName) -> Vec<Say<String>> {
+        let (done, out) = self.with(|all, make, out| all.publish(SessionId(session), name, make, out));
+        assert_eq!(done, Ok(name.to_string()));
+        out
+    }
+
+    fn find(&mut self, asked: Asked, name: &FullTrackName, hold: u64) -> Vec<Say<String>> {
+        let now = self.now;
+        self.with(|all, make, out| all.find(asked, name, Duration::from_secs(hold), now, make, out)).1
+    }
+}
+
+fn bench() -> Bench {
+    Bench::new(Limits::default())
+}
+
+/// Rule 10: all publishers of a matching namespace are asked, fields in full; what is there already is joined.
+#[test]
+fn a_subscription_goes_to_all_matching_publishers_and_once() {
+    let mut bench = bench();
+    let name = track("a/b", "t");
+    bench.announce(1, "a");
+    bench.announce(2, "a/b");
+    bench.announce(3, "a/bc");
+    let out = bench.find(asked(9, 1), &name, 0);
+    let t = name.to_string();
+    let expected =
+        [Say::Pull(SessionId(1), t.clone()), Say::Pull(SessionId(2), t.clone()), Say::Begun(asked(9, 1), t.clone())];
+    assert_eq!(out, expected);
+    assert_eq!(bench.find(asked(8, 5), &name, 0), [Say::Found(asked(8, 5), t.clone())], "one subscription upstream");
+    assert_eq!(bench.announce(4, ""), [Say::Pull(SessionId(4), t)], "a publisher that comes is asked as well");
+}
+
+/// Rule 10: a subscription is held for a publisher, and then not offered the track besides.
+#[test]
+fn a_held_subscription_is_served_and_not_offered() {
+    let mut bench = bench();
+    let name = track("a", "t");
+    let t = name.to_string();
+    for session in [5, 6] {
+        let (done, _) = bench.with(|all, _, out| all.watch_tracks(asked(session, 1), &namespace("a"), out));
+        assert_eq!(done, Ok(()));
+    }
+    assert_eq!(bench.find(asked(5, 2), &name, 9), []);
+    assert_eq!(bench.directory.counts(), [0, 0, 1]);
+    let out = bench.publish(1, &name);
+    let expected = [Say::Offer { to: asked(6, 1), track: t.clone() }, Say::Begun(asked(5, 2), t.clone())];
+    assert_eq!(out, expected);
+    assert_eq!(bench.directory.counts(), [0, 1, 0], "publishing a track publishes no namespace");
+    assert_eq!(
+        bench.find(asked(7, 1), &track("a", "other"), 0),
+        [Say::NotFound(asked(7, 1), RequestCode::DoesNotExist)]
+    );
+}
+
+#[test]
+fn what_is_held_expires_by_its_time_and_by_ours() {
+    let mut bench = bench();
+    let name = track("a", "t");
+    bench.find(asked(1, 1), &name, 1);
+    bench.find(asked(1, 2), &name, 1_000_000);
+    let begin = bench.now;
+    assert_eq!(bench.directory.deadline(), Some(begin + Duration::from_secs(1)));
+    let (_, out) = bench.with(|all, _, out| all.expire(begin + Duration::from_secs(1), out));
+    assert_eq!(out, [Say::NotFound(asked(1, 1), RequestCode::Timeout)]);
+    let (_, out) = bench.with(|all, _, out| all.expire(begin + Duration::from_secs(30), out));
+    assert_eq!(out, [Say::NotFound(asked(1, 2), RequestCode::Timeout)]);
+    assert_eq!(bench.directory.deadline(), None);
+}
+
+#[test]
+fn namespaces_are_told_once_and_withdrawn_with_the_last() {
+    let mut bench = bench();
+    bench.announce(1, "a/b");
+    let told =
+        |is, text: &str| Say::Namespace { to: asked(9, 1), prefix: namespace("a"), namespace: namespace(text), is };
+    let (_, out) = bench.with(|all, _, out| all.watch_namespaces(asked(9, 1), &namespace("a"), out));
+    assert_eq!(out, [told(true, "a/b")]);
+    assert_eq!(bench.announce(2, "a/b"), []);
+    assert_eq!(bench.announce(2, "ab"), [], "fields are matched in full");
+    let withdraw = |session| {
+        move |all: &mut Directory<String>, _: Make<'_, String>, out: &mut Vec<Say<String>>| {
+            all.withdraw_namespace(SessionId(session), &namespace("a/b"), out);
+        }
+    };
+    assert_eq!(bench.with(withdraw(1)).1, []);
+    assert_eq!(bench.with(withdraw(2)).1, [told(false, "a/b")]);
+}
+
+/// Rule 10: reserved names are never forwarded.
+#[test]
+fn reserved_names_do_not_exist() {
+    let mut bench = bench();
+    let name = track(".session", "t");
+    assert_eq!(bench.find(asked(1, 1), &name, 9), [Say::NotFound(asked(1, 1), RequestCode::DoesNotExist)]);
+    let (done, out) =
+        bench.with(|all, make, out| all.publish_namespace(SessionId(1), &namespace(".session"), make, out));
+    assert_eq!((done, out), (Err(RequestCode::DoesNotExist), vec![]));
+}
+
+/// 100,000 namespaces of one session: beyond its share each is refused, and another session has its own.
+#[test]
+fn a_session_has_its_share_of_names() {
+    let mut bench = bench();
+    let mut refused = 0;
+    for number in 0..100_000 {
+        let name = namespace(&format!("n/{number}"));
+        let (done, _) = bench.with(|all, make, out| all.publish_namespace(SessionId(1), &name, make, out));
+        refused += usize::from(done == Err(RequestCode::ExcessiveLoad));
+    }
+    assert_eq!(refused, 99_000);
+    bench.announce(2, "other");
+    assert_eq!(bench.directory.counts()[0], 1_001);
+    bench.with(|all, _, out| all.gone(SessionId(1), out));
+    assert_eq!(bench.directory.counts()[0], 1, "they go with it");
+}
+
+#[test]
+fn a_publisher_that_comes_back_is_asked_again() {
+    let mut bench = bench();
+    let name = track("a", "t");
+    let t = name.to_string();
+    bench.announce(1, "a");
+    bench.find(asked(9, 1), &name, 0);
+    let (_, out) = bench.with(|all, _, out| all.gone(SessionId(1), out));
+    assert_eq!(out, [Say::SourceGone(t.clone(), SessionId(1))]);
+    assert_eq!(bench.announce(2, "a"), [Say::Pull(SessionId(2), t.clone())]);
+    bench.directory.ended(&name, &t);
+    assert_eq!(bench.directory.counts()[1], 0);
+}

@@ -1,0 +1,506 @@
+//! Who publishes what and who waits for it: names only, never objects.
+//!
+//! Namespaces that sessions publish, tracks that exist here, sessions that want to hear of namespaces or tracks below a
+//! prefix, and subscriptions that are held until a publisher comes. What follows from a change is appended to a list of
+//! [`Say`], which the directory's actor carries out. `T` is the way to a track.
+//!
+//! # Rules
+//! A subscription goes to all publishers of a matching namespace, the same or a prefix, field by field; a track that is
+//! already here is joined. A publisher that comes is asked for every track here that it matches. A PUBLISH goes to every
+//! session that asked for tracks below a prefix of it, but not to its own publisher, and not to one whose subscription
+//! was held for it. Publishing a track publishes no namespace. Reserved names (`.`) do not exist.
+//!
+//! # Bounds
+//! [`Limits`], for each session and for all. What is beyond is refused with `EXCESSIVE_LOAD`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::time::{Duration, Instant};
+
+use super::model_codes::RequestCode;
+use super::model_names::{FullTrackName, Namespace};
+
+/// A session of a relay; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// A request of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Asked {
+    /// Whose.
+    pub session: SessionId,
+    /// Which.
+    pub request: u64,
+}
+
+/// The bounds of a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Namespaces one session may publish. Default 1,000.
+    pub namespaces: usize,
+    /// Tracks of one relay. Default 10,000.
+    pub tracks: usize,
+    /// Prefixes that one session may watch. Default 100.
+    pub watches: usize,
+    /// Subscriptions of one session that may be held. Default 100.
+    pub held: usize,
+    /// The longest that one is held. Default 30 s.
+    pub hold: Duration,
+    /// Publishers of one track. Default 4.
+    pub publishers: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let hold = Duration::from_secs(30);
+        Self { namespaces: 1_000, tracks: 10_000, watches: 100, held: 100, hold, publishers: 4 }
+    }
+}
+
+/// What somebody is to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Say<T> {
+    /// The track that was asked for.
+    Found(Asked, T),
+    /// The same, which was begun for it: all that comes of it is new.
+    Begun(Asked, T),
+    /// It is not to be had.
+    NotFound(Asked, RequestCode),
+    /// A namespace below a prefix is published, or not any more.
+    Namespace {
+        /// Who asked.
+        to: Asked,
+        /// The prefix.
+        prefix: Namespace,
+        /// The namespace, all of it.
+        namespace: Namespace,
+        /// Whether it is.
+        is: bool,
+    },
+    /// A track below a prefix is published.
+    Offer {
+        /// Who asked.
+        to: Asked,
+        /// The track.
+        track: T,
+    },
+    /// To a publisher: subscribe to this and feed that track.
+    Pull(SessionId, T),
+    /// To a track: this publisher is gone.
+    SourceGone(T, SessionId),
+}
+
+struct Track<T> {
+    track: T,
+    /// Publishers it is fed by, or may be.
+    sources: BTreeSet<SessionId>,
+    /// Those that published the track itself.
+    published: BTreeSet<SessionId>,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    asked: Asked,
+    until: Instant,
+}
+
+#[derive(Default)]
+struct Session {
+    namespaces: BTreeSet<Namespace>,
+    watches: usize,
+    held: usize,
+}
+
+/// Makes the way to a new track of this name at a session.
+pub type Make<'a, T> = &'a mut dyn FnMut(&FullTrackName, SessionId) -> Option<T>;
+
+/// See the top of the file.
+pub struct Directory<T> {
+    limits: Limits,
+    sessions: BTreeMap<SessionId, Session>,
+    namespaces: BTreeMap<Namespace, BTreeSet<SessionId>>,
+    tracks: BTreeMap<FullTrackName, Track<T>>,
+    watches: BTreeMap<(Namespace, Asked), ()>,
+    track_watches: BTreeMap<(Namespace, Asked), ()>,
+    held: BTreeMap<FullTrackName, Vec<Held>>,
+}
+
+impl<T> std::fmt::Debug for Directory<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Directory").field("tracks", &self.tracks.len()).finish_non_exhaustive()
+    }
+}
+
+impl<T: Clone + PartialEq> Directory<T> {
+    /// An empty one.
+    #[must_use]
+    pub const fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            sessions: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            tracks: BTreeMap::new(),
+            watches: BTreeMap::new(),
+            track_watches: BTreeMap::new(),
+            held: BTreeMap::new(),
+        }
+    }
+
+    /// Namespaces, tracks, and subscriptions that are held.
+    #[must_use]
+    pub fn counts(&self) -> [usize; 3] {
+        [self.namespaces.len(), self.tracks.len(), self.held.values().map(Vec::len).sum()]
+    }
+
+    /// The namespaces published, with how many publish each.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&Namespace, usize)> {
+        self.namespaces.iter().map(|(namespace, by)| (namespace, by.len()))
+    }
+
+    /// The tracks.
+    pub fn tracks(&self) -> impl Iterator<Item = (&FullTrackName, &T)> {
+        self.tracks.iter().map(|(name, track)| (name, &track.track))
+    }
+
+    /// A session publishes a namespace.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn publish_namespace(
+        &mut self,
+        session: SessionId,
+        namespace: &Namespace,
+        make: Make<'_, T>,
+        out: &mut Vec<Say<T>>,
+    ) -> Result<(), RequestCode> {
+        if namespace.is_reserved() {
+            return Err(RequestCode::DoesNotExist);
+        }
+        let known = self.sessions.entry(session).or_default();
+        if known.namespaces.len() >= self.limits.namespaces && !known.namespaces.contains(namespace) {
+            return Err(RequestCode::ExcessiveLoad);
+        }
+        known.namespaces.insert(namespace.clone());
+        let publishers = self.namespaces.entry(namespace.clone()).or_default();
+        let first = publishers.is_empty();
+        publishers.insert(session);
+        if first {
+            self.tell_watches(namespace, true, out);
+        }
+        let below: Vec<FullTrackName> = self.tracks_below(namespace).map(|(name, _)| name.clone()).collect();
+        for name in below {
+            self.pull(&name, session, out);
+        }
+        self.serve_held(namespace, make, out);
+        Ok(())
+    }
+
+    /// It does so no more. What it feeds goes on.
+    pub fn withdraw_namespace(&mut self, session: SessionId, namespace: &Namespace, out: &mut Vec<Say<T>>) {
+        if let Some(known) = self.sessions.get_mut(&session) {
+            known.namespaces.remove(namespace);
+        }
+        let Some(publishers) = self.namespaces.get_mut(namespace) else { return };
+        if publishers.remove(&session) && publishers.is_empty() {
+            self.namespaces.remove(namespace);
+            self.tell_watches(namespace, false, out);
+        }
+    }
+
+    /// A session publishes a track. Answers the way to it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn publish(
+        &mut self,
+        session: SessionId,
+        name: &FullTrackName,
+        make: Make<'_, T>,
+        out: &mut Vec<Say<T>>,
+    ) -> Result<T, RequestCode> {
+        if name.namespace().is_reserved() {
+            return Err(RequestCode::DoesNotExist);
+        }
+        let new = !self.tracks.contains_key(name);
+        let track = self.track(name, session, make)?;
+        let Some(entry) = self.tracks.get_mut(name) else { return Err(RequestCode::InternalError) };
+        if entry.sources.len() >= self.limits.publishers && !entry.sources.contains(&session) {
+            return Err(RequestCode::ExcessiveLoad);
+        }
+        entry.sources.insert(session);
+        let first = entry.published.is_empty();
+        entry.published.insert(session);
+        let held = self.held.remove(name).unwrap_or_default();
+        if first || new {
+            let watches = self.watches_of(&self.track_watches, name.namespace());
+            for to in watches {
+                if to.session != session && held.iter().all(|held| held.asked.session != to.session) {
+                    out.push(Say::Offer { to, track: track.clone() });
+                }
+            }
+        }
+        for held in held {
+            self.release(held.asked.session);
+            out.push(Say::Begun(held.asked, track.clone()));
+        }
+        Ok(track)
+    }
+
+    /// A session feeds a track no more.
+    pub fn leave(&mut self, session: SessionId, name: &FullTrackName) {
+        if let Some(entry) = self.tracks.get_mut(name) {
+            entry.sources.remove(&session);
+            entry.published.remove(&session);
+        }
+    }
+
+    /// A track has ended.
+    pub fn ended(&mut self, name: &FullTrackName, track: &T) {
+        if self.tracks.get(name).is_some_and(|entry| entry.track == *track) {
+            self.tracks.remove(name);
+        }
+    }
+
+    /// A session wants a track, and waits for a publisher if need be.
+    pub fn find(
+        &mut self,
+        asked: Asked,
+        name: &FullTrackName,
+        hold: Duration,
+        now: Instant,
+        make: Make<'_, T>,
+        out: &mut Vec<Say<T>>,
+    ) {
+        if name.namespace().is_reserved() {
+            return out.push(Say::NotFound(asked, RequestCode::DoesNotExist));
+        }
+        if let Some(entry) = self.tracks.get(name) {
+            return out.push(Say::Found(asked, entry.track.clone()));
+        }
+        match self.begin(name, make, out) {
+            Ok(Some(track)) => return out.push(Say::Begun(asked, track)),
+            Ok(None) => {}
+            Err(code) => return out.push(Say::NotFound(asked, code)),
+        }
+        let hold = hold.min(self.limits.hold);
+        if hold.is_zero() {
+            return out.push(Say::NotFound(asked, RequestCode::DoesNotExist));
+        }
+        let session = self.sessions.entry(asked.session).or_default();
+        if session.held >= self.limits.held {
+            return out.push(Say::NotFound(asked, RequestCode::ExcessiveLoad));
+        }
+        session.held += 1;
+        let until = now.checked_add(hold).unwrap_or(now);
+        self.held.entry(name.clone()).or_default().push(Held { asked, until });
+    }
+
+    /// It does not want it any more.
+    pub fn forget(&mut self, asked: Asked, name: &FullTrackName) {
+        let Some(held) = self.held.get_mut(name) else { return };
+        let before = held.len();
+        held.retain(|held| held.asked != asked);
+        let went = before - held.len();
+        if held.is_empty() {
+            self.held.remove(name);
+        }
+        (0..went).for_each(|_| self.release(asked.session));
+    }
+
+    /// Those that were held long enough.
+    pub fn expire(&mut self, now: Instant, out: &mut Vec<Say<T>>) {
+        let mut late = Vec::new();
+        self.held.retain(|_, held| {
+            late.extend(held.extract_if(.., |held| held.until <= now).map(|held| held.asked));
+            !held.is_empty()
+        });
+        for asked in late {
+            self.release(asked.session);
+            out.push(Say::NotFound(asked, RequestCode::Timeout));
+        }
+    }
+
+    /// When [`expire`](Self::expire) has something to do.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.held.values().flatten().map(|held| held.until).min()
+    }
+
+    /// A session wants to hear of namespaces below a prefix.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn watch_namespaces(
+        &mut self,
+        asked: Asked,
+        prefix: &Namespace,
+        out: &mut Vec<Say<T>>,
+    ) -> Result<(), RequestCode> {
+        self.watch(asked.session)?;
+        self.watches.insert((prefix.clone(), asked), ());
+        for (namespace, _) in self.below(prefix) {
+            let (prefix, namespace) = (prefix.clone(), namespace.clone());
+            out.push(Say::Namespace { to: asked, prefix, namespace, is: true });
+        }
+        Ok(())
+    }
+
+    /// A session wants to be offered tracks below a prefix.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn watch_tracks(&mut self, asked: Asked, prefix: &Namespace, out: &mut Vec<Say<T>>) -> Result<(), RequestCode> {
+        self.watch(asked.session)?;
+        self.track_watches.insert((prefix.clone(), asked), ());
+        for (_, entry) in self.tracks_below(prefix) {
+            if !entry.published.is_empty() && !entry.published.contains(&asked.session) {
+                out.push(Say::Offer { to: asked, track: entry.track.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// It wants to hear of them no more.
+    pub fn unwatch(&mut self, asked: Asked, prefix: &Namespace) {
+        let key = (prefix.clone(), asked);
+        let went = self.watches.remove(&key).is_some() | self.track_watches.remove(&key).is_some();
+        if let Some(session) = self.sessions.get_mut(&asked.session).filter(|_| went) {
+            session.watches = session.watches.saturating_sub(1);
+        }
+    }
+
+    /// A session is gone, with all that was its.
+    pub fn gone(&mut self, session: SessionId, out: &mut Vec<Say<T>>) {
+        let known = self.sessions.remove(&session).unwrap_or_default();
+        for namespace in &known.namespaces {
+            self.withdraw_namespace(session, namespace, out);
+        }
+        self.watches.retain(|(_, asked), ()| asked.session != session);
+        self.track_watches.retain(|(_, asked), ()| asked.session != session);
+        self.held.retain(|_, held| {
+            held.retain(|held| held.asked.session != session);
+            !held.is_empty()
+        });
+        for entry in self.tracks.values_mut() {
+            if entry.sources.remove(&session) {
+                entry.published.remove(&session);
+                out.push(Say::SourceGone(entry.track.clone(), session));
+            }
+        }
+    }
+
+    fn watch(&mut self, session: SessionId) -> Result<(), RequestCode> {
+        let known = self.sessions.entry(session).or_default();
+        if known.watches >= self.limits.watches {
+            return Err(RequestCode::ExcessiveLoad);
+        }
+        known.watches += 1;
+        Ok(())
+    }
+
+    fn release(&mut self, session: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.held = session.held.saturating_sub(1);
+        }
+    }
+
+    /// Those that publish a namespace, or a prefix of it.
+    fn publishers(&self, namespace: &Namespace) -> BTreeSet<SessionId> {
+        let prefixes = (0..=namespace.len()).map(|count| namespace.first(count));
+        prefixes.filter_map(|prefix| self.namespaces.get(&prefix)).flatten().copied().collect()
+    }
+
+    /// Begins a track if somebody publishes it.
+    fn begin(
+        &mut self,
+        name: &FullTrackName,
+        make: Make<'_, T>,
+        out: &mut Vec<Say<T>>,
+    ) -> Result<Option<T>, RequestCode> {
+        let publishers = self.publishers(name.namespace());
+        let Some(at) = publishers.first() else { return Ok(None) };
+        let track = self.track(name, *at, make)?;
+        for publisher in publishers {
+            self.pull(name, publisher, out);
+        }
+        Ok(Some(track))
+    }
+
+    /// The track of this name, made at a session if there is none.
+    fn track(&mut self, name: &FullTrackName, at: SessionId, make: Make<'_, T>) -> Result<T, RequestCode> {
+        if let Some(entry) = self.tracks.get(name) {
+            return Ok(entry.track.clone());
+        }
+        if self.tracks.len() >= self.limits.tracks {
+            return Err(RequestCode::ExcessiveLoad);
+        }
+        let track = make(name, at).ok_or(RequestCode::InternalError)?;
+        let entry = Track { track: track.clone(), sources: BTreeSet::new(), published: BTreeSet::new() };
+        self.tracks.insert(name.clone(), entry);
+        Ok(track)
+    }
+
+    fn pull(&mut self, name: &FullTrackName, publisher: SessionId, out: &mut Vec<Say<T>>) {
+        let Some(entry) = self.tracks.get_mut(name) else { return };
+        if entry.sources.len() < self.limits.publishers && entry.sources.insert(publisher) {
+            out.push(Say::Pull(publisher, entry.track.clone()));
+        }
+    }
+
+    /// Serves subscriptions that were held for tracks below a namespace.
+    fn serve_held(&mut self, namespace: &Namespace, make: Make<'_, T>, out: &mut Vec<Say<T>>) {
+        let names: Vec<FullTrackName> =
+            self.held.keys().filter(|name| name.namespace().starts_with(namespace)).cloned().collect();
+        for name in names {
+            let answer = match self.begin(&name, make, out) {
+                Ok(Some(track)) => Ok(track),
+                Ok(None) => continue,
+                Err(code) => Err(code),
+            };
+            for held in self.held.remove(&name).unwrap_or_default() {
+                self.release(held.asked.session);
+                out.push(match &answer {
+                    Ok(track) => Say::Begun(held.asked, track.clone()),
+                    Err(code) => Say::NotFound(held.asked, *code),
+                });
+            }
+        }
+    }
+
+    /// The namespaces that begin with a prefix: neighbours, since their bytes do.
+    fn below<'a>(&'a self, prefix: &'a Namespace) -> impl Iterator<Item = (&'a Namespace, &'a BTreeSet<SessionId>)> {
+        let from = (Bound::Included(prefix.clone()), Bound::Unbounded);
+        self.namespaces.range(from).take_while(move |(namespace, _)| namespace.starts_with(prefix))
+    }
+
+    fn tracks_below<'a>(&'a self, prefix: &'a Namespace) -> impl Iterator<Item = (&'a FullTrackName, &'a Track<T>)> {
+        self.tracks.iter().filter(move |(name, _)| name.namespace().starts_with(prefix))
+    }
+
+    fn watches_of(&self, watches: &BTreeMap<(Namespace, Asked), ()>, namespace: &Namespace) -> Vec<Asked> {
+        let least = Asked { session: SessionId(0), request: 0 };
+        let mut found = Vec::new();
+        for count in 0..=namespace.len() {
+            let prefix = namespace.first(count);
+            let of_prefix = watches.range((prefix.clone(), least)..).take_while(|((of, _), ())| *of == prefix);
+            found.extend(of_prefix.map(|((_, asked), ())| *asked));
+        }
+        found
+    }
+
+    fn tell_watches(&self, namespace: &Namespace, is: bool, out: &mut Vec<Say<T>>) {
+        let least = Asked { session: SessionId(0), request: 0 };
+        for count in 0..=namespace.len() {
+            let prefix = namespace.first(count);
+            let of_prefix = self.watches.range((prefix.clone(), least)..).take_while(|((of, _), ())| *of == prefix);
+            for ((prefix, to), ()) in of_prefix {
+                let (prefix, namespace) = (prefix.clone(), namespace.clone());
+                out.push(Say::Namespace { to: *to, prefix, namespace, is });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "directory_tests.rs"]
+mod tests;

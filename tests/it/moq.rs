@@ -1,0 +1,676 @@
+//! A gateway's relay of Media over QUIC, with a client that is written here over the codec alone: what flows, what it
+//! costs between arbiters, and what bad input gets.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use portway::transports::moq::codec_message::{MessageDecoder, put_message};
+use portway::transports::moq::codec_stream::{StreamDecoder, StreamStart};
+use portway::transports::moq::codec_subgroup::{
+    ObjectDecoder, ObjectEncoder, Piece, SubgroupHeader, SubgroupId, put_subgroup_header,
+};
+use portway::transports::moq::model::{Draft, Location, ObjectStatus};
+use portway::transports::moq::model_codes::{DoneCode, RequestCode, SessionCode};
+use portway::transports::moq::model_message::{
+    Message, Publish, PublishDone, PublishNamespace, Setup, Subscribe, SubscribeTracks, TrackStatus,
+};
+use portway::transports::moq::model_names::{FullTrackName, Namespace, TrackName};
+use portway::transports::moq::model_params::{Params, Properties};
+use portway::transports::quic::{Code, Connection, Priority, RecvStream, SendStream};
+
+use crate::gateway::Running;
+use crate::probe::{SOON, eventually, wait};
+use crate::quic_gateway::{Clients, certificate};
+
+/// A relay with settings of its own.
+pub(crate) fn relay(arbiters: usize, rest: &str) -> String {
+    format!(
+        "version = 1\n[runtime]\narbiters = {arbiters}\ndrain = \"5s\"\n{}\n[[listener]]\nname = \"moq\"\n\
+         listen = \"127.0.0.1:0\"\nprotocol = \"moq\"\ncertificate = \"local\"\n{rest}",
+        certificate()
+    )
+}
+
+fn track(name: &str) -> FullTrackName {
+    let namespace = Namespace::new(["test", "it"]).expect("a namespace");
+    FullTrackName::new(namespace, TrackName::new(name).expect("a name")).expect("a track")
+}
+
+async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, work).await.unwrap_or_else(|_| panic!("{what} took too long"))
+}
+
+/// The messages of one stream.
+struct Words {
+    stream: RecvStream,
+    decoder: MessageDecoder,
+    rest: Bytes,
+}
+
+impl Words {
+    fn new(stream: RecvStream, draft: Draft) -> Self {
+        Self { stream, decoder: MessageDecoder::new(draft), rest: Bytes::new() }
+    }
+
+    /// The next message; `None` at the end.
+    async fn next(&mut self) -> Option<Message> {
+        loop {
+            if let Some(message) = self.decoder.decode(&mut self.rest).expect("a message") {
+                return Some(message);
+            }
+            self.rest = soon("a message", self.stream.read(65_536)).await.ok()??;
+        }
+    }
+}
+
+/// A request with its stream.
+struct Request {
+    send: SendStream,
+    words: Words,
+}
+
+/// What came on a stream of objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Subgroup {
+    alias: u64,
+    group: u64,
+    subgroup: u64,
+    objects: Vec<(u64, Bytes)>,
+    whole: bool,
+}
+
+/// A session over the codec.
+struct Peer {
+    connection: Connection,
+    draft: Draft,
+    control: SendStream,
+    _words: Words,
+    next: u64,
+    /// Requests that stay open: dropping one gives it up.
+    kept: Vec<Request>,
+}
+
+fn bytes_of(message: &Message, draft: Draft) -> Bytes {
+    let mut out = BytesMut::new();
+    put_message(message, draft, &mut out).expect("it can be said");
+    out.freeze()
+}
+
+impl Peer {
+    async fn connect(clients: &Clients, to: SocketAddr, draft: Draft) -> Self {
+        let connection = soon("a connection", clients.connect(to, draft.alpn())).await;
+        let control = connection.open_uni(Priority::default()).await.expect("a stream");
+        control.write(bytes_of(&Message::Setup(Box::default()), draft)).await.expect("written");
+        let theirs = soon("a control stream", connection.accept_uni()).await.expect("a stream");
+        let mut words = Words::new(theirs, draft);
+        assert!(matches!(words.next().await, Some(Message::Setup(_))));
+        Self { connection, draft, control, _words: words, next: 0, kept: Vec::new() }
+    }
+
+    async fn ask(&mut self, make: impl FnOnce(u64) -> Message) -> Request {
+        let (send, receive) = self.connection.open(Priority::default()).await.expect("a stream");
+        let id = self.next;
+        self.next += 2;
+        send.write(bytes_of(&make(id), self.draft)).await.expect("written");
+        Request { send, words: Words::new(receive, self.draft) }
+    }
+
+    async fn subscribe_with(&mut self, name: &str, params: Params) -> Request {
+        let track = track(name);
+        self.ask(|request_id| Message::Subscribe(Box::new(Subscribe { request_id, track, params }))).await
+    }
+
+    /// A subscription that is accepted, and its alias.
+    async fn subscribe(&mut self, name: &str) -> (Request, u64) {
+        let params = Params { rendezvous_timeout: Some(SOON), ..Params::default() };
+        let mut request = self.subscribe_with(name, params).await;
+        match request.words.next().await {
+            Some(Message::SubscribeOk(ok)) => (request, ok.track_alias),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn publish(&mut self, name: &str, alias: u64) -> Request {
+        let track = track(name);
+        let mut request = self
+            .ask(|request_id| {
+                let (params, properties) = (Params::default(), Properties::default());
+                Message::Publish(Box::new(Publish { request_id, track, track_alias: alias, params, properties }))
+            })
+            .await;
+        assert!(matches!(request.words.next().await, Some(Message::RequestOk(_))));
+        request
+    }
+
+    /// A subgroup of whole objects, numbered from 0 on.
+    fn subgroup(&self, alias: u64, group: u64, payloads: &[&[u8]]) -> Bytes {
+        let header = SubgroupHeader {
+            track_alias: alias,
+            group,
+            subgroup: SubgroupId::Zero,
+            priority: None,
+            properties: false,
+            end_of_group: false,
+            first_object: true,
+        };
+        let mut out = BytesMut::new();
+        put_subgroup_header(&header, &mut out);
+        let mut encoder = ObjectEncoder::new(&header);
+        for (id, payload) in (0..).zip(payloads) {
+            encoder
+                .put(id, &Properties::default(), payload.len() as u64, ObjectStatus::Normal, &mut out)
+                .expect("in order");
+            out.extend_from_slice(payload);
+        }
+        out.freeze()
+    }
+
+    async fn send_subgroup(&self, alias: u64, group: u64, payloads: &[&[u8]]) {
+        let stream = self.connection.open_uni(Priority::default()).await.expect("a stream");
+        stream.write(self.subgroup(alias, group, payloads)).await.expect("written");
+        stream.finish().await.expect("finished");
+    }
+
+    /// Sends bytes on a stream of their own, and its end.
+    async fn send_raw(&self, bytes: &'static [u8]) {
+        let stream = self.connection.open_uni(Priority::default()).await.expect("a stream");
+        stream.write(Bytes::from_static(bytes)).await.expect("written");
+        stream.finish().await.expect("finished");
+    }
+
+    /// The next stream of objects, to its end.
+    async fn receive(&self) -> Subgroup {
+        let stream = soon("a stream", self.connection.accept_uni()).await.expect("a stream");
+        let mut starts = StreamDecoder::new(self.draft);
+        let mut rest = Bytes::new();
+        let header = loop {
+            match starts.decode(&mut rest).expect("a head") {
+                Some(StreamStart::Subgroup(header)) => break header,
+                Some(other) => panic!("{other:?}"),
+                None => rest = soon("a head", stream.read(65_536)).await.expect("read").expect("more"),
+            }
+        };
+        let mut decoder = ObjectDecoder::new(&header);
+        let mut objects: Vec<(u64, BytesMut)> = Vec::new();
+        let whole = loop {
+            match decoder.decode(&mut rest).expect("objects") {
+                Some(Piece::Head(head)) => objects.push((head.id, BytesMut::new())),
+                Some(Piece::Payload { bytes, .. }) => objects.last_mut().expect("one").1.extend_from_slice(&bytes),
+                None => match soon("objects", stream.read(65_536)).await {
+                    Ok(Some(bytes)) => rest = bytes,
+                    Ok(None) => break true,
+                    Err(_) => break false,
+                },
+            }
+        };
+        let subgroup = match header.subgroup {
+            SubgroupId::Given(id) => id,
+            _ => 0,
+        };
+        let objects = objects.into_iter().map(|(id, payload)| (id, payload.freeze())).collect();
+        Subgroup { alias: header.track_alias, group: header.group, subgroup, objects, whole }
+    }
+
+    /// The next stream, of which something has come.
+    async fn begun(&self) -> RecvStream {
+        let stream = soon("a stream", self.connection.accept_uni()).await.expect("a stream");
+        assert!(soon("bytes", stream.read(65_536)).await.expect("read").is_some());
+        stream
+    }
+
+    /// The code that the relay closes with.
+    async fn closed(&self) -> SessionCode {
+        let farewell = soon("a close", self.connection.join()).await;
+        match farewell.end.code {
+            Code::Application(number) => SessionCode::from_number(number, self.draft),
+            other => panic!("{other:?}: {}", farewell.end),
+        }
+    }
+}
+
+/// Whether a stream ends by a reset.
+async fn is_torn(stream: &RecvStream) -> bool {
+    loop {
+        match soon("the end", stream.read(65_536)).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return false,
+            Err(_) => return true,
+        }
+    }
+}
+
+fn code_of(message: Option<Message>) -> RequestCode {
+    match message {
+        Some(Message::RequestError(error)) => error.code,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn sessions(running: &Running) -> usize {
+    let actors = running.gateway().mesh();
+    wait(actors.view()).arbiters.iter().flat_map(|arbiter| &arbiter.actors).filter(|actor| actor.kind == "quic").count()
+}
+
+#[test]
+fn objects_flow_from_a_publisher_to_subscribers_in_both_drafts() {
+    let running = Running::start(&relay(2, ""));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    wait(async {
+        let mut publisher = Peer::connect(&clients, to, Draft::D18).await;
+        let mut first = Peer::connect(&clients, to, Draft::D20).await;
+        let mut second = Peer::connect(&clients, to, Draft::D18).await;
+        let (publish, (mut one, _)) = tokio::join!(publisher.publish("flow", 7), first.subscribe("flow"));
+        publisher.kept.push(publish);
+        let (mut two, alias) = second.subscribe("flow").await;
+        publisher.send_subgroup(7, 0, &[b"hello", b"", b"world"]).await;
+        for (peer, alias) in [(&first, None), (&second, Some(alias))] {
+            let got = peer.receive().await;
+            let expected = [(0, "hello"), (1, ""), (2, "world")].map(|(id, text)| (id, Bytes::from(text)));
+            assert_eq!((got.group, got.subgroup, got.whole, &got.objects[..]), (0, 0, true, &expected[..]));
+            assert!(alias.is_none_or(|alias| alias == got.alias), "the relay's own alias");
+        }
+        // A stream that is given up is one downstream, and nothing else ends.
+        let stream = publisher.connection.open_uni(Priority::default()).await.expect("a stream");
+        stream.write(publisher.subgroup(7, 1, &[b"half"])).await.expect("written");
+        let begun = [first.begun().await, second.begun().await];
+        stream.reset(1).await.expect("reset");
+        for stream in begun {
+            assert!(is_torn(&stream).await, "FIN is for what is complete alone");
+        }
+        publisher.send_subgroup(7, 2, &[b"next"]).await;
+        for peer in [&first, &second] {
+            let got = peer.receive().await;
+            assert_eq!((got.group, got.whole), (2, true));
+        }
+        drop(publisher);
+        for request in [&mut one, &mut two] {
+            let done = loop {
+                match request.words.next().await {
+                    Some(Message::PublishDone(done)) => break done,
+                    Some(_) => {}
+                    None => panic!("no PUBLISH_DONE"),
+                }
+            };
+            assert_eq!((done.code, done.streams), (DoneCode::TrackEnded, Some(3)));
+        }
+    });
+}
+
+#[test]
+fn a_track_is_offered_asked_about_and_known_only_while_it_is_there() {
+    let running = Running::start(&relay(1, ""));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    wait(async {
+        let mut watcher = Peer::connect(&clients, to, Draft::D18).await;
+        let prefix = Namespace::new(["test"]).expect("a prefix");
+        let mut watch = watcher
+            .ask(|request_id| {
+                let (prefix, params) = (prefix, Params::default());
+                Message::SubscribeTracks(Box::new(SubscribeTracks { request_id, prefix, params }))
+            })
+            .await;
+        assert!(matches!(watch.words.next().await, Some(Message::RequestOk(_))));
+        let status = |peer_track: &'static str| {
+            move |request_id| {
+                let (track, params) = (track(peer_track), Params::default());
+                Message::TrackStatus(Box::new(TrackStatus { request_id, track, params }))
+            }
+        };
+        let mut none = watcher.ask(status("offer")).await;
+        assert_eq!(code_of(none.words.next().await), RequestCode::DoesNotExist);
+        let mut publisher = Peer::connect(&clients, to, Draft::D18).await;
+        let publish = publisher.publish("offer", 3).await;
+        let (send, receive) = soon("an offer", watcher.connection.accept()).await.expect("a stream");
+        let mut words = Words::new(receive, Draft::D18);
+        let Some(Message::Publish(offered)) = words.next().await else { panic!("PUBLISH") };
+        assert_eq!(offered.track, track("offer"));
+        publisher.send_subgroup(3, 4, &[b"a", b"b"]).await;
+        assert_eq!(watcher.receive().await.objects.len(), 2);
+        let mut known = watcher.ask(status("offer")).await;
+        let Some(Message::RequestOk(ok)) = known.words.next().await else { panic!("REQUEST_OK") };
+        assert_eq!(ok.params.largest, Some(Location::new(4, 1)));
+        drop((publish, send, words));
+    });
+}
+
+/// What crosses between arbiters grows with arbiters: a batch is one message to each, however many subscribe there.
+#[test]
+fn a_subscriber_costs_no_message_between_arbiters() {
+    const SUBSCRIBERS: usize = 24;
+    const GROUPS: u64 = 20;
+    let running = Running::start(&relay(2, ""));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    wait(async {
+        let mut publisher = Peer::connect(&clients, to, Draft::D18).await;
+        let publish = publisher.publish("count", 1).await;
+        let mut peers = Vec::new();
+        for _ in 0..SUBSCRIBERS {
+            let mut peer = Peer::connect(&clients, to, Draft::D18).await;
+            let (request, _) = peer.subscribe("count").await;
+            peers.push((peer, request));
+        }
+        for group in 0..GROUPS {
+            publisher.send_subgroup(1, group, &[b"object"]).await;
+        }
+        for (peer, _) in &peers {
+            for _ in 0..GROUPS {
+                assert!(peer.receive().await.whole);
+            }
+        }
+        drop(publish);
+    });
+    let totals = running.totals();
+    let batches = totals.get("moq_batches", "moq", "");
+    let cross = totals.get("moq_cross_arbiter", "moq", "");
+    assert!((1..=3 * GROUPS).contains(&batches), "{batches} batches of {GROUPS} groups");
+    // One for each batch, and one when the other arbiter had its first subscriber and when the track began.
+    assert!(cross <= batches + 4, "{cross} messages for {batches} batches");
+    assert!(totals.get("moq_streams_out", "moq", "") >= SUBSCRIBERS as u64 * GROUPS);
+}
+
+#[test]
+fn fifty_sessions_are_fifty_actors_and_then_none() {
+    let running = Running::start(&relay(2, ""));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    wait(async {
+        let mut peers = Vec::new();
+        for _ in 0..50 {
+            peers.push(Peer::connect(&clients, to, Draft::D20).await);
+        }
+        let view = running.gateway().mesh().view().await;
+        let actors: Vec<_> = view.arbiters.iter().flat_map(|arbiter| &arbiter.actors).collect();
+        let sessions: Vec<_> = actors.iter().filter(|actor| actor.kind == "quic").collect();
+        assert_eq!(sessions.len(), 50);
+        assert!(sessions.iter().all(|actor| actor.turns > 0), "each had turns on its arbiter");
+        for peer in peers {
+            peer.connection.close(0, "");
+        }
+    });
+    eventually("all sessions end", || sessions(&running) == 0);
+}
+
+/// Sends something bad from a session of its own; the session is closed with that code, the counter of the reason rises
+/// by one, and a neighbour's subscription goes on.
+fn bad(reason: &str, code: SessionCode, what: impl AsyncFnOnce(&mut Peer)) {
+    let running = Running::start(&relay(1, ""));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    wait(async {
+        let mut publisher = Peer::connect(&clients, to, Draft::D18).await;
+        let mut neighbour = Peer::connect(&clients, to, Draft::D18).await;
+        let publish = publisher.publish("near", 1).await;
+        let (subscription, _) = neighbour.subscribe("near").await;
+        publisher.send_subgroup(1, 0, &[b"before"]).await;
+        assert!(neighbour.receive().await.whole);
+        let mut peer = Peer::connect(&clients, to, Draft::D18).await;
+        what(&mut peer).await;
+        assert_eq!(peer.closed().await, code, "{reason}");
+        publisher.send_subgroup(1, 1, &[b"after"]).await;
+        assert_eq!(neighbour.receive().await.objects[0].1, Bytes::from("after"));
+        drop((publish, subscription));
+    });
+    let totals = running.totals();
+    let failed = |reason: &str| totals.get("moq_sessions_failed", "moq", reason);
+    assert_eq!((failed(reason), totals.family("moq_sessions_failed")), (1, 1), "{reason}");
+}
+
+#[test]
+fn unknown_streams_and_messages_end_their_session_alone() {
+    bad("unknown_stream", SessionCode::ProtocolViolation, async |peer| peer.send_raw(&[0x06, 0, 0]).await);
+    bad("unknown_message", SessionCode::ProtocolViolation, async |peer| {
+        let (send, receive) = peer.connection.open(Priority::default()).await.expect("a stream");
+        send.write(Bytes::from_static(&[0x3b, 0, 0])).await.expect("written");
+        peer.kept.push(Request { send, words: Words::new(receive, Draft::D18) });
+    });
+    bad("unexpected_message", SessionCode::ProtocolViolation, async |peer| {
+        peer.control.write(bytes_of(&Message::Setup(Box::default()), Draft::D18)).await.expect("written");
+    });
+    bad("not_a_request", SessionCode::ProtocolViolation, async |peer| {
+        let (send, receive) = peer.connection.open(Priority::default()).await.expect("a stream");
+        let done = PublishDone { code: DoneCode::TrackEnded, streams: None, reason: String::new() };
+        send.write(bytes_of(&Message::PublishDone(done), Draft::D18)).await.expect("written");
+        peer.kept.push(Request { send, words: Words::new(receive, Draft::D18) });
+    });
+    bad("second_control_stream", SessionCode::ProtocolViolation, async |peer| {
+        let stream = peer.connection.open_uni(Priority::default()).await.expect("a stream");
+        stream.write(bytes_of(&Message::Setup(Box::<Setup>::default()), Draft::D18)).await.expect("written");
+        stream.finish().await.expect("finished");
+    });
+    bad("control_stream_closed", SessionCode::ProtocolViolation, async |peer| {
+        peer.control.finish().await.expect("finished");
+    });
+}
+
+#[test]
+fn request_numbers_and_aliases_are_used_once() {
+    bad("invalid_request_id", SessionCode::InvalidRequestId, async |peer| {
+        let first = peer.subscribe_with("none", Params::default()).await;
+        peer.next = 0;
+        let again = peer.subscribe_with("none", Params::default()).await;
+        peer.kept.extend([first, again]);
+    });
+    bad("invalid_request_id", SessionCode::InvalidRequestId, async |peer| {
+        peer.next = 1;
+        let odd = peer.subscribe_with("none", Params::default()).await;
+        peer.kept.push(odd);
+    });
+    bad("duplicate_track_alias", SessionCode::DuplicateTrackAlias, async |peer| {
+        let one = peer.publish("one", 5).await;
+        let other = track("two");
+        let two = peer
+            .ask(|request_id| {
+                let (params, properties) = (Params::default(), Properties::default());
+                Message::Publish(Box::new(Publish { request_id, track: other, track_alias: 5, params, properties }))
+            })
+            .await;
+        peer.kept.extend([one, two]);
+    });
+}
+
+#[test]
+fn an_object_that_is_cut_or_wrong_ends_the_publisher_and_is_passed_on_to_nobody() {
+    bad("cut_off", SessionCode::ProtocolViolation, async |peer| {
+        let publish = peer.publish("cut", 1).await;
+        let whole = peer.subgroup(1, 0, &[b"payload"]);
+        let stream = peer.connection.open_uni(Priority::default()).await.expect("a stream");
+        stream.write(whole.slice(..whole.len() - 3)).await.expect("written");
+        stream.finish().await.expect("finished");
+        peer.kept.push(publish);
+    });
+    bad("unknown_status", SessionCode::ProtocolViolation, async |peer| {
+        let publish = peer.publish("status", 1).await;
+        // Subgroup 0 of group 0, default priority; object 0 without payload, of status 9.
+        peer.send_raw(&[0x30, 1, 0, 0, 0, 9]).await;
+        peer.kept.push(publish);
+    });
+}
+
+/// A session whose track contradicts itself: the track ends everywhere, the session does not.
+#[test]
+fn a_track_that_contradicts_itself_ends_for_all_its_subscribers() {
+    let running = Running::start(&relay(1, ""));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    wait(async {
+        let mut publisher = Peer::connect(&clients, to, Draft::D18).await;
+        let mut subscriber = Peer::connect(&clients, to, Draft::D18).await;
+        let bad = publisher.publish("bad", 1).await;
+        let good = publisher.publish("good", 2).await;
+        let (mut request, _) = subscriber.subscribe("bad").await;
+        let (other, _) = subscriber.subscribe("good").await;
+        // The group ends at object 1, and then there is an object 2.
+        publisher.send_raw(&[0x30, 1, 0, 0, 1, b'a', 0, 0, 3]).await;
+        assert!(subscriber.receive().await.whole);
+        publisher.send_raw(&[0x34, 1, 0, 1, 2, 1, b'b']).await;
+        let Some(Message::PublishDone(done)) = request.words.next().await else { panic!("PUBLISH_DONE") };
+        assert_eq!((done.code, done.streams), (DoneCode::MalformedTrack, Some(1)));
+        publisher.send_subgroup(2, 0, &[b"fine"]).await;
+        assert_eq!(subscriber.receive().await.objects[0].1, Bytes::from("fine"));
+        drop((bad, good, other));
+    });
+    assert_eq!(running.totals().get("moq_malformed", "moq", "object_behind_end_of_group"), 1);
+    assert_eq!(running.totals().family("moq_malformed"), 1);
+}
+
+/// An object of 2^62 bytes is announced: it passes as it comes, and takes no memory beforehand.
+#[test]
+fn an_endless_object_passes_as_it_comes() {
+    let running = Running::start(&relay(1, "[listener.moq]\ncache = \"64KiB\"\n"));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    wait(async {
+        let mut publisher = Peer::connect(&clients, to, Draft::D18).await;
+        let mut subscriber = Peer::connect(&clients, to, Draft::D18).await;
+        let publish = publisher.publish("endless", 1).await;
+        let (subscription, _) = subscriber.subscribe("endless").await;
+        let stream = publisher.connection.open_uni(Priority::default()).await.expect("a stream");
+        let mut head = BytesMut::from(&[0x30, 1, 0, 0][..]);
+        portway::transports::moq::codec::put_varint(1 << 62, &mut head);
+        stream.write(head.freeze()).await.expect("written");
+        let theirs = soon("a stream", subscriber.connection.accept_uni()).await.expect("a stream");
+        let mut got = 0;
+        for _ in 0..20 {
+            stream.write(Bytes::from(vec![7; 16 << 10])).await.expect("written");
+            while got < 16 << 10 {
+                got += soon("bytes", theirs.read(65_536)).await.expect("read").expect("more").len();
+            }
+            got -= 16 << 10;
+        }
+        let view = running.gateway().mesh().view().await;
+        let actors = view.arbiters.iter().flat_map(|arbiter| &arbiter.actors);
+        let held: usize = actors.filter(|actor| actor.kind.starts_with("moq")).map(|actor| actor.held).sum();
+        assert!(held < 1 << 20, "{held} bytes held");
+        drop((publish, subscription));
+    });
+}
+
+#[test]
+fn a_session_has_its_share_of_namespaces_and_requests() {
+    let running = Running::start(&relay(1, "[listener.moq]\nnamespaces = 10\nrequests = 40\n"));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    wait(async {
+        let mut peer = Peer::connect(&clients, to, Draft::D18).await;
+        let mut open = Vec::new();
+        let mut refused = 0;
+        for number in 0..30 {
+            let namespace = Namespace::new(["many", &number.to_string()]).expect("a namespace");
+            let mut request = peer
+                .ask(|request_id| {
+                    let params = Params::default();
+                    Message::PublishNamespace(Box::new(PublishNamespace { request_id, namespace, params }))
+                })
+                .await;
+            match request.words.next().await {
+                Some(Message::RequestOk(_)) => open.push(request),
+                other => {
+                    assert_eq!(code_of(other), RequestCode::ExcessiveLoad);
+                    refused += 1;
+                }
+            }
+        }
+        assert_eq!((open.len(), refused), (10, 20));
+        let mut neighbour = Peer::connect(&clients, to, Draft::D18).await;
+        let publish = neighbour.publish("mine", 1).await;
+        drop(publish);
+    });
+    assert_eq!(running.totals().get("moq_requests_refused", "moq", "excessive_load"), 20);
+}
+
+#[test]
+fn a_subscriber_that_comes_and_goes_leaves_nothing_behind() {
+    let running = Running::start(&relay(1, ""));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    wait(async {
+        let mut publisher = Peer::connect(&clients, to, Draft::D18).await;
+        let publish = publisher.publish("fickle", 1).await;
+        let mut peer = Peer::connect(&clients, to, Draft::D18).await;
+        for _ in 0..300 {
+            let (request, _) = peer.subscribe("fickle").await;
+            request.send.reset(1).await.expect("reset");
+            request.words.stream.stop(1).await.expect("stopped");
+        }
+        let (last, _) = peer.subscribe("fickle").await;
+        publisher.send_subgroup(1, 0, &[b"still"]).await;
+        assert_eq!(peer.receive().await.objects[0].1, Bytes::from("still"));
+        drop((publish, last));
+    });
+    assert_eq!(running.totals().family("moq_sessions_failed"), 0);
+}
+
+/// A publisher that is gone in the midst of a group, and back: who waited goes on with what is new.
+#[test]
+fn subscribers_wait_for_a_publisher_that_comes_back() {
+    let running = Running::start(&relay(2, "[listener.moq]\nlinger = \"10s\"\n"));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    wait(async {
+        let mut publisher = Peer::connect(&clients, to, Draft::D18).await;
+        let publish = publisher.publish("back", 1).await;
+        let mut peers = Vec::new();
+        for _ in 0..20 {
+            let mut peer = Peer::connect(&clients, to, Draft::D18).await;
+            let (request, _) = peer.subscribe("back").await;
+            peers.push((peer, request));
+        }
+        let stream = publisher.connection.open_uni(Priority::default()).await.expect("a stream");
+        stream.write(publisher.subgroup(1, 0, &[b"zero"])).await.expect("written");
+        let mut begun = Vec::new();
+        for (peer, _) in &peers {
+            begun.push(peer.begun().await);
+        }
+        publisher.connection.close(0, "");
+        let mut again = Peer::connect(&clients, to, Draft::D18).await;
+        let published = again.publish("back", 9).await;
+        for stream in begun {
+            assert!(is_torn(&stream).await, "what was begun could not be finished");
+        }
+        again.send_subgroup(9, 0, &[b"zero", b"one"]).await;
+        for (peer, _) in &peers {
+            assert_eq!(peer.receive().await.objects, [(1, Bytes::from("one"))], "nothing comes twice");
+        }
+        drop((publish, published));
+    });
+}
+
+#[test]
+fn tokens_grant_and_expire_on_running_sessions() {
+    let soon_over = portway_now() + Duration::from_secs(3);
+    let rest = format!(
+        "[[listener.moq.token]]\ntoken = \"short\"\npublish = \"test\"\nsubscribe = \"test\"\nexpires = {}\n",
+        soon_over.as_secs()
+    );
+    let running = Running::start(&relay(1, &rest));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    wait(async {
+        let mut peer = Peer::connect(&clients, to, Draft::D18).await;
+        let mut denied = peer.subscribe_with("secret", Params::default()).await;
+        assert_eq!(code_of(denied.words.next().await), RequestCode::Unauthorized);
+        let connection = soon("a connection", clients.connect(to, Draft::D18.alpn())).await;
+        let control = connection.open_uni(Priority::default()).await.expect("a stream");
+        let token = portway::transports::moq::model_params::Token::UseValue { kind: 0, value: Bytes::from("short") };
+        let setup = Setup { tokens: vec![token], ..Setup::default() };
+        control.write(bytes_of(&Message::Setup(Box::new(setup)), Draft::D18)).await.expect("written");
+        let theirs = soon("a control stream", connection.accept_uni()).await.expect("a stream");
+        let words = Words::new(theirs, Draft::D18);
+        let mut bearer = Peer { connection, draft: Draft::D18, control, _words: words, next: 0, kept: Vec::new() };
+        let publish = bearer.publish("secret", 1).await;
+        let ended = soon("its end", publish.words.stream.read(9)).await;
+        assert!(ended.is_err() || ended == Ok(None), "its grant is over: {ended:?}");
+        let mut late = bearer.subscribe_with("secret", Params::default()).await;
+        assert_eq!(code_of(late.words.next().await), RequestCode::ExpiredAuthToken);
+    });
+    let refused = |reason: &str| running.totals().get("moq_requests_refused", "moq", reason);
+    assert_eq!((refused("unauthorized"), refused("expired_auth_token")), (1, 2));
+}
+
+fn portway_now() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970")
+}
