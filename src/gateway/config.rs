@@ -20,8 +20,8 @@ pub use super::config_quic::{
     Certificate, CertificateSource, Congestion, ListenerTls, Quic, QuicService, QuicSettings, Retry, Route, UpstreamTls,
 };
 
-pub use super::config_udp::Udp;
 pub use super::config_moq::{Moq, MoqScope, MoqToken, MoqWhenSlow};
+pub use super::config_udp::Udp;
 #[cfg(feature = "wireguard")]
 pub use super::config_wireguard::{InsideService, Key, Mode, Offload, Peer, Speaks, ThreadingMode, Wireguard};
 
