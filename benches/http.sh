@@ -26,7 +26,7 @@ dir=$(mktemp -d)
 started=()
 cleanup() {
     for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
-    rm -rf "$dir"
+    [ -n "${KEEP:-}" ] || rm -rf "$dir"
 }
 trap cleanup EXIT
 trap 'exit 1' INT TERM
@@ -37,12 +37,12 @@ body=$(printf 'x%.0s' $(seq 1024))
 
 cat > "$dir/upstream.conf" <<X
 daemon off; master_process off; pid $dir/upstream.pid; error_log $dir/upstream.err;
-events { worker_connections 30000; }
+events { worker_connections 10500; }
 http { access_log off; keepalive_requests 1000000000; server { listen 127.0.0.1:$upstream backlog=4096; location / { return 200 "$body"; } } }
 X
 cat > "$dir/haproxy.cfg" <<X
 global
-  maxconn 25000
+  maxconn 9900
   nbthread 1
 defaults
   mode http
@@ -61,13 +61,12 @@ backend up
 X
 cat > "$dir/nginx.conf" <<X
 daemon off; master_process off; pid $dir/nginx.pid; error_log $dir/nginx.err;
-events { worker_connections 30000; }
+events { worker_connections 10500; }
 http {
   access_log off; keepalive_requests 1000000000; keepalive_timeout 300s;
   upstream up { server 127.0.0.1:$upstream; keepalive 256; keepalive_requests 1000000000; }
   server {
     listen 127.0.0.1:$nginx_one backlog=4096; listen 127.0.0.1:$nginx_two http2 backlog=4096;
-    http2_max_requests 1000000000;
     location / { proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header X-Forwarded-For \$remote_addr; }
   }
 }
@@ -94,13 +93,13 @@ path = "/"
 upstream = "up"
 X
 cat > "$dir/hold.py" <<'PY'
-"""Opens 10,000 connections, asks once on each, and says what they cost in memory each."""
+"""Opens so many connections, asks once on each, and says what they cost in memory each."""
 import socket, sys, time
-port, pid = int(sys.argv[1]), sys.argv[2]
+port, pid, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 def resident():
     return next(int(line.split()[1]) for line in open(f"/proc/{pid}/status") if line.startswith("VmRSS")) * 1024
 before, held = resident(), []
-for n in range(10_000):
+for n in range(count):
     s = socket.create_connection(("127.0.0.1", port))
     s.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
     got = b""
@@ -168,9 +167,9 @@ for case in $cases; do
         done
         ;;
     idle)
-        echo "haproxy idle $(python3 "$dir/hold.py" $haproxy_one "$haproxy")"
-        echo "nginx idle $(python3 "$dir/hold.py" $nginx_one "$nginx")"
-        echo "ours idle $(python3 "$dir/hold.py" $ours_one "$ours")"
+        echo "haproxy idle $(python3 "$dir/hold.py" $haproxy_one "$haproxy" 9800)"
+        echo "nginx idle $(python3 "$dir/hold.py" $nginx_one "$nginx" 10000)"
+        echo "ours idle $(python3 "$dir/hold.py" $ours_one "$ours" 10000)"
         ;;
     esac
 done | tee "$dir/lines"

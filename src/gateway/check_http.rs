@@ -21,6 +21,7 @@ use super::raw_upstream::is_name;
 use super::report::{Mistakes, Span};
 use crate::transports::http::codec_forward::Network;
 use crate::transports::http::state_routes::{HostRule, PathRule, Rule, Table, is_plain};
+use crate::transports::http::{LOG_FIELDS, LogFields};
 
 const ACTIONS: &str =
     "write `upstream = \"app\"`, `redirect = \"https://…\"`, or `service = \"static\"`, `\"respond\"` or `\"demo\"`";
@@ -407,6 +408,14 @@ fn settings(raw: Option<&RawHttp>, mistakes: &mut Mistakes) -> HttpSettings {
         }
         trusted_proxies.push(at.value.text.clone());
     }
+    let mut access_fields = Vec::new();
+    for at in is(&raw.access_fields).into_iter().flat_map(|list| list.value.iter().filter_map(is)) {
+        if LogFields::of([&*at.value.text]).is_none() {
+            let hint = format!("write some of {}", LOG_FIELDS.join(", "));
+            mistakes.add(at.span, format!("{} is no field of the access log", at.value.shown()), hint);
+        }
+        access_fields.push(at.value.text.clone());
+    }
     HttpSettings {
         head_bytes: count(&raw.head_bytes, default.head_bytes),
         head_fields: count(&raw.head_fields, default.head_fields),
@@ -417,6 +426,7 @@ fn settings(raw: Option<&RawHttp>, mistakes: &mut Mistakes) -> HttpSettings {
         streams: small(&raw.streams, default.streams),
         trusted_proxies,
         access_log: copied(&raw.access_log, default.access_log),
+        access_fields,
         http3: copied(&raw.http3, default.http3),
     }
 }

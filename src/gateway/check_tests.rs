@@ -150,6 +150,7 @@ fn every_key_reaches_the_checked_configuration() {
             timeout: Duration::from_millis(100),
             healthy_after: 1,
             unhealthy_after: 5,
+            slow_start: None,
         },
         http: UpstreamHttp::default(),
         tls: None,
@@ -290,11 +291,11 @@ fn references_are_expanded() {
 }
 
 #[test]
-fn a_registered_protocol_may_take_a_reserved_word() {
-    let text = "version = 1\n[[listener]]\nname = \"a\"\nlisten = \"[::1]:1\"\nprotocol = \"udp\"\n";
+fn a_registered_protocol_is_known_and_replaces_none_that_is_built_in() {
+    let text = "version = 1\n[[listener]]\nname = \"a\"\nlisten = \"[::1]:1\"\nprotocol = \"mqtt\"\n";
     assert!(parse("c.toml", text, &Known::default()).is_err());
-    let config = parse("c.toml", text, &Known::default().protocol("udp").protocol("framed")).unwrap();
-    assert!(matches!(&config.listeners[0].protocol, Protocol::Custom { protocol, .. } if protocol == "udp"));
+    let config = parse("c.toml", text, &Known::default().protocol("mqtt").protocol("framed")).unwrap();
+    assert!(matches!(&config.listeners[0].protocol, Protocol::Custom { protocol, .. } if protocol == "mqtt"));
     let config = parse("c.toml", &with(""), &Known::default().protocol("framed").protocol("relay")).unwrap();
     assert!(matches!(config.listeners[0].protocol, Protocol::Framed(_)));
 }

@@ -292,5 +292,6 @@ fn health(raw: &RawHealth, mistakes: &mut Mistakes) -> Health {
         timeout: copied(&raw.timeout, default.timeout),
         healthy_after: small(&raw.healthy_after, default.healthy_after),
         unhealthy_after: small(&raw.unhealthy_after, default.unhealthy_after),
+        slow_start: is(&raw.slow_start).map(|at| at.value),
     }
 }

@@ -272,6 +272,8 @@ pub struct Health {
     pub healthy_after: u32,
     /// Checks in a row that must fail before a server gets no more connections. Default 3.
     pub unhealthy_after: u32,
+    /// How long a server that has come, or come back, gets less than its share. Default: not at all.
+    pub slow_start: Option<Duration>,
 }
 
 impl Default for Health {
@@ -285,6 +287,7 @@ impl Default for Health {
             timeout: Duration::from_secs(2),
             healthy_after: 2,
             unhealthy_after: 3,
+            slow_start: None,
         }
     }
 }

@@ -41,6 +41,8 @@ pub struct HttpSettings {
     pub trusted_proxies: Vec<String>,
     /// Whether each request is logged. Default `false`.
     pub access_log: bool,
+    /// What its lines say; empty: all but what browsers say of themselves. Default empty.
+    pub access_fields: Vec<String>,
     /// Whether HTTP/3 is spoken, over UDP on the port of the listener, and announced by `Alt-Svc`. Default: with TLS.
     pub http3: bool,
 }
@@ -57,6 +59,7 @@ impl Default for HttpSettings {
             streams: 100,
             trusted_proxies: Vec::new(),
             access_log: false,
+            access_fields: Vec::new(),
             http3: cfg!(feature = "quic"),
         }
     }

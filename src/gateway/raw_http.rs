@@ -21,6 +21,7 @@ pub(super) const HTTP_KEYS: &[&str] = &[
     "streams",
     "trusted_proxies",
     "access_log",
+    "access_fields",
     "http3",
 ];
 pub(super) const UPSTREAM_HTTP_KEYS: &[&str] = &["version", "idle", "idle_connections", "pending"];
@@ -42,6 +43,7 @@ pub(super) struct RawHttp {
     pub(super) streams: Field<u64>,
     pub(super) trusted_proxies: Texts,
     pub(super) access_log: Field<bool>,
+    pub(super) access_fields: Texts,
     pub(super) http3: Field<bool>,
 }
 
@@ -90,6 +92,7 @@ pub(super) fn http(mut section: Section<'_, '_>) -> At<RawHttp> {
         streams: section.whole("streams", 1..=10_000),
         trusted_proxies: section.texts("trusted_proxies", "[\"10.0.0.0/8\"]"),
         access_log: section.boolean("access_log"),
+        access_fields: section.one_or_more("access_fields", "\"status\""),
         http3: section.boolean("http3"),
     };
     let span = section.header;

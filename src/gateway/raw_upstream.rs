@@ -19,8 +19,17 @@ pub(super) const TLS: &str = "[upstream.tls]";
 pub(super) const KEYS: &[&str] = &["name", "servers", "balance", "resolve", "limits", "health", "http", "tls", "via"];
 pub(super) const TLS_KEYS: &[&str] = &["ca", "trust", "name", "alpn", "certificate", "curves", "keylog", "early_data"];
 pub(super) const LIMITS_KEYS: &[&str] = &["connections", "connect_timeout"];
-pub(super) const HEALTH_KEYS: &[&str] =
-    &["eject_after", "eject_for", "check", "path", "interval", "timeout", "healthy_after", "unhealthy_after"];
+pub(super) const HEALTH_KEYS: &[&str] = &[
+    "eject_after",
+    "eject_for",
+    "check",
+    "path",
+    "interval",
+    "timeout",
+    "healthy_after",
+    "unhealthy_after",
+    "slow_start",
+];
 
 const BALANCE: [(&str, Balance); 4] = [
     ("round-robin", Balance::RoundRobin),
@@ -81,6 +90,7 @@ pub(super) struct RawHealth {
     pub(super) timeout: Field<Duration>,
     pub(super) healthy_after: Field<u64>,
     pub(super) unhealthy_after: Field<u64>,
+    pub(super) slow_start: Field<Duration>,
 }
 
 pub(super) fn upstream(mut section: Section<'_, '_>) -> RawUpstream {
@@ -121,6 +131,7 @@ fn health(mut section: Section<'_, '_>) -> RawHealth {
         timeout: section.duration("timeout", LEAST_TIMEOUT..=DAY),
         healthy_after: section.whole("healthy_after", IN_A_ROW),
         unhealthy_after: section.whole("unhealthy_after", IN_A_ROW),
+        slow_start: section.duration("slow_start", LEAST_TIMEOUT..=DAY),
     };
     unknown_keys(section);
     raw

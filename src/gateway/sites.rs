@@ -17,7 +17,7 @@ use crate::transports::http::codec_edit::Rewrite;
 use crate::transports::http::codec_forward::Network;
 use crate::transports::http::codec_head::HeadLimits;
 use crate::transports::http::state_watch::Times;
-use crate::transports::http::{Action, Connections, Published, Route, Settings, Site, Upstream};
+use crate::transports::http::{Action, Connections, LogFields, Published, Route, Settings, Site, Upstream};
 #[cfg(feature = "quic")]
 use crate::transports::http::{Inside, OverQuic};
 #[cfg(feature = "quic")]
@@ -72,7 +72,12 @@ pub(super) fn upstreams_of(http: &Http) -> impl Iterator<Item = &str> {
 fn servers_of(http: &Http) -> impl Iterator<Item = &str> {
     http.routes.iter().filter_map(|route| match &route.action {
         HttpAction::Upstream(name) => Some(name.as_str()),
-        _ => None,
+        HttpAction::Respond { .. }
+        | HttpAction::Redirect { .. }
+        | HttpAction::Static { .. }
+        | HttpAction::Demo
+        | HttpAction::Moq { .. }
+        | HttpAction::Session { .. } => None,
     })
 }
 
@@ -96,6 +101,9 @@ pub(super) fn make(
         }
     };
     let config::HttpSettings { head_bytes, head_fields, requests, streams, access_log, .. } = http.settings;
+    let fields = http.settings.access_fields.iter().map(String::as_str);
+    let fields =
+        if http.settings.access_fields.is_empty() { Some(LogFields::default()) } else { LogFields::of(fields) };
     let settings = Settings {
         listener: Arc::from(listener.name.as_str()),
         head: HeadLimits { bytes: head_bytes, fields: head_fields },
@@ -108,7 +116,7 @@ pub(super) fn make(
         requests,
         streams,
         trusted: http.settings.trusted_proxies.iter().filter_map(|text| Network::parse(text)).collect(),
-        access_log,
+        access_log: fields.filter(|_| access_log),
         tls,
         alternative: http.settings.http3.then(|| alternative(port)),
         sessions: http

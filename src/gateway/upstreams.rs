@@ -297,6 +297,7 @@ fn settings_of(upstream: &config::Upstream) -> BalanceSettings {
         max_connections: upstream.limits.connections,
         eject_after: upstream.health.eject_after,
         eject_for: upstream.health.eject_for,
+        slow_start: upstream.health.slow_start.unwrap_or_default(),
         ..BalanceSettings::default()
     }
 }

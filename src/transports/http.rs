@@ -48,6 +48,7 @@ pub use guards::{Guards, Limit};
 pub use hook::{Asked, Decision, Hook};
 #[cfg(feature = "quic")]
 pub use over_quic::{OverQuic, Refused};
+pub use record::{DURATION_SUM, DURATIONS, LOG_FIELDS, LogFields};
 #[cfg(feature = "quic")]
 pub use site::Inside;
 pub use site::{Action, Published, Route, Settings, Site, Upstream, Version};

@@ -223,6 +223,33 @@ def websocket_over_http2(client):
     sys.exit(0)
 
 
+def connect_over_http2(client):
+    """RFC 9113, section 8.5: refused where no route takes it; else a tunnel, through which HTTP/1.1 is spoken here."""
+    statuses = []
+    for stream, authority in [(1, "other.test:80"), (3, "inner.test:80")]:
+        client.h2.send_headers(stream, [(":method", "CONNECT"), (":authority", authority)])
+        client.socket.sendall(client.h2.data_to_send())
+        answered = lambda: [e for e in client.events if isinstance(e, h2.events.ResponseReceived) and e.stream_id == stream]
+        while not answered():
+            assert client.read(10)
+        statuses.append(dict(answered()[0].headers)[b":status"])
+    assert statuses == [b"405", b"200"], statuses
+    client.h2.send_data(3, b"GET /hello HTTP/1.1\r\nx: as it is\r\n\r\n")
+    client.socket.sendall(client.h2.data_to_send())
+    got = b""
+    while not got.endswith(b"hello"):
+        assert client.read(10)
+        got = b"".join(e.data for e in client.events if isinstance(e, h2.events.DataReceived) and e.stream_id == 3)
+    assert got.startswith(b"HTTP/1.1 200 "), got
+    # The connection goes on beside it, and the end of this side is told.
+    client.h2.send_data(3, b"", end_stream=True)
+    client.socket.sendall(client.h2.data_to_send())
+    while not any(isinstance(e, h2.events.StreamEnded) and e.stream_id == 3 for e in client.events):
+        assert client.read(10)
+    print("fine")
+    sys.exit(0)
+
+
 async def websockets_client(port):
     import websockets
 

@@ -544,3 +544,42 @@ fn a_reload_changes_the_limits_of_new_connections() {
     assert_eq!(reload(""), ["web"]);
     wait(async { Client::to(port).await.works().await });
 }
+
+#[test]
+fn websockets_pass_in_both_directions() {
+    let server = Server::start();
+    let running = gateway(&server, PROXY);
+    wait(async {
+        let client = Client::to(running.address("web")).await;
+        let (send, receive) = client.send(crate::webtransport::connect("/ws", "websocket", &[])).await;
+        let mut got = Vec::new();
+        let said = |got: &[u8]| Answer::read(got).body;
+        while got.is_empty() || !said(&got).ends_with(b"first") {
+            got.extend(read(&receive, 1).await.0);
+        }
+        assert_eq!(Answer::read(&got).last_status(), 200);
+        let mut all = b"first".to_vec();
+        for n in 0..50_u32 {
+            send.write(data(&n.to_be_bytes())).await.expect("written");
+            all.extend(n.to_be_bytes());
+            while said(&got).len() < all.len() {
+                got.extend(read(&receive, 1).await.0);
+            }
+            assert_eq!(said(&got), all);
+            client.works().await;
+        }
+        // The end of the client is one for the server, and back.
+        send.finish().await.expect("finished");
+        assert_eq!(read(&receive, usize::MAX).await.1, Ok(()));
+        // What is given up is given up at the server.
+        let (send, receive) = client.send(crate::webtransport::connect("/ws", "websocket", &[])).await;
+        let _first = read(&receive, 1).await;
+        send.reset(0x10c).await.expect("reset");
+        receive.stop(0x10c).await.expect("stopped");
+        client.works().await;
+    });
+    eventually("the server has lost them", || server.gone.load(Ordering::Relaxed) >= 2);
+    let keys = server.heads().iter().filter(|head| head.to_ascii_lowercase().contains("sec-websocket-key: ")).count();
+    assert_eq!(keys, 2);
+    running.counts("http_requests", "web", "5xx", 0);
+}

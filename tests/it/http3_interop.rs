@@ -268,6 +268,36 @@ fn a_browser_opens_a_session_by_the_hash_of_a_certificate() {
     assert_eq!(running.totals().family("http3_errors"), 0);
 }
 
+/// Tells what the page of the example says, once it has said its last.
+const TELLS: &str = r#"<script>
+new MutationObserver(() => {
+  const said = document.getElementById("out").textContent;
+  if (/closed|failed/.test(said)) fetch("/done?" + said.trim().replaceAll("\n", "|"));
+}).observe(document.getElementById("out"), {childList: true});
+</script>"#;
+
+#[test]
+fn the_page_of_the_example_talks_to_its_echo() {
+    let short = Short::make();
+    let port = crate::gateway::free().port();
+    let hash = short.hash.map(|byte| byte.to_string()).join(", ");
+    let page = include_str!("../../examples/webtransport_echo.html");
+    let page = page.replace("HASH", &hash).replace("PORT", &port.to_string()) + TELLS;
+    let pages = Pages::serve(move || page.clone());
+    let echo = ECHO.replace("/wt", "/echo");
+    let text = format!(
+        "version = 1\n[runtime]\narbiters = 2\n{}\
+         [[listener]]\nname = \"web\"\nlisten = \"127.0.0.1:{port}\"\nprotocol = \"http\"\ncertificate = \"local\"\n{echo}",
+        short.text()
+    );
+    let running = Running::start(&text);
+    let browser = Browser::open(&format!("http://{}/page", pages.address), &[]);
+    let said = "connected|hello on a stream|hello one way|hello in a datagram|closed";
+    assert_eq!(pages.report(&browser), said);
+    drop(browser);
+    assert_eq!(running.totals().family("http3_errors"), 0);
+}
+
 const PAGE: &str = r#"<!doctype html><title>page</title><script>
 (async () => {
   const body = "x".repeat(200000);

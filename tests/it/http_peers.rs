@@ -197,3 +197,18 @@ fn connect_is_refused_unless_a_route_takes_it() {
     eventually("the tunnel ends", || view(gateway.gateway().mesh()).of_kind("http").count() == 0);
     gateway.counts("http_route_requests", "web/tunnel", "2xx", 1);
 }
+
+#[test]
+fn connect_passes_over_http2_where_a_route_takes_it() {
+    let server = Server::start();
+    let route =
+        "[[listener.route]]\nname = \"tunnel\"\nhost = \"inner.test\"\nmethod = \"CONNECT\"\nupstream = \"app\"\n";
+    let gateway = Running::start(&(config(server.address, "", "") + route));
+    let mut neighbour = Client::to(gateway.address("web"));
+    neighbour.works();
+    assert_eq!(says("connect_over_http2", gateway.address("web").port()), "fine");
+    assert_eq!(server.heads().iter().filter(|head| head.contains("x: as it is")).count(), 1);
+    gateway.counts("http_route_requests", "web/tunnel", "2xx", 1);
+    neighbour.works();
+    eventually("the tunnel ends", || view(gateway.gateway().mesh()).of_kind("http").count() == 1);
+}

@@ -21,6 +21,8 @@ mod http3;
 mod http3_bad;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod http3_interop;
+#[cfg(feature = "http")]
+mod http_limits;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod http_peers;
 #[cfg(feature = "http")]

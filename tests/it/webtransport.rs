@@ -246,7 +246,8 @@ fn what_is_no_session_is_answered_as_such() {
         for (bytes, status) in [
             (connect("/none", "webtransport", &[]), 404),
             (connect("/wt/../x", "webtransport", &[]), 400),
-            (connect("/wt", "websocket", &[]), 501),
+            (connect("/wt", "connect-udp", &[]), 501),
+            (connect("/wt", "websocket", &[]), 426),
             (fields("GET", "/wt", &[]), 426),
         ] {
             let (_send, receive) = client.send(bytes).await;

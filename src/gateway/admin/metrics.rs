@@ -10,6 +10,8 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
+#[cfg(feature = "http")]
+use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
@@ -43,9 +45,7 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("http_refused", "listener", "reason", "Clients whose bytes two parsers could read differently, by reason"),
     ("http_requests", "listener", "class", "Requests answered, by class of status; broken = not to the end"),
     ("http_retries", "upstream", "reason", "Requests sent again, by what went wrong"),
-    ("http_route_duration", "route", "within", "Requests of a route, by the shortest limit they kept"),
     ("http_route_requests", "route", "class", "Requests of a route, by class of status"),
-    ("http_upstream_duration", "upstream", "within", "Requests to an upstream, by the shortest limit they kept"),
     ("http_upstream_requests", "upstream", "class", "Requests to an upstream, by class of status"),
     ("messages_dropped", "listener", "reason", "Messages dropped for a slow reader"),
     ("messages_in", "listener", "", "Messages received whole"),
@@ -151,6 +151,44 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("wireguard_trains_passed_whole", "listener", "", "Trains of datagrams handed to a session as they came"),
     ("other", "scope", "reason", "Counters beyond the bound on names"),
 ];
+
+/// Those that are shown as histograms: family, name on the page, label of the scope, help.
+#[cfg(feature = "http")]
+const HISTOGRAMS: &[(&str, &str, &str, &str)] = &[
+    ("http_route_duration", "http_route_duration_seconds", "route", "How long requests of a route took to the end"),
+    ("http_upstream_duration", "http_upstream_duration_seconds", "upstream", "How long requests to an upstream took"),
+];
+
+/// There are none.
+#[cfg(feature = "http")]
+type Exemplars = std::collections::HashMap<usize, Exemplar<[(&'static str, &'static str); 0], f64>>;
+
+/// Encodes a family of counters as a histogram, if it is one.
+#[cfg(feature = "http")]
+fn histogram(family: &str, totals: &Totals, encoder: &mut DescriptorEncoder<'_>) -> Result<bool, fmt::Error> {
+    use crate::transports::http::{DURATION_SUM, DURATIONS};
+    let Some((_, name, label, help)) = HISTOGRAMS.iter().find(|(of, ..)| *of == family) else { return Ok(false) };
+    let of = || totals.iter().filter(|(name, _)| name.family == family);
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    let mut scopes: Vec<Arc<str>> = of().map(|(name, _)| name.scope.clone()).collect();
+    scopes.dedup();
+    for scope in scopes {
+        let count =
+            |word: &str| of().find(|(name, _)| name.scope == scope && name.reason == word).map_or(0, |(_, n)| n);
+        let end =
+            |end: std::time::Duration| if end == std::time::Duration::MAX { f64::INFINITY } else { end.as_secs_f64() };
+        let buckets: Vec<(f64, u64)> = DURATIONS.iter().map(|(at, word)| (end(*at), count(word))).collect();
+        let all = buckets.iter().map(|(_, n)| n).sum();
+        let none: Option<&Exemplars> = None;
+        metric.encode_family(&[(*label, &*scope)])?.encode_histogram(
+            count(DURATION_SUM) as f64 / 1e6,
+            all,
+            &buckets,
+            none,
+        )?;
+    }
+    Ok(true)
+}
 
 pub(super) fn render(view: &MeshView, status: &Status) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("portway");
@@ -278,6 +316,10 @@ impl Collector for Page {
         let mut families: Vec<&'static str> = self.totals.iter().map(|(name, _)| name.family).collect();
         families.dedup();
         for family in families {
+            #[cfg(feature = "http")]
+            if histogram(family, &self.totals, &mut encoder)? {
+                continue;
+            }
             let known = FAMILIES.iter().find(|(name, ..)| *name == family);
             let (scope, reason, help) =
                 known.map_or(("scope", "reason", "A counter of a custom protocol"), |(_, s, r, h)| (s, r, h));

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderValue, Version};
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
@@ -279,13 +280,15 @@ async fn serve(driver: &Driver, shared: &Arc<Shared>, comes: Comes, random: u64)
     let socket = socket.map_err(|error| Fault::local("no_event_loop", error.to_string()))?;
     let watch = Watch::new(settings.times, driver.now());
     let by_head = later(driver.now(), settings.times.head);
-    let begun = by(driver, by_head, begin(shared, socket)).await.ok_or_else(|| Fault::peer("head_timeout", ""))??;
+    // What a connection does once has a place of its own, so that it takes none for as long as the connection lives.
+    let begun =
+        by(driver, by_head, Box::pin(begin(shared, socket))).await.ok_or_else(|| Fault::peer("head_timeout", ""))??;
     let notes = Notes::new(driver.clone(), settings.listener.clone(), watch);
     let version = if begun.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     let tls = matches!(begun.stream, ClientStream::Tls(_));
     let came = Came { peer, tls, version, ticket, random };
     let client = Client::new(notes, settings.clone(), shared.site.clone(), came);
-    if begun.http2 { serve_two(&client, begun).await } else { serve_one(&client, begun).await }
+    if begun.http2 { Box::pin(serve_two(&client, begun)).await } else { serve_one(&client, begun).await }
 }
 
 /// A stream whose version is known.
@@ -343,11 +346,16 @@ async fn serve_one(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
     })
     .await;
     let parts = conn.into_parts();
-    let mut wire = parts.io.into_inner();
+    Box::pin(ended(client, end, parts.io.into_inner(), parts.read_buf)).await
+}
+
+/// What is left to be done when hyper is: a tunnel to be joined, a client to be told.
+async fn ended(client: &Rc<Client>, end: End, mut wire: Wire, ahead: Bytes) -> Result<(), Fault> {
+    let notes = &client.notes;
     let tunnel = client.tunnel.take();
     match end {
         End::Hyper(Ok(())) => match tunnel {
-            Some(tunnel) => tunnel.run(client, wire, parts.read_buf).await.map_err(|why| Fault::peer(why, "tunnel")),
+            Some(tunnel) => tunnel.run(client, wire, ahead).await.map_err(|why| Fault::peer(why, "tunnel")),
             None => {
                 let half_read = notes.watch.borrow().stage() != Stage::Between;
                 linger(client, wire, half_read).await;
@@ -386,6 +394,7 @@ async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
         .enable_connect_protocol()
         .serve_connection(TokioIo::new(wire), Service(client.clone()));
     let mut told = false;
+    notes.cork();
     let end = poll_fn(|cx| {
         if !told && (notes.driver.draining().is_some() || notes.closing.get()) {
             Pin::new(&mut conn).graceful_shutdown();
@@ -394,6 +403,10 @@ async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
         let mut done = Pin::new(&mut conn).poll(cx);
         if nursery.poll(cx) && done.is_pending() {
             done = Pin::new(&mut conn).poll(cx);
+        }
+        if done.is_pending() && notes.uncork() {
+            done = Pin::new(&mut conn).poll(cx);
+            notes.cork();
         }
         match done {
             Poll::Ready(result) => Poll::Ready(End::Hyper(result)),

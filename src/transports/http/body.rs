@@ -21,6 +21,8 @@ use super::pool::{Lent, Pool};
 use super::record::Record;
 use super::site::Upstream;
 use super::state_exchange::Failure;
+#[cfg(feature = "quic")]
+use super::tunnel::Joined;
 use super::wire::{Notes, Timer};
 use crate::actors::clock::later;
 use crate::actors::{NotDone, blocking};
@@ -180,6 +182,9 @@ enum Answer {
     Whole(Bytes),
     Server(Box<FromServer>),
     File(Box<FilePart>),
+    /// A WebSocket over HTTP/3.
+    #[cfg(feature = "quic")]
+    Joined(Box<Joined>),
 }
 
 /// The body of a server's answer, and the connection it comes from.
@@ -257,6 +262,11 @@ impl ToClient {
         Self { kind: Answer::File(Box::new(part)), record, waits: None }
     }
 
+    #[cfg(feature = "quic")]
+    pub(super) const fn joined(joined: Box<Joined>, record: Rc<Record>) -> Self {
+        Self { kind: Answer::Joined(joined), record, waits: None }
+    }
+
     pub(super) fn server(incoming: Incoming, mut source: Source, silence: Duration, record: Rc<Record>) -> Self {
         if incoming.is_end_stream() {
             source.ended(true, record.notes());
@@ -283,6 +293,16 @@ impl ToClient {
                 Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
             }
             Answer::Server(server) => server.poll(cx, &self.record),
+            #[cfg(feature = "quic")]
+            Answer::Joined(joined) => {
+                let next = std::task::ready!(joined.poll(cx));
+                match &next {
+                    Some(Ok(piece)) => self.record.down(piece.len()),
+                    Some(Err(why)) => self.record.broke(why),
+                    None => {}
+                }
+                Poll::Ready(next.map(|piece| piece.map(Frame::data).map_err(Broken)))
+            }
             Answer::File(part) => {
                 let next = std::task::ready!(part.poll(cx, self.record.notes()));
                 match &next {
@@ -413,6 +433,8 @@ impl Body for ToClient {
             Answer::Whole(bytes) => bytes.is_empty(),
             Answer::Server(server) => server.incoming.is_end_stream(),
             Answer::File(part) => part.left == 0,
+            #[cfg(feature = "quic")]
+            Answer::Joined(_) => false,
         }
     }
 
@@ -421,6 +443,8 @@ impl Body for ToClient {
             Answer::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Answer::Server(server) => server.incoming.size_hint(),
             Answer::File(part) => SizeHint::with_exact(part.left),
+            #[cfg(feature = "quic")]
+            Answer::Joined(_) => SizeHint::default(),
         }
     }
 }
@@ -433,6 +457,8 @@ impl Drop for ToClient {
         match &mut self.kind {
             Answer::Server(server) => server.timer.clear(self.record.notes()),
             Answer::File(part) => part.timer.clear(self.record.notes()),
+            #[cfg(feature = "quic")]
+            Answer::Joined(joined) => joined.clear(),
             Answer::Whole(_) => {}
         }
     }

@@ -103,9 +103,11 @@ pub(super) async fn answer(
         authority.clone_into(&mut line.authority);
         line.version = version(client.version);
         line.trace = text("traceparent");
+        line.agent = text("user-agent");
+        line.referer = text("referer");
     }
     // An echo of what a gateway's own fields add helps nobody, and of other protocols nothing is known.
-    let unknown = connects && (protocol == Some(false) || client.version == Version::HTTP_3);
+    let unknown = connects && (protocol == Some(false) || (protocol.is_none() && client.version == Version::HTTP_3));
     if head.method == Method::TRACE || unknown {
         return plain(StatusCode::METHOD_NOT_ALLOWED, record);
     }
@@ -132,7 +134,9 @@ pub(super) async fn answer(
     if incoming.size_hint().lower() > route.max_body {
         return plain(StatusCode::PAYLOAD_TOO_LARGE, record);
     }
-    if let Some(mut refused) = route.guards.refusal(client, &mut head, record).await {
+    if !route.guards.is_empty()
+        && let Some(mut refused) = Box::pin(route.guards.refusal(client, &mut head, record)).await
+    {
         route.response.apply(refused.headers_mut());
         return refused;
     }
@@ -161,7 +165,10 @@ async fn routed(
     record: &Rc<Record>,
 ) -> Response<ToClient> {
     match &route.action {
-        Action::Proxy(upstream) if asks.connects => tunnel::connect(client, upstream, route, asks.opened, record).await,
+        // What is rare has a place of its own, so that it takes none with each request.
+        Action::Proxy(upstream) if asks.connects => {
+            Box::pin(tunnel::connect(client, upstream, route, asks.opened, record)).await
+        }
         Action::Proxy(upstream) => {
             let websocket = asks.websocket || (!client.has_streams() && forward::asks_for_websocket(&head.headers));
             if forwarded(client, &mut head, route, authority, record).is_none() {
@@ -169,7 +176,7 @@ async fn routed(
             }
             let head = Head { method: head.method, uri: head.uri, fields: head.headers };
             if websocket {
-                tunnel::open(client, upstream, route, head, asks.opened, record).await
+                Box::pin(tunnel::open(client, upstream, route, head, (asks.opened, incoming), record)).await
             } else {
                 proxy(client, upstream, route, head, incoming, record).await
             }
@@ -192,7 +199,7 @@ async fn routed(
             response
         }
         Action::Files { root, index } => match route.rewrite.apply(head.uri.path()) {
-            Some(path) => files::answer(root, index, &head.method, &path, &head.headers, record).await,
+            Some(path) => Box::pin(files::answer(root, index, &head.method, &path, &head.headers, record)).await,
             None => plain(StatusCode::BAD_REQUEST, record),
         },
         Action::Demo => demo(client, &head, authority, record),

@@ -63,6 +63,11 @@ impl Limit {
 }
 
 impl Guards {
+    /// Whether everybody may pass, as often as they like.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.limit.is_none() && self.users.is_none() && self.tokens.is_none() && self.hooks.is_empty()
+    }
+
     /// What a request gets that may not pass.
     pub(super) async fn refusal(
         &self,

@@ -12,8 +12,53 @@ use super::site::{Action, Settings, Site};
 use super::wire::Notes;
 use crate::actors::{Counter, Driver};
 
-/// Upper ends of the histogram of durations, with the word for each.
-const BUCKETS: [(Duration, &str); 9] = [
+/// What a line of the access log can say, in its order.
+pub const LOG_FIELDS: [&str; 16] = [
+    "listener",
+    "client",
+    "method",
+    "host",
+    "path",
+    "version",
+    "status",
+    "bytes_in",
+    "bytes_out",
+    "ms",
+    "upstream",
+    "request_id",
+    "traceparent",
+    "ended",
+    "user_agent",
+    "referer",
+];
+
+/// Some of [`LOG_FIELDS`]. The default leaves out what browsers say of themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogFields(u32);
+
+impl Default for LogFields {
+    fn default() -> Self {
+        Self((1 << 14) - 1)
+    }
+}
+
+impl LogFields {
+    /// Those of these names; `None` if one is no field.
+    #[must_use]
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Self> {
+        let bit = |name| LOG_FIELDS.iter().position(|field| *field == name).map(|at| 1 << at);
+        names.into_iter().map(bit).try_fold(0, |all, bit| Some(all | bit?)).map(Self)
+    }
+
+    /// A value, if its field is to be said.
+    fn say<T>(self, name: &str, value: impl FnOnce() -> T) -> Option<T> {
+        let at = LOG_FIELDS.iter().position(|field| *field == name)?;
+        (self.0 & (1 << at) != 0).then(value)
+    }
+}
+
+/// Upper ends of the histogram of durations, with the word for each. [`DURATION_SUM`] is counted beside them.
+pub const DURATIONS: [(Duration, &str); 9] = [
     (Duration::from_millis(1), "1ms"),
     (Duration::from_millis(5), "5ms"),
     (Duration::from_millis(10), "10ms"),
@@ -24,19 +69,24 @@ const BUCKETS: [(Duration, &str); 9] = [
     (Duration::from_secs(5), "5s"),
     (Duration::MAX, "more"),
 ];
+/// The word under which the microseconds of all durations are counted.
+pub const DURATION_SUM: &str = "sum";
 const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "broken"];
 
 /// The counters of one scope: requests by class of status, and by duration.
 struct Tally {
     classes: [Counter; 6],
     buckets: [Counter; 9],
+    /// Microseconds.
+    sum: Counter,
 }
 
 impl Tally {
     fn new(driver: &Driver, families: (&'static str, &'static str), scope: &Arc<str>) -> Self {
         Self {
             classes: CLASSES.map(|class| driver.counter(families.0, scope, class)),
-            buckets: BUCKETS.map(|(_, word)| driver.counter(families.1, scope, word)),
+            buckets: DURATIONS.map(|(_, word)| driver.counter(families.1, scope, word)),
+            sum: driver.counter(families.1, scope, DURATION_SUM),
         }
     }
 
@@ -44,10 +94,11 @@ impl Tally {
         if let Some(counter) = self.classes.get(class) {
             counter.add(1);
         }
-        let bucket = BUCKETS.iter().position(|(end, _)| took <= *end);
+        let bucket = DURATIONS.iter().position(|(end, _)| took <= *end);
         if let Some(counter) = bucket.and_then(|bucket| self.buckets.get(bucket)) {
             counter.add(1);
         }
+        self.sum.add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     }
 }
 
@@ -90,6 +141,8 @@ pub(super) struct Line {
     pub(super) id: String,
     pub(super) trace: String,
     pub(super) server: String,
+    pub(super) agent: String,
+    pub(super) referer: String,
 }
 
 /// One exchange. It ends when this is dropped.
@@ -111,7 +164,7 @@ pub(super) struct Record {
 impl Record {
     pub(super) fn new(notes: Rc<Notes>, settings: Arc<Settings>, tallies: Rc<Tallies>, peer: SocketAddr) -> Rc<Self> {
         let began = notes.driver.now();
-        let line = settings.access_log.then(RefCell::default);
+        let line = settings.access_log.map(|_| RefCell::default());
         Rc::new(Self {
             notes,
             settings,
@@ -184,24 +237,28 @@ impl Drop for Record {
                 upstream.count(class, took);
             }
         }
-        let Some(line) = &self.line else { return };
+        let (Some(line), Some(fields)) = (&self.line, self.settings.access_log) else { return };
         let line = line.borrow();
+        let ended = || if gone { "client_gone" } else { self.broke.get().unwrap_or("whole") };
+        let text = |name, value| fields.say(name, || value);
         tracing::info!(
             target: "portway::access",
-            listener = %self.settings.listener,
-            client = %self.peer.ip(),
-            method = line.method,
-            host = line.authority,
-            path = line.path,
-            version = line.version,
-            status = if gone { 0 } else { self.status.get().as_u16() },
-            bytes_in = self.up.get(),
-            bytes_out = self.down.get(),
-            ms = took.as_millis() as u64,
-            upstream = line.server,
-            request_id = line.id,
-            traceparent = line.trace,
-            ended = if gone { "client_gone" } else { self.broke.get().unwrap_or("whole") },
+            listener = fields.say("listener", || tracing::field::display(&self.settings.listener)),
+            client = fields.say("client", || tracing::field::display(self.peer.ip())),
+            method = text("method", &*line.method),
+            host = text("host", &*line.authority),
+            path = text("path", &*line.path),
+            version = text("version", line.version),
+            status = fields.say("status", || if gone { 0 } else { self.status.get().as_u16() }),
+            bytes_in = fields.say("bytes_in", || self.up.get()),
+            bytes_out = fields.say("bytes_out", || self.down.get()),
+            ms = fields.say("ms", || took.as_millis() as u64),
+            upstream = text("upstream", &*line.server),
+            request_id = text("request_id", &*line.id),
+            traceparent = text("traceparent", &*line.trace),
+            ended = fields.say("ended", ended),
+            user_agent = text("user_agent", &*line.agent),
+            referer = text("referer", &*line.referer),
             "request"
         );
     }

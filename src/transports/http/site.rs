@@ -11,6 +11,7 @@ use super::codec_edit::{Edits, Rewrite};
 use super::codec_forward::Network;
 use super::codec_head::HeadLimits;
 use super::guards::Guards;
+use super::record::LogFields;
 use super::state_routes::{Rule, Table, Tie};
 use super::state_watch::Times;
 use crate::memory::Snapshot;
@@ -179,8 +180,8 @@ pub struct Settings {
     pub streams: u32,
     /// Proxies whose word about their clients counts.
     pub trusted: Vec<Network>,
-    /// Whether each request is logged.
-    pub access_log: bool,
+    /// What is logged of each request; `None`: nothing.
+    pub access_log: Option<LogFields>,
     /// Certificates and protocols; `None`: no TLS.
     pub tls: Option<Arc<ServerSettings>>,
     /// What is said of HTTP/3 in answers of HTTP/1.1 and 2 (RFC 7838).
@@ -201,7 +202,7 @@ impl Settings {
             requests: 0,
             streams: 100,
             trusted: Vec::new(),
-            access_log: false,
+            access_log: None,
             tls: None,
             alternative: None,
             sessions: false,

@@ -49,6 +49,10 @@ impl Late {
     }
 }
 
+/// A request that waits for a body has the same limit, and answers when it has passed: this is for bodies that nobody
+/// waits for.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// The watch over one connection.
 #[derive(Debug)]
 pub struct Watch {
@@ -143,7 +147,7 @@ impl Watch {
             Stage::Between if self.active == 0 && self.fresh => Some((self.since, self.times.head, Late::Head)),
             Stage::Between if self.active == 0 => self.times.idle.map(|idle| (self.since, idle, Late::Idle)),
             Stage::Head if self.active == 0 => Some((self.since, self.times.head, Late::Head)),
-            Stage::Body => self.reading.map(|since| (since, self.times.body, Late::Body)),
+            Stage::Body => self.reading.map(|since| (since, self.times.body.saturating_add(GRACE), Late::Body)),
             Stage::Between | Stage::Head | Stage::Open => None,
         };
         send.into_iter().chain(read).filter_map(|(since, time, late)| Some((since.checked_add(time)?, late)))
@@ -177,7 +181,7 @@ mod tests {
         assert_eq!(watch.deadline(), None, "nobody waits for the client");
         watch.reads(at(7));
         watch.reads(at(9));
-        assert_eq!((watch.deadline(), watch.late(at(37))), (Some(at(37)), Some(Late::Body)));
+        assert_eq!((watch.deadline(), watch.late(at(38))), (Some(at(38)), Some(Late::Body)));
         watch.read(Stage::Between, at(10));
         assert_eq!(watch.deadline(), None);
         watch.wrote(true, at(11));

@@ -15,6 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
+#[cfg(feature = "quic")]
+use hyper::body::Body;
 use hyper::client::conn::http1;
 use hyper::rt::Executor;
 use hyper::upgrade::OnUpgrade;
@@ -22,7 +24,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
 
 use super::actor::Client;
-use super::body::{Source, ToClient, ToServer};
+use super::body::{FromClient, Source, ToClient, ToServer};
 use super::dial::{ServerStream, dial};
 use super::exchange::{Head, from_server, pick, plain};
 use super::pool::Pool;
@@ -48,14 +50,16 @@ pub(super) async fn open(
     upstream: &Arc<Upstream>,
     route: &Route,
     mut head: Head,
-    opened: Option<OnUpgrade>,
+    (opened, incoming): (Option<OnUpgrade>, FromClient),
     record: &Rc<Record>,
 ) -> Response<ToClient> {
     let notes = &client.notes;
+    // A stream of HTTP/2 or 3, and not a connection that becomes one.
+    let streamed = client.has_streams();
     head.fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     head.fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    if opened.is_some() {
-        // Over HTTP/2 there is no key (RFC 8441, section 5): whoever speaks HTTP/1.1 brings one.
+    if streamed {
+        // Over HTTP/2 and 3 there is no key (RFC 8441, section 5): whoever speaks HTTP/1.1 brings one.
         let key = [client.random().to_be_bytes(), client.random().to_be_bytes()].concat();
         if let Ok(key) = HeaderValue::try_from(boring::base64::encode_block(&key)) {
             head.fields.insert(header::SEC_WEBSOCKET_KEY, key);
@@ -122,14 +126,23 @@ pub(super) async fn open(
     let parts = connection.into_parts();
     let stream = parts.io.into_inner();
     let tunnel = Tunnel { stream, ahead: parts.read_buf, _picked: picked, record: record.clone() };
-    if opened.is_some() {
+    if streamed {
         for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT] {
             fields.remove(name);
         }
     }
-    let switched = if opened.is_some() { StatusCode::OK } else { StatusCode::SWITCHING_PROTOCOLS };
-    begin(client, tunnel, opened);
-    let mut answer = Response::new(ToClient::whole(Bytes::new(), record.clone()));
+    let switched = if streamed { StatusCode::OK } else { StatusCode::SWITCHING_PROTOCOLS };
+    let body = match incoming {
+        #[cfg(feature = "quic")]
+        FromClient::Three(_) => {
+            ToClient::joined(Joined::new(tunnel, incoming, client.settings.times.idle), record.clone())
+        }
+        FromClient::Hyper(_) => {
+            begin(client, tunnel, opened);
+            ToClient::whole(Bytes::new(), record.clone())
+        }
+    };
+    let mut answer = Response::new(body);
     *answer.status_mut() = switched;
     *answer.headers_mut() = fields;
     answer
@@ -178,6 +191,98 @@ fn begin(client: &Rc<Client>, tunnel: Tunnel, opened: Option<OnUpgrade>) {
             tracing::debug!(why, "a tunnel ended");
         }
     });
+}
+
+/// Bytes read from a server at once.
+#[cfg(feature = "quic")]
+const PIECE: usize = 16 << 10;
+
+/// A WebSocket over HTTP/3: the body of its request goes to the server while that of its answer is asked for.
+#[cfg(feature = "quic")]
+pub(super) struct Joined {
+    tunnel: Tunnel,
+    incoming: FromClient,
+    /// On its way to the server.
+    up: Bytes,
+    /// The client has ended, and the server was told.
+    ended: bool,
+    told: bool,
+    idle: Option<Duration>,
+    since: Option<std::time::Instant>,
+    timer: Timer,
+}
+
+#[cfg(feature = "quic")]
+impl Joined {
+    fn new(tunnel: Tunnel, incoming: FromClient, idle: Option<Duration>) -> Box<Self> {
+        let (up, timer) = (Bytes::new(), Timer::default());
+        Box::new(Self { tunnel, incoming, up, ended: false, told: false, idle, since: None, timer })
+    }
+
+    /// Passes on what the client sends.
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Result<(), &'static str> {
+        let Self { tunnel, incoming, up, ended, told, since, .. } = self;
+        let mut server = Pin::new(&mut tunnel.stream);
+        loop {
+            if !up.is_empty() {
+                match server.as_mut().poll_write(cx, up) {
+                    Poll::Ready(Ok(count @ 1..)) => bytes::Buf::advance(up, count),
+                    Poll::Ready(_) => return Err("reset"),
+                    Poll::Pending => return Ok(()),
+                }
+            } else if *ended {
+                if !*told && server.as_mut().poll_shutdown(cx).map_err(|_| "reset")?.is_ready() {
+                    *told = true;
+                }
+                return Ok(());
+            } else {
+                match Pin::new(&mut *incoming).poll_frame(cx) {
+                    Poll::Ready(Some(Ok(frame))) => {
+                        *up = frame.into_data().unwrap_or_default();
+                        tunnel.record.up(up.len());
+                        *since = None;
+                    }
+                    Poll::Ready(Some(Err(_))) => return Err("client_gone"),
+                    Poll::Ready(None) => *ended = true,
+                    Poll::Pending => {
+                        let _later = server.as_mut().poll_flush(cx).map_err(|_| "reset")?;
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the server sends; ends with it.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, &'static str>>> {
+        if let Err(why) = self.poll_up(cx) {
+            return Poll::Ready(Some(Err(why)));
+        }
+        if !self.tunnel.ahead.is_empty() {
+            return Poll::Ready(Some(Ok(std::mem::take(&mut self.tunnel.ahead))));
+        }
+        let mut piece = [0; PIECE];
+        let mut buffer = ReadBuf::new(&mut piece);
+        match Pin::new(&mut self.tunnel.stream).poll_read(cx, &mut buffer) {
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(None),
+            Poll::Ready(Ok(())) => {
+                self.since = None;
+                Poll::Ready(Some(Ok(Bytes::copy_from_slice(buffer.filled()))))
+            }
+            Poll::Ready(Err(_)) => Poll::Ready(Some(Err("reset"))),
+            Poll::Pending => {
+                let Some(idle) = self.idle else { return Poll::Pending };
+                let notes = self.tunnel.record.notes();
+                let since = *self.since.get_or_insert_with(|| notes.driver.now());
+                std::task::ready!(self.timer.poll(notes, later(since, idle), cx));
+                Poll::Ready(Some(Err("idle")))
+            }
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.timer.clear(self.tunnel.record.notes());
+    }
 }
 
 /// A stream of which is known how much moved.

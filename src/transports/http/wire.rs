@@ -44,6 +44,9 @@ pub(super) struct Notes {
     next_timer: Cell<u64>,
     /// Everything that hyper gave is written.
     clean: Cell<bool>,
+    /// What is written is kept until the end of the turn, and whether there is any.
+    corked: Cell<bool>,
+    kept: Cell<bool>,
     /// Heads of answers before the answer (1xx), for the request that is being answered. Only this arbiter uses it; it
     /// is shared because hyper asks for that.
     early: Arc<Shared<Vec<u8>, ThreadSafe>>,
@@ -90,9 +93,24 @@ impl Notes {
             timers: RefCell::default(),
             next_timer: Cell::new(0),
             clean: Cell::new(true),
+            corked: Cell::new(false),
+            kept: Cell::new(false),
             early: Arc::default(),
             sending: RefCell::default(),
         })
+    }
+
+    /// Keeps what is written until the end of the turn.
+    pub(super) fn cork(&self) {
+        self.corked.set(true);
+    }
+
+    /// The turn is over: what was kept is written with the next flush. False if nothing was kept.
+    pub(super) fn uncork(&self) -> bool {
+        if self.kept.get() {
+            self.corked.set(false);
+        }
+        self.kept.get()
     }
 
     fn take_early(&self) -> Vec<u8> {
@@ -327,11 +345,16 @@ pub(super) struct Wire {
     early: (Vec<u8>, usize),
     /// What stands in the place of what was refused has been given.
     told: bool,
+    /// Frames of this turn, and how far they are written.
+    kept: (Vec<u8>, usize),
 }
+
+/// Bytes of frames that are kept until the end of a turn, so that one call writes the answers of many streams.
+const KEPT: usize = 32 << 10;
 
 impl Wire {
     pub(super) const fn new(stream: ClientStream, prefix: Vec<u8>, watch: Looked, notes: Rc<Notes>) -> Self {
-        Self { stream, prefix, watch, notes, early: (Vec::new(), 0), told: false }
+        Self { stream, prefix, watch, notes, early: (Vec::new(), 0), told: false, kept: (Vec::new(), 0) }
     }
 
     /// The stream under it, when hyper is done.
@@ -426,6 +449,37 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
+    /// Writes what was kept.
+    fn poll_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(rest) = self.kept.0.get(self.kept.1..).filter(|rest| !rest.is_empty()) {
+            let result = Pin::new(&mut self.stream).poll_write(cx, rest);
+            let count = std::task::ready!(self.wrote(result))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.kept.1 += count;
+        }
+        // A connection that is silent keeps no room for it.
+        self.kept = (Vec::new(), 0);
+        self.notes.kept.set(false);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Keeps what is to be written, if it is little. What is more is written behind what is kept.
+    fn keep(&mut self, all: &[IoSlice<'_>], cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
+        let count: usize = all.iter().map(|slice| slice.len()).sum();
+        if self.notes.corked.get() && self.kept.0.len() + count <= KEPT {
+            if self.kept.0.is_empty() {
+                self.kept.0.reserve(count.max(1 << 10));
+            }
+            all.iter().for_each(|slice| self.kept.0.extend_from_slice(slice));
+            self.notes.kept.set(true);
+            return Poll::Ready(Ok(Some(count)));
+        }
+        std::task::ready!(self.poll_kept(cx))?;
+        Poll::Ready(Ok(None))
+    }
+
     fn wrote(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.notes.clean.set(false);
         match &result {
@@ -446,6 +500,9 @@ impl Wire {
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         std::task::ready!(self.poll_early(cx))?;
+        if let Some(count) = std::task::ready!(self.keep(&[IoSlice::new(bytes)], cx))? {
+            return Poll::Ready(Ok(count));
+        }
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.wrote(result)
     }
@@ -456,6 +513,9 @@ impl AsyncWrite for Wire {
         all: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         std::task::ready!(self.poll_early(cx))?;
+        if let Some(count) = std::task::ready!(self.keep(all, cx))? {
+            return Poll::Ready(Ok(count));
+        }
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, all);
         self.wrote(result)
     }
@@ -468,10 +528,15 @@ impl AsyncWrite for Wire {
         // hyper flushes once it has nothing left to write.
         self.notes.clean.set(true);
         std::task::ready!(self.poll_early(cx))?;
+        if self.notes.corked.get() {
+            return Poll::Ready(Ok(()));
+        }
+        std::task::ready!(self.poll_kept(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        std::task::ready!(self.poll_kept(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -122,7 +122,8 @@ impl<S: Service> Http3<S> {
         let sessions = self.limits.sessions;
         let settings = Settings {
             field_section: Some(self.limits.head_bytes as u64),
-            connect: sessions,
+            // For WebSockets, if for nothing else (RFC 9220, section 3).
+            connect: true,
             datagrams: sessions,
             sessions: u64::from(sessions),
             ..Settings::default()
@@ -256,7 +257,7 @@ impl<S: Service> Http3<S> {
     }
 
     fn head(&mut self, id: u64, list: Vec<qpack::Field>, session: &mut dyn Session) -> Result<(), Code> {
-        let request = match fields::request(list) {
+        let mut request = match fields::request(list) {
             Ok(request) => request,
             Err(malformed) => return self.malformed(id, malformed.0, session),
         };
@@ -270,9 +271,15 @@ impl<S: Service> Http3<S> {
         if wanted != Wanted::default() {
             session.prioritise(StreamId(id), priority(wanted));
         }
-        if request.extensions().get::<ConnectProtocol>().is_some() {
-            return self.connect(id, &request, session);
+        match request.extensions().get::<ConnectProtocol>() {
+            // A request like any other, whose body and answer are the two ways of it.
+            Some(ConnectProtocol(token)) if &**token == b"websocket" => {
+                request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+            }
+            Some(_) => return self.connect(id, &request, session),
+            None => {}
         }
+        let map = request.headers();
         let Some(open) = self.requests.get_mut(&id) else { return Ok(()) };
         open.stage = Stage::Answering;
         let length = map.get(header::CONTENT_LENGTH).and_then(content_length);

@@ -88,6 +88,9 @@ pub struct BalanceSettings {
     /// Percent of the servers that stay whatever fails: at most the others are ejected at once, rounded down, so one
     /// server alone never is. Default 50.
     pub keep: u8,
+    /// How long a server that has come, or come back, gets less than its share: from a tenth of it at first to all of it
+    /// at the end. Not with [`Policy::Source`], which is not to move sources twice. Zero: all at once. Default zero.
+    pub slow_start: Duration,
 }
 
 impl Default for BalanceSettings {
@@ -98,6 +101,7 @@ impl Default for BalanceSettings {
             eject_after: 3,
             eject_for: Duration::from_secs(10),
             keep: 50,
+            slow_start: Duration::ZERO,
         }
     }
 }
@@ -200,7 +204,15 @@ struct Server {
     /// Until when it is ejected, in microseconds since the epoch of the balancer; 0 = it never was. Changed under
     /// `Balancer::changes` only.
     ejected_until: AtomicU64,
+    /// Since when it is there again, in microseconds since the epoch of the balancer; 0 = it always was, or for long
+    /// enough; `UNSEEN` = since the next time a server is picked.
+    back_since: AtomicU64,
 }
+
+/// Nobody has looked at it since it came back.
+const UNSEEN: u64 = u64::MAX;
+/// What a server gets of its share, in thousandths, at the least.
+const LEAST_SHARE: u64 = 100;
 
 impl Server {
     fn is_ejected(&self, now: u64) -> bool {
@@ -304,7 +316,10 @@ impl Balancer {
         let now = self.since_epoch(now);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         for _ in 0..RACES {
-            let open = || servers.iter().filter(|server| self.refusal(server, now, tried).is_none());
+            let may = |server: &&Arc<Server>| self.refusal(server, now, tried).is_none();
+            // Those that have just come back are passed over more often than not, unless there are no others.
+            let choosy = self.is_slow() && servers.iter().filter(may).any(|server| self.is_warm(server, now, turn));
+            let open = || servers.iter().filter(may).filter(|server| !choosy || self.is_warm(server, now, turn));
             let count = open().count() as u64;
             if count == 0 {
                 return Err(self.why_none(&servers, now, tried));
@@ -331,6 +346,28 @@ impl Balancer {
             }
         }
         Err(NoServer::Full)
+    }
+
+    fn is_slow(&self) -> bool {
+        !self.settings.slow_start.is_zero() && self.settings.policy != Policy::Source
+    }
+
+    /// Whether a server takes part in this turn, in which more and more of those do that have just come back.
+    fn is_warm(&self, server: &Server, now: u64, turn: u64) -> bool {
+        let mut since = server.back_since.load(Ordering::Relaxed);
+        if since == 0 {
+            return true;
+        }
+        if since == UNSEEN {
+            since = now.max(1);
+            server.back_since.store(since, Ordering::Relaxed);
+        }
+        let (here, whole) = (now.saturating_sub(since), micros(self.settings.slow_start).max(1));
+        if here >= whole {
+            server.back_since.store(0, Ordering::Relaxed);
+            return true;
+        }
+        mixed(turn ^ server.hash) % 1_000 < (here.saturating_mul(1_000) / whole).max(LEAST_SHARE)
     }
 
     fn refusal(&self, server: &Server, now: u64, tried: &[ServerId]) -> Option<NoServer> {
@@ -379,6 +416,7 @@ impl Balancer {
                     failures: AtomicU32::new(0),
                     ejections: AtomicU32::new(0),
                     ejected_until: AtomicU64::new(0),
+                    back_since: AtomicU64::new(if before.is_empty() { 0 } else { UNSEEN }),
                 })
             }));
         }
@@ -399,6 +437,7 @@ impl Balancer {
         if !server.healthy.swap(healthy, Ordering::Relaxed) && healthy {
             server.failures.store(0, Ordering::Relaxed);
             server.ejected_until.store(0, Ordering::Relaxed);
+            server.back_since.store(UNSEEN, Ordering::Relaxed);
         }
     }
 
@@ -463,6 +502,7 @@ impl Balancer {
         server.failures.store(after - 1, Ordering::Relaxed);
         let until = now.saturating_add(self.settings.length(ejections));
         server.ejected_until.store(until, Ordering::Relaxed);
+        server.back_since.store(until, Ordering::Relaxed);
     }
 
     fn since_epoch(&self, now: Instant) -> u64 {
@@ -511,6 +551,48 @@ mod tests {
         let ids: Vec<_> = balancer.view(now).iter().map(|view| view.id).collect();
         assert_eq!(balancer.pick(now, 0, &ids).err(), Some(NoServer::AllTried));
         assert_eq!(ports(&[balancer.pick(now, 0, &ids[..2]).unwrap()]), [3]);
+    }
+
+    /// The share of one server in a thousand picks, in per mille.
+    fn share(balancer: &Arc<Balancer>, now: Instant, port: u16) -> usize {
+        let picked = (0..1_000_u64).map(|n| ports(&[balancer.pick(now, mixed(n), &[]).unwrap()])[0]);
+        picked.filter(|picked| *picked == port).count()
+    }
+
+    #[test]
+    fn a_server_that_has_come_back_gets_its_share_little_by_little() {
+        for policy in [Policy::RoundRobin, Policy::LeastConnections, Policy::RandomOfTwo] {
+            let settings = BalanceSettings { policy, slow_start: 10 * SECOND, ..BalanceSettings::default() };
+            let (balancer, now) = balancer(2, settings);
+            let whole = share(&balancer, now, 2);
+            assert!(whole >= 400, "{policy:?}: at the start of all nobody is new: {whole}");
+            let id = balancer.view(now)[1].id;
+            balancer.set_health(id, false);
+            assert_eq!(share(&balancer, now, 2), 0);
+            balancer.set_health(id, true);
+            let shares: Vec<_> = (0..=10).map(|n| share(&balancer, now + n * SECOND, 2)).collect();
+            assert!((20..200).contains(&shares[0]), "{policy:?}: {shares:?}");
+            assert!((150..=whole).contains(&shares[5]), "{policy:?}: {shares:?}");
+            assert!(shares[0] < shares[5] && shares[5] < shares[9], "{policy:?}: {shares:?}");
+            assert!(shares[10] >= 400, "{policy:?}: {shares:?}");
+            // One that is added begins slowly as well; where all are new, they are all there is.
+            balancer.set_servers([1, 2, 3].map(tcp).to_vec());
+            assert!((10..200).contains(&share(&balancer, now + 20 * SECOND, 3)));
+            balancer.set_servers(vec![tcp(9)]);
+            assert_eq!(share(&balancer, now + 20 * SECOND, 9), 1_000);
+        }
+    }
+
+    #[test]
+    fn a_server_whose_ejection_is_over_begins_slowly() {
+        let settings = BalanceSettings { slow_start: 10 * SECOND, eject_after: 1, ..BalanceSettings::default() };
+        let (balancer, now) = balancer(2, settings);
+        let picked =
+            (0..2).map(|_| balancer.pick(now, 0, &[]).unwrap()).find(|p| ports(std::slice::from_ref(p)) == [2]);
+        picked.unwrap().failed(now);
+        assert_eq!(share(&balancer, now + 9 * SECOND, 2), 0);
+        assert!((20..200).contains(&share(&balancer, now + 10 * SECOND, 2)));
+        assert!(share(&balancer, now + 20 * SECOND, 2) >= 400);
     }
 
     #[test]
@@ -628,7 +710,14 @@ mod tests {
     #[test]
     fn threads_give_every_place_back() {
         for policy in [Policy::RoundRobin, Policy::LeastConnections, Policy::RandomOfTwo, Policy::Source] {
-            let settings = BalanceSettings { policy, max_connections: 3, eject_after: 2, eject_for: SECOND, keep: 50 };
+            let settings = BalanceSettings {
+                policy,
+                max_connections: 3,
+                eject_after: 2,
+                eject_for: SECOND,
+                keep: 50,
+                slow_start: Duration::ZERO,
+            };
             let (balancer, start) = balancer(4, settings);
             std::thread::scope(|scope| {
                 for thread in 0..4_u64 {
@@ -698,6 +787,7 @@ mod tests {
                 eject_after,
                 eject_for: SECOND,
                 keep,
+                slow_start: Duration::ZERO,
             },
         )
     }

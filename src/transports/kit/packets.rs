@@ -235,7 +235,7 @@ mod tests {
         assert_eq!((packets.len(), packets.bytes(), packets.room()), (3, 41, 0));
         packets.clear();
         assert!(packets.is_empty());
-        assert_eq!((packets.bytes(), packets.room(), packets.held()), (0, 64, 64));
+        assert_eq!((packets.bytes(), packets.room(), packets.held()), (0, 64, Packets::needs(64, 3)));
     }
 
     #[test]

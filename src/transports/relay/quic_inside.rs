@@ -105,7 +105,16 @@ impl Application for Inside {
             }
             Event::Closed(_) => self.tell(Control::Stop),
             // What becomes of a stream is its relay's affair.
-            _ => {}
+            Event::Connected
+            | Event::Readable(_)
+            | Event::Writable(_)
+            | Event::Finished(_)
+            | Event::Reset(..)
+            | Event::Stopped(..)
+            | Event::Expired(_)
+            | Event::Openable(_)
+            | Event::PathChanged { .. }
+            | Event::Missed(_) => {}
         }
     }
 
