@@ -72,10 +72,10 @@ impl Shape {
 
     /// The headers of all tables, as a file that has each of them once.
     fn headers(&self) -> String {
-        let headers = self.keys.iter().filter_map(|key| match key.takes {
-            Takes::Table(name) | Takes::Tables(name) => Some(name),
-            _ => None,
-        });
+        let headers = self
+            .keys
+            .iter()
+            .filter_map(|key| if let Takes::Table(name) | Takes::Tables(name) = key.takes { Some(name) } else { None });
         // Some tables are read in more than one place by the same name.
         let mut seen = BTreeSet::new();
         headers.filter(|name| seen.insert(*name)).flat_map(|name| [name, "\n"]).collect()

@@ -43,10 +43,12 @@ pub(super) fn of(known: &Known) -> Value {
 fn table(name: &str, shape: &Shape, described: &Described<'_>) -> Value {
     let mut properties = Map::new();
     for key in shape.keys.iter().filter(|key| key.table == name) {
-        let mut of_key = match &key.takes {
-            Takes::Table(inner) => table(inner, shape, described),
-            Takes::Tables(inner) => json!({ "type": "array", "items": table(inner, shape, described) }),
-            takes => value(takes),
+        let mut of_key = if let Takes::Table(inner) = &key.takes {
+            table(inner, shape, described)
+        } else if let Takes::Tables(inner) = &key.takes {
+            json!({ "type": "array", "items": table(inner, shape, described) })
+        } else {
+            value(&key.takes)
         };
         if let (Some(of_key), Some(words)) = (of_key.as_object_mut(), words_of(described, name, key.key)) {
             of_key.insert("description".to_owned(), json!(words.text));
@@ -178,11 +180,10 @@ mod tests {
 
     /// Tables and the rest that needs no line of its own in the reference: their headers are there.
     fn is_described(key: &raw_shape::Key, described: &Described<'_>) -> bool {
-        match key.takes {
-            Takes::Table(name) | Takes::Tables(name) => SHIPPED.contains(name),
-            Takes::Free => true,
-            _ => words_of(described, key.table, key.key).is_some(),
+        if let Takes::Table(name) | Takes::Tables(name) = key.takes {
+            return SHIPPED.contains(name);
         }
+        key.takes == Takes::Free || words_of(described, key.table, key.key).is_some()
     }
 
     #[test]

@@ -95,11 +95,14 @@ pub(super) struct Sample {
 
 /// The protocol that a kind of actor belongs to; `system` is what serves no single peer.
 pub(super) fn family(kind: &str) -> &'static str {
-    const SYSTEM: [&str; 19] = [
+    const SYSTEM: [&str; 22] = [
         "admin",
         "admin_connection",
         "admin_sampler",
         "listener",
+        "moq-directory",
+        "moq-mirror",
+        "moq-track",
         "netstack",
         "private_network",
         "quic_backlog",
@@ -340,6 +343,7 @@ mod tests {
             ("wireguard", "system"),
             ("udp_flow", "udp"),
             ("moq_session", "moq"),
+            ("moq-track", "system"),
             ("shout", "custom"),
             ("tls_listener", "system"),
         ] {

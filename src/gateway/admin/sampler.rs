@@ -131,7 +131,8 @@ impl State {
         let millis = u64::try_from(millis).unwrap_or(u64::MAX).max(1);
         let bytes = moved(totals);
         let bits = |n: usize| {
-            let was = before.as_ref().and_then(|before| before.bytes.get(n)).or(bytes.get(n)).copied().unwrap_or(0);
+            let was =
+                before.as_ref().and_then(|before| before.bytes.get(n)).or_else(|| bytes.get(n)).copied().unwrap_or(0);
             bytes.get(n).map_or(0, |now| now.saturating_sub(was).saturating_mul(8_000) / millis)
         };
         let mut sample = Sample {
