@@ -131,7 +131,7 @@ pub fn moq_message(data: &[u8]) {
         }
         (found, None)
     };
-    let whole = read(&[bytes.clone()]);
+    let whole = read(std::slice::from_ref(&bytes));
     let singly: Vec<_> = (0..bytes.len()).map(|at| bytes.slice(at..at + 1)).collect();
     assert_eq!(read(&singly), whole);
     for message in whole.0 {
@@ -149,7 +149,7 @@ pub fn moq_stream(data: &[u8]) {
     let draft = Draft::ALL[usize::from(shape >> 1) % Draft::ALL.len()];
     let order = if shape & 1 == 0 { GroupOrder::Ascending } else { GroupOrder::Descending };
     let bytes = Bytes::copy_from_slice(bytes);
-    let whole = moq_pieces(&[bytes.clone()], draft, order);
+    let whole = moq_pieces(std::slice::from_ref(&bytes), draft, order);
     let singly: Vec<_> = (0..bytes.len()).map(|at| bytes.slice(at..at + 1)).collect();
     assert_eq!(moq_pieces(&singly, draft, order), whole);
 }

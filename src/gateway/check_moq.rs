@@ -26,7 +26,7 @@ pub(super) fn listener(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mi
 fn moq(raw: Option<&RawMoq>, mistakes: &mut Mistakes) -> Moq {
     let default = Moq::default();
     let Some(raw) = raw else { return default };
-    let mut seen: Vec<((Option<String>, Option<String>), Span)> = Vec::new();
+    let mut seen: Vec<(_, Span)> = Vec::new();
     let mut scopes = Vec::new();
     for scope in &raw.scopes {
         if let Some(path) = is(&scope.path).filter(|path| !path.value.text.starts_with('/')) {

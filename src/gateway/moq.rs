@@ -28,9 +28,12 @@ pub(super) struct Relays {
     shared: Arc<Shared>,
 }
 
+/// A relay as it was configured, what sessions see of it, and its scopes.
+type Running = (Moq, Arc<Site>, Vec<Scope>);
+
 #[derive(Default)]
 struct Shared {
-    by_listener: Mutex<BTreeMap<String, (Moq, Arc<Site>, Vec<Scope>)>>,
+    by_listener: Mutex<BTreeMap<String, Running>>,
 }
 
 impl fmt::Debug for Relays {
@@ -55,7 +58,12 @@ impl Relays {
         }
         let routes = config.listeners.iter().filter_map(|listener| match &listener.protocol {
             Protocol::Http(http) => Some(&http.routes),
-            _ => None,
+            Protocol::Framed(_)
+            | Protocol::Relay(_)
+            | Protocol::Quic(_)
+            | Protocol::Udp(_)
+            | Protocol::Wireguard(_)
+            | Protocol::Custom { .. } => None,
         });
         if wanted.is_empty() && routes.flatten().any(|route| matches!(route.action, HttpAction::Moq { .. })) {
             wanted.push((OWN.to_owned(), Moq::default()));

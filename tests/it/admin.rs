@@ -255,7 +255,7 @@ fn changes_need_post_the_token_and_this_very_page() {
     let own = format!("{}Origin: http://{admin}\r\nSec-Fetch-Site: same-origin\r\n", bearer());
     assert_eq!(post(admin, &close, &own).0, 200);
     assert!(neighbour.rest().is_empty());
-    binary.says(&"audit: done peer=127.0.0.1".to_string());
+    binary.says("audit: done peer=127.0.0.1");
     other.echoes(b"and the other goes on");
 }
 

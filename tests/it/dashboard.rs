@@ -176,7 +176,6 @@ fn a_person_finds_a_session_closes_it_and_sees_a_reload() {
     // 20,000 cells, each another colour every second, in whatever machine this is.
     assert_eq!(saw["many"]["cells"], 20_000);
     assert!(saw["many"]["median_ms"].as_f64().unwrap() < 500.0, "{saw}");
-    println!("20,000 cells: {}", saw["many"]);
 
     let update = std::env::var_os("UPDATE_EXPECT").is_some_and(|value| value == "1");
     let kept = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/images");

@@ -206,7 +206,7 @@ impl Peer {
         };
         let subgroup = match header.subgroup {
             SubgroupId::Given(id) => id,
-            _ => 0,
+            SubgroupId::Zero | SubgroupId::FirstObject => 0,
         };
         let objects = objects.into_iter().map(|(id, payload)| (id, payload.freeze())).collect();
         Subgroup { alias: header.track_alias, group: header.group, subgroup, objects, whole }
@@ -224,7 +224,7 @@ impl Peer {
         let farewell = soon("a close", self.connection.join()).await;
         match farewell.end.code {
             Code::Application(number) => SessionCode::from_number(number, self.draft),
-            other => panic!("{other:?}: {}", farewell.end),
+            other @ Code::Transport(_) | other @ Code::None => panic!("{other:?}: {}", farewell.end),
         }
     }
 }
@@ -641,7 +641,7 @@ fn subscribers_wait_for_a_publisher_that_comes_back() {
 
 #[test]
 fn tokens_grant_and_expire_on_running_sessions() {
-    let soon_over = portway_now() + Duration::from_secs(3);
+    let soon_over = portway::actors::clock::since_1970() + Duration::from_secs(3);
     let rest = format!(
         "[[listener.moq.token]]\ntoken = \"short\"\npublish = \"test\"\nsubscribe = \"test\"\nexpires = {}\n",
         soon_over.as_secs()
@@ -669,8 +669,4 @@ fn tokens_grant_and_expire_on_running_sessions() {
     });
     let refused = |reason: &str| running.totals().get("moq_requests_refused", "moq", reason);
     assert_eq!((refused("unauthorized"), refused("expired_auth_token")), (1, 2));
-}
-
-fn portway_now() -> Duration {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970")
 }

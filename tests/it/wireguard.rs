@@ -33,10 +33,21 @@ pub(crate) enum Mode {
     Pipeline,
 }
 
+/// Says in which mode a test failed.
+struct SaidIfItFails(Mode);
+
+impl Drop for SaidIfItFails {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _unread = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("threading: {:?}\n", self.0));
+        }
+    }
+}
+
 /// Runs a test in each threading mode; the output of one that fails ends with its mode.
 pub(crate) fn in_both(test: impl Fn(Mode)) {
     for mode in [Mode::Single, Mode::Pipeline] {
-        println!("threading: {mode:?}");
+        let _said = SaidIfItFails(mode);
         test(mode);
     }
 }

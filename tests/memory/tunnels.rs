@@ -122,7 +122,6 @@ fn a_steady_stream_of_packets_allocates_nothing_for_each() {
     const BATCHES: u64 = 2_000;
     for length in [40, 200, 1_420] {
         let count = carried(length, BATCHES);
-        println!("{length} bytes: {count} allocations for {} packets", BATCHES * BATCH);
         // What is left belongs to time, not to packets: timers, reports once a second, pools that give back.
         assert!(count < BATCHES as usize / 10, "{length} bytes: {count} allocations for {BATCHES} batches");
     }

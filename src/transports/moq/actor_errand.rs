@@ -105,7 +105,7 @@ impl MoqSession {
     }
 
     /// The publisher accepts.
-    pub(super) fn fetch_ok(&mut self, number: u64, ok: FetchOk, _: &mut dyn Session) -> Result<(), Close> {
+    pub(super) fn fetch_ok(&self, number: u64, ok: FetchOk) -> Result<(), Close> {
         match self.requests.get(&number).map(|request| &request.what) {
             Some(What::Errand(errand)) => {
                 if let Some(running) = self.errands.of.get(errand) {
@@ -155,7 +155,9 @@ impl MoqSession {
                     running.over = true;
                     return match mistake.ends() {
                         super::codec::Ends::Session(_) => Err(of_session(mistake)),
-                        _ => Ok(()),
+                        super::codec::Ends::Request(_) | super::codec::Ends::Stream(_) | super::codec::Ends::Track => {
+                            Ok(())
+                        }
                     };
                 }
             }

@@ -122,7 +122,7 @@ impl Mirror {
         *status = match &*status {
             Status::Pending => Status::Failed(super::model_codes::RequestCode::InternalError),
             Status::Live(_) => Status::Ended(super::model_codes::DoneCode::InternalError),
-            other => other.clone(),
+            other @ Status::Failed(_) | other @ Status::Ended(_) => other.clone(),
         };
         drop(status);
         self.forget();

@@ -126,7 +126,13 @@ impl MoqSession {
             What::Sub(sub) => (sub.forward(), sub),
             What::Status { sub } => (false, sub),
             What::Fetch(_) => return self.found_for_fetch(number, track, session),
-            _ => return,
+            What::New
+            | What::Up(_)
+            | What::Namespace(_)
+            | What::WatchNamespaces { .. }
+            | What::WatchTracks { .. }
+            | What::Errand(_)
+            | What::Over => return,
         };
         let Some(feed) = Mirror::feed(&relay, &track, arbiter) else {
             return self.refuse(number, RequestCode::InternalError, session);
@@ -147,7 +153,13 @@ impl MoqSession {
             What::Sub(sub) => (sub, false),
             What::Status { sub } => (sub, true),
             What::Fetch(_) => return self.fetch_rung(number, session),
-            _ => return,
+            What::New
+            | What::Up(_)
+            | What::Namespace(_)
+            | What::WatchNamespaces { .. }
+            | What::WatchTracks { .. }
+            | What::Errand(_)
+            | What::Over => return,
         };
         let Some(feed) = sub.reader.as_ref().map(|reader| reader.feed.clone()) else { return };
         let status = feed.status.borrow().clone();
@@ -424,7 +436,14 @@ impl MoqSession {
             match &mut request.what {
                 What::Sub(sub) => sub.delivery.unblock_all(),
                 What::Fetch(serving) => serving.unblock(),
-                _ => continue,
+                What::New
+                | What::Up(_)
+                | What::Namespace(_)
+                | What::WatchNamespaces { .. }
+                | What::WatchTracks { .. }
+                | What::Status { .. }
+                | What::Errand(_)
+                | What::Over => continue,
             }
             self.ready.insert(*number);
         }
@@ -452,7 +471,7 @@ impl MoqSession {
 
     /// The request that goes first, with the rank of its entry if it is a subscription.
     fn most_important(&mut self) -> Option<(u64, Option<Rank>)> {
-        let mut best: Option<((u8, u8, Option<Rank>), u64)> = None;
+        let mut best = None;
         let mut idle = Vec::new();
         for number in &self.ready {
             let key = match self.requests.get(number).map(|request| &request.what) {
@@ -468,7 +487,7 @@ impl MoqSession {
                 idle.push(*number);
                 continue;
             };
-            if best.as_ref().is_none_or(|(least, _)| key < *least) {
+            if best.as_ref().is_none_or(|(least, _): &((u8, u8, Option<Rank>), u64)| key < *least) {
                 best = Some((key, *number));
             }
         }

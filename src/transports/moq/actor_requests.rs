@@ -93,7 +93,7 @@ impl MoqSession {
             Message::PublishDone(done) => self.publish_done(number, &done, session),
             Message::RequestOk(ok) => self.request_ok(number, &ok, session),
             Message::RequestError(error) => self.request_error(number, &error, session),
-            Message::FetchOk(ok) => self.fetch_ok(number, *ok, session),
+            Message::FetchOk(ok) => self.fetch_ok(number, *ok),
             // What a publisher says of its own side is seen in what it sends.
             Message::PublishStateNotify(_) if matches!(self.what(number), Some(What::Up(_))) => Ok(()),
             Message::Unsubscribe => {
@@ -203,7 +203,19 @@ impl MoqSession {
                     Some(Ok(())) | None => self.fetch(number, *message, session),
                 }
             }
-            _ => return Err(Close::violation("not_a_request")),
+            Message::Setup(_)
+            | Message::Goaway(_)
+            | Message::SubscribeOk(_)
+            | Message::PublishDone(_)
+            | Message::PublishStateNotify(_)
+            | Message::FetchOk(_)
+            | Message::Namespace(_)
+            | Message::NamespaceDone(_)
+            | Message::PublishBlocked(_)
+            | Message::RequestUpdate(_)
+            | Message::RequestOk(_)
+            | Message::RequestError(_)
+            | Message::Unsubscribe => return Err(Close::violation("not_a_request")),
         }
         Ok(())
     }
@@ -346,7 +358,15 @@ impl MoqSession {
                 Ok(())
             }
             What::Over => Ok(()),
-            _ => Err(Close::violation("unexpected_message")),
+            What::New
+            | What::Sub(_)
+            | What::Up(_)
+            | What::Namespace(_)
+            | What::WatchNamespaces { .. }
+            | What::WatchTracks { .. }
+            | What::Status { .. }
+            | What::Fetch(_)
+            | What::Errand(_) => Err(Close::violation("unexpected_message")),
         }
     }
 
@@ -369,7 +389,14 @@ impl MoqSession {
                 let errand = *errand;
                 self.errand_refused(errand, error.code);
             }
-            _ => {}
+            What::New
+            | What::Sub(_)
+            | What::Namespace(_)
+            | What::WatchNamespaces { .. }
+            | What::WatchTracks { .. }
+            | What::Status { .. }
+            | What::Fetch(_)
+            | What::Over => {}
         }
         self.is_over(number, session);
         Ok(())

@@ -387,7 +387,26 @@ impl MoqSession {
             match message {
                 Message::Setup(setup) if self.stage == Stage::Setup => self.setup(&setup, session)?,
                 Message::Goaway(goaway) if self.stage != Stage::Setup => self.goaway_came(&goaway)?,
-                _ => return Err(Close::violation("unexpected_message")),
+                Message::Setup(_)
+                | Message::Goaway(_)
+                | Message::Subscribe(_)
+                | Message::SubscribeOk(_)
+                | Message::Publish(_)
+                | Message::PublishDone(_)
+                | Message::PublishStateNotify(_)
+                | Message::Fetch(_)
+                | Message::FetchOk(_)
+                | Message::TrackStatus(_)
+                | Message::PublishNamespace(_)
+                | Message::SubscribeNamespace(_)
+                | Message::Namespace(_)
+                | Message::NamespaceDone(_)
+                | Message::SubscribeTracks(_)
+                | Message::PublishBlocked(_)
+                | Message::RequestUpdate(_)
+                | Message::RequestOk(_)
+                | Message::RequestError(_)
+                | Message::Unsubscribe => return Err(Close::violation("unexpected_message")),
             }
         }
         Ok(())

@@ -349,7 +349,7 @@ impl Track {
             known.end = Some(end);
         }
         if let (End::Complete, true, Some(last)) = (end, open.head.end_of_group, open.last) {
-            self.ends.entry(group).or_insert(last.saturating_add(1));
+            self.ends.entry(group).or_insert_with(|| last.saturating_add(1));
         }
     }
 
