@@ -400,7 +400,8 @@ fn bad(reason: &str, code: SessionCode, what: impl AsyncFnOnce(&mut Peer)) {
     let running = Running::start(&relay(1, ""));
     let to = running.address("moq");
     let clients = Clients::new();
-    wait(async {
+    // All stay open until the counters are read: a session that ends counts as one whose control stream was closed.
+    let _open = wait(async {
         let mut publisher = Peer::connect(&clients, to, Draft::D18).await;
         let mut neighbour = Peer::connect(&clients, to, Draft::D18).await;
         let publish = publisher.publish("near", 1).await;
@@ -412,7 +413,7 @@ fn bad(reason: &str, code: SessionCode, what: impl AsyncFnOnce(&mut Peer)) {
         assert_eq!(peer.closed().await, code, "{reason}");
         publisher.send_subgroup(1, 1, &[b"after"]).await;
         assert_eq!(neighbour.receive().await.objects[0].1, Bytes::from("after"));
-        drop((publish, subscription));
+        (publisher, neighbour, peer, publish, subscription)
     });
     let totals = running.totals();
     let failed = |reason: &str| totals.get("moq_sessions_failed", "moq", reason);
