@@ -122,7 +122,13 @@ impl AsyncRead for NetStream {
 
 impl AsyncWrite for NetStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.pipe).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.pipe).poll_write(cx, bytes);
+        // The pipe knows only that its other end is gone; a kernel's socket would name the reset, whichever call is
+        // the first to meet it.
+        if matches!(written, Poll::Ready(Err(_))) && self.is_reset() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -141,5 +147,37 @@ impl Wire for NetStream {
 
     fn is_broken(&self) -> bool {
         self.is_reset()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// Like a kernel's socket: whichever call is the first to meet it.
+    #[tokio::test]
+    async fn a_reset_is_told_to_readers_and_to_writers_after_what_came_before_it() {
+        let (mut near, mut far) = pair();
+        far.connected();
+        far.pipe.write_all(b"last words").await.unwrap();
+        far.reset();
+        drop(far);
+        let kind = |error: io::Error| error.kind();
+        assert_eq!(near.write(b"x").await.map_err(kind), Err(io::ErrorKind::ConnectionReset));
+        let mut words = [0; 10];
+        near.read_exact(&mut words).await.unwrap();
+        assert_eq!(&words, b"last words");
+        assert_eq!(near.read(&mut words).await.map_err(kind), Err(io::ErrorKind::ConnectionReset));
+    }
+
+    #[tokio::test]
+    async fn an_end_in_order_is_not_a_reset() {
+        let (mut near, far) = pair();
+        far.connected();
+        drop(far);
+        assert_eq!(near.read(&mut [0; 1]).await.unwrap(), 0);
+        assert_eq!(near.write(b"x").await.map_err(|error| error.kind()), Err(io::ErrorKind::BrokenPipe));
     }
 }
