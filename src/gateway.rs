@@ -14,31 +14,8 @@ mod ask;
 )]
 mod certificates;
 pub mod check;
-#[cfg(feature = "http")]
-mod check_guards;
-mod check_hello;
-#[cfg(feature = "http")]
-mod check_http;
-mod check_listener;
-mod check_moq;
-mod check_quic;
-#[cfg(test)]
-mod check_tests;
-mod check_udp;
-mod check_upstream;
-#[cfg(feature = "wireguard")]
-mod check_wireguard;
-#[cfg(feature = "wireguard")]
-mod check_wireguard_service;
 pub mod cli;
-mod cli_texts;
 pub mod config;
-mod config_http;
-mod config_moq;
-mod config_quic;
-mod config_udp;
-#[cfg(feature = "wireguard")]
-mod config_wireguard;
 mod control;
 #[cfg(feature = "deadlock")]
 mod deadlocks;
@@ -53,64 +30,29 @@ mod log;
 #[cfg(feature = "moq")]
 mod moq;
 #[cfg(not(feature = "moq"))]
-#[path = "gateway/moq_none.rs"]
+#[path = "gateway/moq/none.rs"]
 mod moq;
-#[cfg(feature = "moq")]
-mod moq_api;
 mod options;
 mod overview;
 #[cfg(feature = "quic")]
 mod quic;
 mod raw;
-mod raw_guards;
-mod raw_http;
-mod raw_moq;
-mod raw_quic;
-mod raw_secrets;
-mod raw_section;
-mod raw_shape;
-mod raw_text;
-mod raw_udp;
-mod raw_upstream;
-mod raw_wireguard;
-mod raw_words;
 mod reload;
-mod reload_plan;
-#[cfg(feature = "quic")]
-mod reload_quic;
 pub mod report;
-mod report_source;
 mod schema;
 mod service;
-#[cfg_attr(not(feature = "http"), path = "gateway/sites_none.rs")]
+#[cfg_attr(not(feature = "http"), path = "gateway/sites/none.rs")]
 mod sites;
-#[cfg(feature = "http")]
-mod sites_hello;
-#[cfg(all(feature = "http", feature = "quic"))]
-mod sites_quic;
 mod start_error;
 #[cfg(feature = "wireguard")]
 mod tunnels;
 #[cfg(not(feature = "wireguard"))]
-#[path = "gateway/tunnels_none.rs"]
+#[path = "gateway/tunnels/none.rs"]
 mod tunnels;
-#[cfg(feature = "wireguard")]
-mod tunnels_api;
-#[cfg(feature = "wireguard")]
-mod tunnels_datagrams;
-#[cfg(feature = "wireguard")]
-mod tunnels_inside;
-#[cfg(feature = "wireguard")]
-mod tunnels_kernel;
-#[cfg(feature = "wireguard")]
-mod tunnels_names;
-#[cfg(feature = "wireguard")]
-mod tunnels_way;
 #[cfg(feature = "udp")]
 mod udp;
 pub mod units;
 pub mod upstreams;
-mod upstreams_secure;
 mod watch;
 #[cfg(feature = "wireguard")]
 mod wg_client;
@@ -135,7 +77,7 @@ use config::Config;
 pub use options::Options;
 pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview, ServerRow};
 pub use reload::Reloaded;
-pub use reload_plan::{Fate, Plan, Step};
+pub use reload::plan::{Fate, Plan, Step};
 use sites::Web;
 pub use start_error::StartError;
 use tunnels::{Tunnel, Tunnels};
@@ -320,9 +262,9 @@ impl Builder {
         #[cfg(not(feature = "http"))]
         let certificates = sites::Certificates;
         #[cfg(feature = "http")]
-        let secure = upstreams_secure::Secure::load(&config.upstreams, &certificates)?;
+        let secure = upstreams::secure::Secure::load(&config.upstreams, &certificates)?;
         #[cfg(not(feature = "http"))]
-        let secure = upstreams_secure::Secure::default();
+        let secure = upstreams::secure::Secure::default();
         let upstreams = Upstreams::default().renewed(
             mesh,
             &config.upstreams,
@@ -368,7 +310,7 @@ impl Builder {
                 if let config::Protocol::Http(http) = &listener.protocol
                     && let Some(status) = listeners.iter_mut().find(|status| *status.name == *listener.name)
                 {
-                    sites_quic::start(listener, http, &around, status)?;
+                    sites::quic::start(listener, http, &around, status)?;
                 }
             }
             in_order(&mut listeners, config);

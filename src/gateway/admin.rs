@@ -228,7 +228,7 @@ async fn page(shared: &Shared, request: &Request<Incoming>) -> Response<Answer> 
         "/api/status" => json(serde_json::to_string_pretty(&Overview::of(&mesh.view().await, status))),
         "/api/wireguard" => json(super::tunnels::api(&status.tunnels()).await),
         #[cfg(feature = "moq")]
-        "/api/moq" => json(super::moq_api::api(status.upstreams().relays()).await),
+        "/api/moq" => json(super::moq::api::api(status.upstreams().relays()).await),
         path => match path.strip_prefix("/api/actors/").and_then(|id| id.parse().ok()) {
             Some(id) => match api_actor::actor(mesh, status, id).await {
                 Some(actor) => json(serde_json::to_string_pretty(&actor)),

@@ -3,6 +3,24 @@
 //! [`load`] and [`parse`] give a [`Config`] without mistakes or a [`Report`] with all of them. The file is parsed, each
 //! value is judged on its own (`raw`), then what the values mean together (here): names and addresses that occur twice,
 //! tables of another protocol, limits that contradict each other. Nothing here opens a socket.
+
+#[cfg(feature = "http")]
+pub(super) mod guards;
+pub(super) mod hello;
+#[cfg(feature = "http")]
+pub(super) mod http;
+pub(super) mod listener;
+pub(super) mod moq;
+pub(super) mod quic;
+#[cfg(test)]
+pub(super) mod tests;
+pub(super) mod udp;
+pub(super) mod upstream;
+#[cfg(feature = "wireguard")]
+pub(super) mod wireguard;
+#[cfg(feature = "wireguard")]
+pub(super) mod wireguard_service;
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,17 +33,15 @@ use std::path::Path;
 use toml::de::{DeTable, Error};
 use zeroize::Zeroizing;
 
-use super::check_listener;
-use super::check_quic::{self, Around, CertificateNames};
-use super::check_upstream;
 use super::config::{Admin, Config, Log, Runtime};
+use super::raw::secrets;
+use super::raw::section::{At, Field, Reader};
+use super::raw::text::{Env, Text, reason};
 use super::raw::{self, RawFile, RawLog, RawRuntime};
-use super::raw_secrets;
-use super::raw_section::{At, Field, Reader};
-use super::raw_text::{Env, Text, reason};
+use super::report::source::Source;
 use super::report::{Mistakes, Report, Span};
-use super::report_source::Source;
 use crate::memory::Secret;
+use quic::{Around, CertificateNames};
 
 /// Larger files are refused unread: a configuration that long is a mistake in itself.
 const MAX_FILE: u64 = 1 << 20;
@@ -100,11 +116,11 @@ pub fn parse(file_name: &str, text: &str, known: &Known) -> Result<Config, Repor
 pub(super) fn parse_with(file_name: &str, text: &str, known: &Known, env: Env<'_>) -> Result<Config, Report> {
     let (document, errors) = DeTable::parse_recoverable(text);
     let document = document.get_ref();
-    let mut secrets = raw_secrets::of_document(document, text);
+    let mut secrets = secrets::of_document(document, text);
     let mut mistakes = Mistakes::default();
     if let Some(error) = errors.iter().find(|error| !is_duplicate(error)) {
         let at = place_of(error, text);
-        secrets.extend(raw_secrets::of_broken_line(text, at.start));
+        secrets.extend(secrets::of_broken_line(text, at.start));
         let hint = "this is not TOML; nothing behind it was checked, so mend it and check again";
         let message = if error.span().is_some() { error.message() } else { "this key is nested too deep" };
         mistakes.add(at, message, hint);
@@ -112,7 +128,7 @@ pub(super) fn parse_with(file_name: &str, text: &str, known: &Known, env: Env<'_
     }
     for error in &errors {
         let at = place_of(error, text);
-        secrets.extend(raw_secrets::of_broken_line(text, at.start));
+        secrets.extend(secrets::of_broken_line(text, at.start));
         mistakes.add(at, "this key or table is here for the second time", "take one of the two out");
     }
 
@@ -137,12 +153,12 @@ fn checked(raw: RawFile, file_name: &str, text: &str, mistakes: &mut Mistakes) -
     let folder = Path::new(file_name).parent().unwrap_or_else(|| Path::new(""));
     let control = control.map(|path| folder.join(path.into_plain()));
     let certificate_names = CertificateNames::of(&raw.certificates);
-    let certificates = check_quic::certificates(raw.certificates, folder, &mut source, mistakes);
-    let names = check_upstream::Names::of(&raw.upstreams);
-    check_upstream::ways(&raw.upstreams, &raw.listeners, mistakes);
+    let certificates = quic::certificates(raw.certificates, folder, &mut source, mistakes);
+    let names = upstream::Names::of(&raw.upstreams);
+    upstream::ways(&raw.upstreams, &raw.listeners, mistakes);
     let around = Around { upstreams: &names, certificates: &certificate_names, folder };
-    let upstreams = check_upstream::all(raw.upstreams, &around, mistakes);
-    let listeners = check_listener::all(raw.listeners, &around, admin_at.as_ref(), &mut source, mistakes);
+    let upstreams = upstream::all(raw.upstreams, &around, mistakes);
+    let listeners = listener::all(raw.listeners, &around, admin_at.as_ref(), &mut source, mistakes);
     let admin = admin_at.map(|at| {
         let place = source.place(at.span.start);
         Admin { listen: at.value, control, token, watch, place }

@@ -2,6 +2,8 @@
 //!
 //! Exit codes: 0 fine, 1 failed at run time, 2 bad usage or configuration.
 
+pub(super) mod texts;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,7 +13,7 @@ use clap::{Parser, Subcommand};
 
 use super::config::Config;
 use super::watch::{Watched, stamp};
-use super::{Builder, Gateway, Plan, ask, check, cli_texts, control, limits, log, service};
+use super::{Builder, Gateway, Plan, ask, check, control, limits, log, service};
 use crate::actors::clock;
 
 /// How often a watched configuration file is looked at. It counts as changed when two looks find it alike.
@@ -122,10 +124,10 @@ pub(super) enum WireguardCommand {
 pub fn main(builder: &Builder) -> ExitCode {
     let Arguments { command, config: path } = Arguments::parse();
     match &command {
-        Command::Example { name, list } => return cli_texts::example(name.as_deref(), *list),
-        Command::Schema => return cli_texts::schema(&builder.known()),
-        Command::Completions { shell } => return cli_texts::completions(*shell),
-        Command::Man => return cli_texts::man(),
+        Command::Example { name, list } => return texts::example(name.as_deref(), *list),
+        Command::Schema => return texts::schema(&builder.known()),
+        Command::Completions { shell } => return texts::completions(*shell),
+        Command::Man => return texts::man(),
         Command::PrivateNetwork => return private_network(),
         Command::Keygen { kind: KeyKind::Wireguard { out } } => return keygen(out.as_deref()),
         #[cfg(feature = "wireguard")]

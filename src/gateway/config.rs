@@ -4,6 +4,14 @@
 //! default stands in a `Default` impl here and, as words, in `config.toml`; a test holds the two together.
 //!
 //! [`check`]: super::check
+
+pub(super) mod http;
+pub(super) mod moq;
+pub(super) mod quic;
+pub(super) mod udp;
+#[cfg(feature = "wireguard")]
+pub(super) mod wireguard;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -12,18 +20,18 @@ use std::time::Duration;
 
 use crate::memory::Secret;
 
-pub use super::config_http::{
+pub use http::{
     Http, HttpAction, HttpEdits, HttpGuards, HttpPath, HttpRate, HttpRoute, HttpSettings, HttpTokens, HttpVersion,
     UpstreamHttp,
 };
-pub use super::config_quic::{
+pub use quic::{
     Certificate, CertificateSource, Congestion, ListenerTls, Quic, QuicService, QuicSettings, Retry, Route, UpstreamTls,
 };
 
-pub use super::config_moq::{Moq, MoqScope, MoqToken, MoqWhenSlow};
-pub use super::config_udp::Udp;
+pub use moq::{Moq, MoqScope, MoqToken, MoqWhenSlow};
+pub use udp::Udp;
 #[cfg(feature = "wireguard")]
-pub use super::config_wireguard::{InsideService, Key, Mode, Offload, Peer, Speaks, ThreadingMode, Wireguard};
+pub use wireguard::{InsideService, Key, Mode, Offload, Peer, Speaks, ThreadingMode, Wireguard};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;

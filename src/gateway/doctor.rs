@@ -17,7 +17,7 @@ mod tunnels {
 
     use super::{Finding, read_number};
     use crate::gateway::config::Config;
-    use crate::gateway::config_wireguard::{Mode, Wireguard};
+    use crate::gateway::config::wireguard::{Mode, Wireguard};
     use crate::gateway::tunnels;
     use crate::transports::tun::{PrivateNetwork, PrivateSettings};
     use crate::transports::udp::{Options, trains};
@@ -91,7 +91,7 @@ mod tunnels {
     fn private(node: &Path, helper: &Path) -> Result<(), String> {
         let settings = PrivateSettings {
             program: helper.to_owned(),
-            arguments: vec![crate::gateway::tunnels_kernel::HELPER.to_owned()],
+            arguments: vec![tunnels::kernel::HELPER.to_owned()],
             node: node.to_owned(),
             name: "tun0".to_owned(),
             mtu: 1_420,

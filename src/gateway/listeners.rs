@@ -88,7 +88,7 @@ pub(super) fn prepare(
     if let config::Protocol::Relay(relay) = &listener.protocol
         && (relay.tls.is_some() || !relay.routes.is_empty())
     {
-        let made = super::sites_hello::make(listener, relay, around.upstreams, around.certificates);
+        let made = super::sites::hello::make(listener, relay, around.upstreams, around.certificates);
         return made.map(|made| (made, None)).map_err(|message| StartError::Options {
             listener: listener.name.clone(),
             place: listener.place.clone(),

@@ -5,6 +5,9 @@
 //! listener that has one, to its scope of the same path if there is one; without such a listener they have one of their
 //! own.
 
+#[cfg(feature = "moq")]
+pub(super) mod api;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;

@@ -3,26 +3,40 @@
 //! These types mirror the file: every key is a [`Field`] that may be absent, wrong or there, with its place. The
 //! document is walked by hand, not by serde, because serde stops at the first mistake and people mend a file faster
 //! when they see all of them.
+
+pub(super) mod guards;
+pub(super) mod http;
+pub(super) mod moq;
+pub(super) mod quic;
+pub(super) mod secrets;
+pub(super) mod section;
+pub(super) mod shape;
+pub(super) mod text;
+pub(super) mod udp;
+pub(super) mod upstream;
+pub(super) mod wireguard;
+pub(super) mod words;
+
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+use self::http::RawHttp;
 use super::Options;
 use super::check::Known;
 use super::config::{ByteOrder, FramedService, Level, LogFormat, ProxyOut, WhenSlow};
-use super::raw_http::{self, RawHttp};
-use super::raw_moq::{self, RawMoq};
-use super::raw_quic::{self, RawCertificate, RawQuic, RawRoute, RawTls};
-use super::raw_section::{At, Field, Reader, Section, kind};
-use super::raw_shape::Takes;
-use super::raw_text::Text;
-use super::raw_udp::{self, RawUdp};
-use super::raw_upstream::{self, RawUpstream};
-use super::raw_wireguard::{self, RawWireguard};
-use super::raw_words::{in_code, unknown_key_hint};
 use super::report::{Span, quoted};
+use moq::RawMoq;
+use quic::{RawCertificate, RawQuic, RawRoute, RawTls};
+use section::{At, Field, Reader, Section, kind};
+use shape::Takes;
+use text::Text;
+use udp::RawUdp;
+use upstream::RawUpstream;
+use wireguard::RawWireguard;
+use words::{in_code, unknown_key_hint};
 
 pub(super) const ROOT: &str = "the file";
 const ROOT_KEYS: &[&str] = &["version", "runtime", "admin", "log", "certificate", "upstream", "listener"];
@@ -66,27 +80,27 @@ pub(super) const TABLES: [(&str, &[&str]); 24] = [
     ("[runtime]", RUNTIME_KEYS),
     ("[admin]", ADMIN_KEYS),
     ("[log]", LOG_KEYS),
-    (raw_quic::CERTIFICATE, raw_quic::CERTIFICATE_KEYS),
+    (quic::CERTIFICATE, quic::CERTIFICATE_KEYS),
     ("[[listener]]", LISTENER_KEYS),
     ("[listener.limits]", LIMITS_KEYS),
     ("[listener.framed]", FRAMED_KEYS),
     ("[listener.relay]", RELAY_KEYS),
-    (raw_quic::TLS, raw_quic::TLS_KEYS),
-    (raw_quic::ROUTE, raw_quic::ROUTE_KEYS),
-    (raw_http::HTTP, raw_http::HTTP_KEYS),
-    (raw_quic::QUIC, raw_quic::QUIC_KEYS),
-    (raw_udp::UDP, raw_udp::UDP_KEYS),
-    (raw_moq::MOQ, raw_moq::MOQ_KEYS),
-    (raw_moq::SCOPE, raw_moq::SCOPE_KEYS),
-    (raw_moq::TOKEN, raw_moq::TOKEN_KEYS),
-    (raw_wireguard::WIREGUARD, raw_wireguard::WIREGUARD_KEYS),
-    (raw_wireguard::PEER, raw_wireguard::PEER_KEYS),
-    (raw_wireguard::SERVICE, raw_wireguard::SERVICE_KEYS),
-    (raw_upstream::UPSTREAM, raw_upstream::KEYS),
-    (raw_upstream::LIMITS, raw_upstream::LIMITS_KEYS),
-    (raw_upstream::HEALTH, raw_upstream::HEALTH_KEYS),
-    (raw_upstream::TLS, raw_upstream::TLS_KEYS),
-    (raw_http::UPSTREAM_HTTP, raw_http::UPSTREAM_HTTP_KEYS),
+    (quic::TLS, quic::TLS_KEYS),
+    (quic::ROUTE, quic::ROUTE_KEYS),
+    (http::HTTP, http::HTTP_KEYS),
+    (quic::QUIC, quic::QUIC_KEYS),
+    (udp::UDP, udp::UDP_KEYS),
+    (moq::MOQ, moq::MOQ_KEYS),
+    (moq::SCOPE, moq::SCOPE_KEYS),
+    (moq::TOKEN, moq::TOKEN_KEYS),
+    (wireguard::WIREGUARD, wireguard::WIREGUARD_KEYS),
+    (wireguard::PEER, wireguard::PEER_KEYS),
+    (wireguard::SERVICE, wireguard::SERVICE_KEYS),
+    (upstream::UPSTREAM, upstream::KEYS),
+    (upstream::LIMITS, upstream::LIMITS_KEYS),
+    (upstream::HEALTH, upstream::HEALTH_KEYS),
+    (upstream::TLS, upstream::TLS_KEYS),
+    (http::UPSTREAM_HTTP, http::UPSTREAM_HTTP_KEYS),
 ];
 
 const SERVICES: [(&str, FramedService); 3] =
@@ -237,18 +251,11 @@ pub(super) fn file(reader: &mut Reader<'_>, document: &DeTable<'_>, known: &Know
             &mut root,
             "certificate",
             "a certificate",
-            raw_quic::CERTIFICATE,
-            raw_quic::CERTIFICATE_KEYS,
-            raw_quic::certificate,
+            quic::CERTIFICATE,
+            quic::CERTIFICATE_KEYS,
+            quic::certificate,
         ),
-        upstreams: tables(
-            &mut root,
-            "upstream",
-            "an upstream",
-            raw_upstream::UPSTREAM,
-            raw_upstream::KEYS,
-            raw_upstream::upstream,
-        ),
+        upstreams: tables(&mut root, "upstream", "an upstream", upstream::UPSTREAM, upstream::KEYS, upstream::upstream),
         listeners: tables(&mut root, "listener", "a listener", "[[listener]]", LISTENER_KEYS, |section| {
             listener(section, known)
         }),
@@ -340,15 +347,15 @@ fn listener(mut section: Section<'_, '_>, known: &Known) -> RawListener {
         framed: section.section("framed", "[listener.framed]", FRAMED_KEYS).map(framed),
         relay: section.section("relay", "[listener.relay]", RELAY_KEYS).map(relay),
         certificate: section.one_or_more("certificate", "\"local\""),
-        tls: section.section("tls", raw_quic::TLS, raw_quic::TLS_KEYS).map(raw_quic::tls),
-        routes: tables(&mut section, "route", "a route", raw_quic::ROUTE, raw_quic::ROUTE_KEYS, raw_quic::route),
-        http: section.section("http", raw_http::HTTP, raw_http::HTTP_KEYS).map(raw_http::http),
-        quic: section.section("quic", raw_quic::QUIC, raw_quic::QUIC_KEYS).map(raw_quic::quic),
-        udp: section.section("udp", raw_udp::UDP, raw_udp::UDP_KEYS).map(raw_udp::udp),
-        moq: section.section("moq", raw_moq::MOQ, raw_moq::MOQ_KEYS).map(raw_moq::moq),
+        tls: section.section("tls", quic::TLS, quic::TLS_KEYS).map(quic::tls),
+        routes: tables(&mut section, "route", "a route", quic::ROUTE, quic::ROUTE_KEYS, quic::route),
+        http: section.section("http", http::HTTP, http::HTTP_KEYS).map(http::http),
+        quic: section.section("quic", quic::QUIC, quic::QUIC_KEYS).map(quic::quic),
+        udp: section.section("udp", udp::UDP, udp::UDP_KEYS).map(udp::udp),
+        moq: section.section("moq", moq::MOQ, moq::MOQ_KEYS).map(moq::moq),
         wireguard: section
-            .section("wireguard", raw_wireguard::WIREGUARD, raw_wireguard::WIREGUARD_KEYS)
-            .map(raw_wireguard::wireguard),
+            .section("wireguard", wireguard::WIREGUARD, wireguard::WIREGUARD_KEYS)
+            .map(wireguard::wireguard),
         options: section
             .section("options", "[listener.options]", &[])
             .map(|options| At { value: options.reader.free_table(options.table).into(), span: options.header }),
@@ -373,9 +380,9 @@ pub(super) fn inside(section: &mut Section<'_, '_>, route: &'static str) -> RawL
         framed: None,
         relay: None,
         certificate: section.one_or_more("certificate", "\"local\""),
-        tls: section.section("tls", raw_quic::TLS, raw_quic::TLS_KEYS).map(raw_quic::tls),
-        routes: tables(section, "route", "a route", route, raw_quic::ROUTE_KEYS, raw_quic::route),
-        http: section.section("http", raw_http::HTTP, raw_http::HTTP_KEYS).map(raw_http::http),
+        tls: section.section("tls", quic::TLS, quic::TLS_KEYS).map(quic::tls),
+        routes: tables(section, "route", "a route", route, quic::ROUTE_KEYS, quic::route),
+        http: section.section("http", http::HTTP, http::HTTP_KEYS).map(http::http),
         quic: None,
         udp: None,
         moq: None,

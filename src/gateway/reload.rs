@@ -5,6 +5,10 @@
 //! same socket, so no connection is refused in between, and its connections go on as they were let in; a removed one
 //! closes its port and its connections finish what they accepted. What cannot change while running is named.
 
+pub(super) mod plan;
+#[cfg(feature = "quic")]
+pub(super) mod quic;
+
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -13,15 +17,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::config::{Config, Listener, Log, Runtime};
-use super::reload_plan::same_around;
 use super::sites::{Certificates, Web};
 #[cfg(feature = "udp")]
 use super::udp;
 use super::upstreams::Upstreams;
-use super::upstreams_secure::Secure;
+use super::upstreams::secure::Secure;
 use super::{Gateway, ListenerStatus, StartError, in_order, listeners, tunnels};
 use crate::actors::{Control, clock};
 use crate::transports::tcp;
+use plan::same_around;
 
 /// How long a reload waits for another to be done.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -3,6 +3,9 @@
 //! `Mistakes` collects byte ranges while the file is read; [`Report`] is what a caller gets: sorted by place, with
 //! lines and columns, and with secrets already masked, so that neither `Debug` nor a log line can leak one. Reading
 //! never stops at the first mistake; a syntax error is the exception, since nothing after it can be trusted.
+
+pub(super) mod source;
+
 use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -10,7 +13,7 @@ use std::path::Path;
 use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
 
 use super::config::Place;
-use super::report_source::{Line, Source};
+use source::{Line, Source};
 
 /// Above this number of mistakes nobody reads them all: only the first [`SHOWN_OF_MANY`] are kept.
 const MANY: usize = 10_000;

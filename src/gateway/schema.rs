@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::check::Known;
 use super::raw::ROOT;
-use super::raw_shape::{self, Shape, Takes};
+use super::raw::shape::{self, Shape, Takes};
 use super::units;
 
 const SHIPPED: &str = include_str!("../../config.toml");
@@ -22,7 +22,7 @@ const REFERENCE: &str = "#/$defs/reference";
 
 /// The schema of a configuration with the protocols of this program.
 pub(super) fn of(known: &Known) -> Value {
-    let shape = raw_shape::of_parser(known);
+    let shape = shape::of_parser(known);
     let described = described(SHIPPED);
     let mut schema = table(ROOT, &shape, &described);
     if let Some(root) = schema.as_object_mut() {
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     /// Tables and the rest that needs no line of its own in the reference: their headers are there.
-    fn is_described(key: &raw_shape::Key, described: &Described<'_>) -> bool {
+    fn is_described(key: &shape::Key, described: &Described<'_>) -> bool {
         if let Takes::Table(name) | Takes::Tables(name) = key.takes {
             return SHIPPED.contains(name);
         }
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn the_parser_reads_what_its_tables_list_and_nothing_else() {
-        let shape = raw_shape::of_parser(&Known::default());
+        let shape = shape::of_parser(&Known::default());
         let read: BTreeSet<_> = shape.keys.iter().map(|key| (key.table, key.key)).collect();
         let listed: BTreeSet<_> =
             TABLES.iter().flat_map(|(table, keys)| keys.iter().map(move |key| (*table, *key))).collect();
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn every_key_is_described_in_the_shipped_file() {
-        let (shape, described) = (raw_shape::of_parser(&Known::default()), described(SHIPPED));
+        let (shape, described) = (shape::of_parser(&Known::default()), described(SHIPPED));
         let missing: Vec<_> = shape
             .keys
             .iter()

@@ -1,5 +1,10 @@
 //! From the configuration of an HTTP listener to its settings, its site and its certificates.
 
+#[cfg(feature = "http")]
+pub(super) mod hello;
+#[cfg(all(feature = "http", feature = "quic"))]
+pub(super) mod quic;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -9,8 +14,8 @@ use rustix::fs::{Mode, OFlags};
 
 use super::Made;
 pub(super) use super::certificates::Certificates;
-use super::check_guards;
-use super::check_http::rule;
+use super::check::guards;
+use super::check::http::rule;
 use super::config::{self, Http, HttpAction, HttpRoute, Listener};
 use super::upstreams::Upstreams;
 use crate::transports::http::codec_edit::Rewrite;
@@ -134,7 +139,7 @@ pub(super) fn make(
     let mut routes = Vec::with_capacity(http.routes.len());
     for route in &http.routes {
         let rule = rule(route).map_err(|error| error.to_string())?;
-        let rewrite = check_guards::rewrite_of(&rule.path, route.strip_prefix, route.rewrite.as_deref());
+        let rewrite = guards::rewrite_of(&rule.path, route.strip_prefix, route.rewrite.as_deref());
         routes.push((rule, self::route(listener, route, rewrite, &servers, upstreams)?));
     }
     let site = Site::new(routes).map_err(|tie| tie.to_string())?;
@@ -191,7 +196,7 @@ fn route(
                 config::HttpPath::Pattern(_) => None,
             };
             let site = upstreams.relays().of_route(path, &listener.name).ok_or("there is no relay")?;
-            let protocols = super::check_quic::MOQ_DRAFTS.map(str::to_owned).to_vec();
+            let protocols = super::check::quic::MOQ_DRAFTS.map(str::to_owned).to_vec();
             Action::Session(Inside { protocols, origins: origins.clone(), make: Arc::new(move || site.application()) })
         }
         #[cfg(not(feature = "moq"))]
@@ -213,13 +218,13 @@ fn route(
             return Err("WebTransport needs a build with the feature `quic`".to_owned());
         }
     };
-    let (request, response) = check_guards::edits_of(&route.edits);
+    let (request, response) = guards::edits_of(&route.edits);
     Ok(Route {
         name: Arc::from(route.name.as_str()),
         rewrite,
         request,
         response,
-        guards: check_guards::guards_of(&route.guards, &route.name)?,
+        guards: guards::guards_of(&route.guards, &route.name)?,
         timeout: route.timeout,
         retries: route.retries,
         max_body: route.max_body,

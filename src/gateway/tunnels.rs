@@ -3,6 +3,19 @@
 //! A reload that changes peers alone changes peers alone: sessions of the others go on. Services of streams change
 //! without touching the interface. Anything else makes it anew, on the same socket.
 
+#[cfg(feature = "wireguard")]
+pub(super) mod api;
+#[cfg(feature = "wireguard")]
+pub(super) mod datagrams;
+#[cfg(feature = "wireguard")]
+pub(super) mod inside;
+#[cfg(feature = "wireguard")]
+pub(super) mod kernel;
+#[cfg(feature = "wireguard")]
+pub(super) mod names;
+#[cfg(feature = "wireguard")]
+pub(super) mod way;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::net::{SocketAddr, UdpSocket};
@@ -13,22 +26,21 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use socket2::SockRef;
 
+use super::config::wireguard::{InsideService, Key, Speaks, ThreadingMode, Wireguard};
 use super::config::{Config, Listener, Protocol};
-use super::config_wireguard::{InsideService, Key, Speaks, ThreadingMode, Wireguard};
 #[cfg(feature = "http")]
 use super::sites;
 use super::sites::Certificates;
-pub(super) use super::tunnels_api::api;
-use super::tunnels_inside::{self, Inside, Running};
 use super::upstreams::Upstreams;
 use super::{StartError, keygen};
-use super::{tunnels_kernel, tunnels_names};
 use crate::actors::{Control, Mail, Mesh, Place, Spec, clock};
 use crate::memory::Budget;
 use crate::transports::wireguard::uapi::{self, Uapi};
 use crate::transports::wireguard::{
     self as wg, DeviceMsg, Interface, Live, PeerSettings, PublicKey, SecretKey, Settings, Threading, public_key,
 };
+pub(super) use api::api;
+use inside::{Inside, Running};
 
 /// Arbiters for cryptography of one pipeline, at most.
 const MOST_CRYPTO: usize = 16;
@@ -180,7 +192,7 @@ fn start(
         wg::StartError::Spawn(error) => StartError::Spawn(error),
         error @ wg::StartError::Socket(_) => refuse(error.to_string()),
     })?;
-    let inside = match tunnels_inside::start(around, &listener, wireguard, &interface, &first) {
+    let inside = match inside::start(around, &listener, wireguard, &interface, &first) {
         Ok(inside) => inside,
         Err(error) => {
             interface.stop();
@@ -198,11 +210,11 @@ fn start(
     if let Some(why) = &inside.why {
         tracing::info!(listener = %name, mode = inside.mode(), "no private network: {why}");
     }
-    if matches!(inside.running, Running::Tun(_)) && tunnels_kernel::takes_all(wireguard) {
-        let marked = SockRef::from(&kept).set_mark(tunnels_kernel::mark(&listener));
+    if matches!(inside.running, Running::Tun(_)) && kernel::takes_all(wireguard) {
+        let marked = SockRef::from(&kept).set_mark(kernel::mark(&listener));
         marked.map_err(|error| refuse(format!("the socket cannot be marked: {error}")))?;
     }
-    let names = tunnels_names::start(around.mesh, &name, wireguard, &interface);
+    let names = names::start(around.mesh, &name, wireguard, &interface);
     let uapi = uapi(around.mesh, &name, wireguard, &interface, &kept, &secret);
     Ok(Tunnel { name, address, configured: listener, socket: kept, secret, interface, inside, names, uapi })
 }
@@ -463,7 +475,7 @@ fn adjust(around: Around<'_>, tunnel: &Tunnel, listener: Listener) -> Result<Tun
     }
     // Before another begins: this one knows the settings of before.
     tunnel.names.iter().for_each(|names| names.control(Control::Stop));
-    let names = tunnels_names::start(around.mesh, &tunnel.name, wireguard, &tunnel.interface);
+    let names = names::start(around.mesh, &tunnel.name, wireguard, &tunnel.interface);
     Ok(Tunnel {
         names,
         name: tunnel.name.clone(),

@@ -6,6 +6,8 @@
 //! [`Mesh::drain`] leaves the system arbiter alone, so relays that still connect find true balancers until
 //! [`Upstreams::drain`], or the end of the mesh.
 
+pub(super) mod secure;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -27,7 +29,6 @@ use super::config::{self, Balance, Check, Health, Host, Server};
 #[cfg(feature = "quic")]
 use super::links::AllLinks;
 use super::moq::Relays;
-use super::upstreams_secure::Secure;
 use crate::actors::clock::{later, now, sleep, sleep_until, within};
 use crate::actors::{Budget, Control, Fault, Mail, Mesh, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn};
 use crate::transports::kit::balance::{Address, BalanceSettings, Balancer, Policy, ServerId, ServerView};
@@ -36,6 +37,7 @@ use crate::transports::relay::Links;
 #[cfg(feature = "wireguard")]
 use crate::transports::relay::Way;
 use crate::transports::relay::{Dial, Network, RelaySettings, Through};
+use secure::Secure;
 
 /// Servers of one upstream that are checked at the same time.
 const CHECKS: usize = 64;

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
+use super::config::wireguard::{Key, Peer, Wireguard};
 use super::config::{Config, Protocol};
-use super::config_wireguard::{Key, Peer, Wireguard};
 use crate::transports::wireguard::codec_conf::Endpoint;
 use crate::transports::wireguard::{SecretKey, public_key};
 
