@@ -70,7 +70,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::actors::{DrainReport, Mail, Mesh, MeshConfig, SpawnError, clock};
-use crate::memory::{Budget, Level, Secret, Shared, Snapshot, ThreadSafe, Version};
+use crate::memory::{Budget, Level, Shared, Snapshot, ThreadSafe, Version};
 use crate::transports::kit::admission::Occupancy;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::Config;
@@ -320,6 +320,7 @@ impl Builder {
             let around = udp::Around { mesh, upstreams: &upstreams, budget: &parts.budget };
             udp::start_all(config, around, &mut listeners)?;
         }
+        let terms = admin::Terms::of(config.admin.as_ref(), &certificates, None)?;
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
             budget: parts.budget,
@@ -332,7 +333,7 @@ impl Builder {
             last_applied: Snapshot::default(),
             file: Snapshot::default(),
             reloader: Snapshot::default(),
-            token: Snapshot::new(config.admin.as_ref().and_then(|admin| admin.token.clone())),
+            terms: Snapshot::new(terms),
             admin_is_local: config.admin.as_ref().is_none_or(|admin| admin.listen.ip().is_loopback()),
             drain: Snapshot::new(config.runtime.drain),
             watched: Arc::default(),
@@ -390,8 +391,8 @@ pub(crate) struct Status {
     file: Snapshot<Option<PathBuf>>,
     /// Reads the configuration again and applies it, for the admin listener.
     reloader: Snapshot<Option<Reloader>>,
-    /// What changes over HTTP need.
-    token: Snapshot<Option<Secret>>,
+    /// By what terms the admin listener lets callers in.
+    terms: Snapshot<admin::Terms>,
     /// The admin listener is on loopback.
     admin_is_local: bool,
     /// How long a drain may take.

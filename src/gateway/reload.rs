@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::admin::Terms;
 use super::config::{Config, Listener, Log, Runtime};
 use super::sites::{Certificates, Web};
 #[cfg(feature = "udp")]
@@ -131,6 +132,11 @@ impl Gateway {
         })?;
         #[cfg(not(feature = "http"))]
         let secure = Secure::default();
+        let terms = Terms::of(new.admin.as_ref(), &certificates, Some(&self.status.terms.read()));
+        let terms = terms.inspect_err(|_| {
+            #[cfg(feature = "quic")]
+            over.links.retire(&self.status.over_quic.lock().links);
+        })?;
         #[cfg(feature = "udp")]
         let mut over_udp = udp::Changes::new();
         let before = self.status.upstreams();
@@ -251,8 +257,8 @@ impl Gateway {
         let runtime = Runtime { drain: new.runtime.drain, ..running.runtime.clone() };
         let mut admin = running.admin.clone();
         if let (Some(admin), Some(new)) = (&mut admin, new.admin) {
-            (admin.token, admin.watch) = (new.token, new.watch);
-            self.status.token.publish(admin.token.clone());
+            (admin.token, admin.watch, admin.tls) = (new.token, new.watch, new.tls);
+            self.status.terms.publish(terms);
         }
         let log = Log { level: new.log.level, ..running.log };
         super::log::set_level(log.level);
