@@ -90,7 +90,7 @@ impl Kind for Connection {
 /// Starts serving on a socket that is bound already.
 pub(super) fn start(
     mesh: &Mesh,
-    socket: std::net::TcpListener,
+    socket: Arc<std::net::TcpListener>,
     status: Arc<Status>,
 ) -> Result<Mail<Infallible>, SpawnError> {
     sampler::start(mesh, status.clone(), status.watched.clone())?;
@@ -98,9 +98,14 @@ pub(super) fn start(
     mesh.drive::<Listener, _>(Place::System, Spec::named("admin"), move |driver| accept(inner, socket, status, driver))
 }
 
-async fn accept(mesh: Mesh, socket: std::net::TcpListener, status: Arc<Status>, driver: Driver) -> Result<(), Fault> {
+async fn accept(
+    mesh: Mesh,
+    socket: Arc<std::net::TcpListener>,
+    status: Arc<Status>,
+    driver: Driver,
+) -> Result<(), Fault> {
     let local = |error: io::Error| Fault::local("admin_listener", error.to_string());
-    let socket = tokio::net::TcpListener::from_std(socket).map_err(local)?;
+    let socket = socket.try_clone().and_then(tokio::net::TcpListener::from_std).map_err(local)?;
     // In the order in which they came: when there are too many the oldest has to go, so that whoever holds
     // connections open keeps nobody from looking in.
     let mut connections: VecDeque<Mail<Infallible>> = VecDeque::new();

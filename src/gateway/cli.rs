@@ -225,6 +225,7 @@ fn private_network() -> ExitCode {
 }
 
 fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
+    let builder = builder.clone().passed_sockets();
     let _log = log::start(&config.log);
     let files = limits::raise_open_files();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -249,8 +250,11 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
         None => None,
     };
     // This very program, with `private-network` as its argument, is the helper of private networks.
-    let helped = std::env::current_exe().map(|program| builder.clone().helper(program));
-    let gateway = match helped.as_ref().unwrap_or(builder).start(config) {
+    let builder = &match std::env::current_exe() {
+        Ok(program) => builder.helper(program),
+        Err(_) => builder,
+    };
+    let gateway = match builder.start(config) {
         Ok(gateway) => gateway,
         Err(error) => return complain(&error, FAILED),
     };

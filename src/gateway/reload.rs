@@ -191,6 +191,7 @@ impl Gateway {
             certificates: &certificates,
             before: Some((&before, &certificates_before)),
             budget: &self.status.budget,
+            passed: &self.passed,
             helper: self.helper.as_ref(),
         };
         let steps = tunnels::plan(around, &tunnels_before, &new);
@@ -235,7 +236,7 @@ impl Gateway {
             } else {
                 status.acceptor.control(Control::Drain(by));
                 // Now and not when the acceptor gets to it: the next reload may want the port again.
-                if let Some(socket) = status.socket.upgrade() {
+                if let Some(socket) = status.socket.upgrade().filter(|socket| !self.passed.holds(socket)) {
                     tcp::refuse(&*socket);
                 }
             }
@@ -291,7 +292,7 @@ impl Gateway {
             names.push(listener.name.clone());
             let socket = match socket_of(old, listener) {
                 Some(socket) => socket,
-                None => Arc::new(listeners::bind_for(listener)?),
+                None => listeners::taken_or_bound(listener, &self.passed)?,
             };
             let predecessor = old.iter().find(|status| *status.name == *listener.name);
             let around = listeners::Around { protocols: &self.protocols, upstreams, certificates };
@@ -300,7 +301,7 @@ impl Gateway {
             let occupancy = predecessor.map_or_else(Arc::default, |status| status.occupancy.clone());
             start.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
         }
-        listeners::start_all(&self.mesh, start, &self.status.budget)
+        listeners::start_all(&self.mesh, start, &self.status.budget, &self.passed)
     }
 }
 
