@@ -28,6 +28,7 @@ use socket2::SockRef;
 
 use super::config::wireguard::{InsideService, Key, Speaks, ThreadingMode, Wireguard};
 use super::config::{Config, Listener, Protocol};
+use super::passed::Passed;
 #[cfg(feature = "http")]
 use super::sites;
 use super::sites::Certificates;
@@ -78,6 +79,8 @@ pub(super) struct Around<'a> {
     /// Those that a reload replaces.
     pub(super) before: Option<(&'a Upstreams, &'a Certificates)>,
     pub(super) budget: &'a Budget,
+    /// Sockets of the service manager.
+    pub(super) passed: &'a Passed,
     /// The program that makes private networks, if there is one.
     pub(super) helper: Option<&'a PathBuf>,
 }
@@ -118,11 +121,20 @@ fn leads_alike(
 pub(super) type Bound = (Listener, UdpSocket);
 
 /// Binds the sockets of all tunnels.
-pub(super) fn bind(config: &Config) -> Result<Vec<Bound>, StartError> {
-    config.listeners.iter().filter(|listener| of(listener).is_some()).map(bind_one).collect()
+pub(super) fn bind(config: &Config, passed: &Passed) -> Result<Vec<Bound>, StartError> {
+    config
+        .listeners
+        .iter()
+        .filter(|listener| of(listener).is_some())
+        .map(|listener| bind_one(listener, passed))
+        .collect()
 }
 
-fn bind_one(listener: &Listener) -> Result<Bound, StartError> {
+fn bind_one(listener: &Listener, passed: &Passed) -> Result<Bound, StartError> {
+    if let Some(socket) = passed.udp(listener.listen) {
+        tracing::info!(listener = %listener.name, address = %listener.listen, "takes a socket of the service manager");
+        return Ok((listener.clone(), socket));
+    }
     let socket = wg::bind(listener.listen).map_err(|error| StartError::Bind {
         listener: listener.name.clone(),
         address: listener.listen,
@@ -354,16 +366,16 @@ pub(super) fn plan(around: Around<'_>, old: &[Arc<Tunnel>], new: &Config) -> Res
     for listener in new.listeners.iter().filter(|listener| of(listener).is_some()) {
         let running = old.iter().find(|tunnel| *tunnel.name == *listener.name);
         steps.push(match running {
-            None => Step::Start(bind_one(listener)?),
+            None => Step::Start(bind_one(listener, around.passed)?),
             // Something of it has ended, its interface perhaps: it keeps its socket, and so its port.
             Some(tunnel) if !tunnel.accepting() && tunnel.configured.listen == listener.listen => {
                 Step::Renew(tunnel.clone(), listener.clone())
             }
-            Some(tunnel) if !tunnel.accepting() => Step::Start(bind_one(listener)?),
+            Some(tunnel) if !tunnel.accepting() => Step::Start(bind_one(listener, around.passed)?),
             Some(tunnel) => match compare(|one| around.is_as_before(&one.speaks), &tunnel.configured, listener) {
                 Difference::None => Step::Keep(tunnel.clone()),
                 Difference::PeersOrServices => Step::Adjust(tunnel.clone(), listener.clone()),
-                Difference::Address => Step::Start(bind_one(listener)?),
+                Difference::Address => Step::Start(bind_one(listener, around.passed)?),
                 Difference::Interface => Step::Renew(tunnel.clone(), listener.clone()),
             },
         });
