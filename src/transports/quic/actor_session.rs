@@ -33,6 +33,21 @@ impl Engine {
         self.unread.settle()
     }
 
+    /// Packets have come.
+    pub(super) fn note_datagrams(&mut self) {
+        self.received.full |= self.quic.is_dgram_recv_queue_full();
+    }
+
+    /// Datagrams that QUIC has dropped unread since this was last asked.
+    pub(super) fn dropped_unread(&mut self) -> usize {
+        if !std::mem::take(&mut self.received.full) {
+            return 0;
+        }
+        let there = self.received.read + self.quic.dgram_recv_queue_len();
+        let dropped = self.quic.stats().dgram_recv.saturating_sub(there);
+        dropped - std::mem::replace(&mut self.received.dropped, dropped).min(dropped)
+    }
+
     /// Writes bytes, all or none, and the end behind them if they are the `last`.
     fn write_bytes(&mut self, stream: StreamId, bytes: Bytes, last: bool) -> Result<(), StreamError> {
         let credit = self.credit.free();
@@ -261,6 +276,7 @@ impl Session for Engine {
     fn read_datagram(&mut self) -> Option<Bytes> {
         let datagram = self.quic.dgram_recv_buf().ok();
         self.announced = datagram.is_some();
+        self.received.read += usize::from(datagram.is_some());
         datagram
     }
 

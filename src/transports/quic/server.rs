@@ -18,14 +18,15 @@ use super::actor_listen::Listen;
 use super::actor_qlog::Log;
 use super::codec_token::Secrets;
 use super::handle::{Closed, Connection};
+use super::handle_kept::Kept;
 use super::messages::{Asked, Request, Status, ToConnection, ToEndpoint};
 use super::session::{Application, Info, Session};
 use super::settings::{ServerSettings, Terms};
 use super::state_admission::Limits;
 use crate::actors::clock::{later, now};
 use crate::actors::{
-    AskError, Budget, Control, Exit, Fault, Group as Supervised, Mail, Mesh, Place, Protocol, Reply, SpawnError, Spec,
-    Strategy, Turn,
+    AskError, Budget, Control, Exit, Fault, Group as Supervised, Mail, Mesh, Permit, Place, Protocol, Reply,
+    SpawnError, Spec, Strategy, Turn,
 };
 use crate::memory::{Secret, Snapshot};
 use crate::transports::tls;
@@ -136,7 +137,7 @@ impl QuicServer {
         // One that gives up takes the others along: a port that is read in part would lose a part of all clients.
         let supervised = mesh.group(Strategy::OneForOne, Budget::default());
         let backlog = settings.backlog;
-        let spec = Spec::named(settings.name.clone()).inbox(backlog.max(1) + ACCEPTING, usize::MAX);
+        let spec = Spec::named(settings.name.clone()).inbox(backlog.max(1) + 2 * ACCEPTING, usize::MAX);
         let scope = settings.name.clone();
         let make =
             move || Backlog { scope: scope.clone(), most: backlog, arrived: VecDeque::new(), waiting: VecDeque::new() };
@@ -208,15 +209,20 @@ impl QuicServer {
         self.inner.steered
     }
 
-    /// Takes a connection that no application took; waits for one.
+    /// Takes a connection that no application took; waits for one. A call that is given up leaves its connection for the
+    /// next.
     ///
     /// # Errors
     /// [`Closed`] when the server has been stopped.
     pub async fn accept(&self) -> Result<Connection, Closed> {
         let (reply, answer) = Reply::new();
-        let room = self.inner.backlog.permit(0).await.map_err(|_| Closed)?;
-        room.tell(ToBacklog::Next(reply)).map_err(|_| Closed)?;
-        answer.0.await.map_err(|_| Closed)
+        let kept = Kept::new(answer, self.room().await?, ToBacklog::Back);
+        self.room().await?.tell(ToBacklog::Next(reply)).map_err(|_| Closed)?;
+        kept.answer().await
+    }
+
+    async fn room(&self) -> Result<Permit<ToBacklog>, Closed> {
+        self.inner.backlog.permit(0).await.map_err(|_| Closed)
     }
 
     /// Uses other certificates for new connections, on all arbiters or on none; answers which generation they are.
@@ -391,6 +397,8 @@ pub(super) async fn connections(endpoints: &[Mail<ToEndpoint>], most: usize) -> 
 enum ToBacklog {
     Arrived(Connection),
     Next(Reply<Connection>),
+    /// An answer that nobody took.
+    Back(Connection),
 }
 
 /// The line of connections that wait to be accepted.
@@ -408,6 +416,7 @@ impl Protocol for Backlog {
     fn on(&mut self, m: ToBacklog, turn: &mut Turn<'_, ToBacklog>) -> Result<(), Fault> {
         match m {
             ToBacklog::Arrived(connection) => self.arrived.push_back(connection),
+            ToBacklog::Back(connection) => self.arrived.push_front(connection),
             ToBacklog::Next(reply) if self.waiting.len() < ACCEPTING => self.waiting.push_back(reply),
             // Dropped: whoever asked learns `Closed`.
             ToBacklog::Next(_) => {}
