@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::actor_qlog::Log;
 use super::codec::Cid;
 use super::handle::Connection;
 use super::session::{End, Event, Info, OpenError, StreamError, StreamId, StreamKind};
@@ -218,6 +219,8 @@ pub(super) struct Connect {
     pub(super) to: SocketAddr,
     pub(super) tls: Arc<tls::ClientSettings>,
     pub(super) session: Option<Bytes>,
+    /// Where it is logged, instead of where the client's are.
+    pub(super) log: Option<Log>,
     pub(super) reply: Reply<Result<Connection, ConnectError>>,
 }
 

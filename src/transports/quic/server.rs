@@ -40,7 +40,7 @@ const INBOX_BYTES: usize = 8 << 20;
 /// Messages each connection may have on the way to its endpoint at once.
 const EACH: usize = 4;
 /// Longer than connections go on, mostly.
-const A_DAY: Duration = Duration::from_secs(86_400);
+pub(super) const A_DAY: Duration = Duration::from_secs(86_400);
 /// Connections on each arbiter for whose messages there is room, at least: so many a reload may allow.
 const MOST: usize = 100_000;
 /// Those who may wait for a connection at once.
