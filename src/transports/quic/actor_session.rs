@@ -111,6 +111,7 @@ impl Session for Engine {
             peer: path.as_ref().map_or(unknown, |path| path.peer_addr),
             rtt: path.as_ref().map(|path| path.rtt).unwrap_or_default(),
             window: path.as_ref().map_or(0, |path| path.cwnd),
+            bandwidth: path.as_ref().and_then(|path| path.max_bandwidth),
             mtu: self.quic.max_send_udp_payload_size(),
             packets: [stats.sent as u64, stats.recv as u64, stats.lost as u64],
             bytes: [stats.sent_bytes, stats.recv_bytes, stats.lost_bytes],

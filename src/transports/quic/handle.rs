@@ -417,6 +417,7 @@ impl Connection {
                 peer: self.inner.peer,
                 rtt: std::time::Duration::ZERO,
                 window: 0,
+                bandwidth: None,
                 mtu: 0,
                 packets: [0; 3],
                 bytes: [0; 3],
