@@ -47,6 +47,8 @@ mod moq_interop;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]
+mod netstack;
+#[cfg(feature = "wireguard")]
 mod private_network;
 mod probe;
 #[cfg(feature = "quic")]
