@@ -28,6 +28,7 @@ use socket2::SockRef;
 
 use super::config::wireguard::{InsideService, Key, Speaks, ThreadingMode, Wireguard};
 use super::config::{Config, Listener, Protocol};
+use super::passed::Passed;
 #[cfg(feature = "http")]
 use super::sites;
 use super::sites::Certificates;
@@ -78,6 +79,8 @@ pub(super) struct Around<'a> {
     /// Those that a reload replaces.
     pub(super) before: Option<(&'a Upstreams, &'a Certificates)>,
     pub(super) budget: &'a Budget,
+    /// Sockets of the service manager.
+    pub(super) passed: &'a Passed,
     /// The program that makes private networks, if there is one.
     pub(super) helper: Option<&'a PathBuf>,
 }
@@ -118,11 +121,20 @@ fn leads_alike(
 pub(super) type Bound = (Listener, UdpSocket);
 
 /// Binds the sockets of all tunnels.
-pub(super) fn bind(config: &Config) -> Result<Vec<Bound>, StartError> {
-    config.listeners.iter().filter(|listener| of(listener).is_some()).map(bind_one).collect()
+pub(super) fn bind(config: &Config, passed: &Passed) -> Result<Vec<Bound>, StartError> {
+    config
+        .listeners
+        .iter()
+        .filter(|listener| of(listener).is_some())
+        .map(|listener| bind_one(listener, passed))
+        .collect()
 }
 
-fn bind_one(listener: &Listener) -> Result<Bound, StartError> {
+fn bind_one(listener: &Listener, passed: &Passed) -> Result<Bound, StartError> {
+    if let Some(socket) = passed.udp(listener.listen) {
+        tracing::info!(listener = %listener.name, address = %listener.listen, "takes a socket of the service manager");
+        return Ok((listener.clone(), socket));
+    }
     let socket = wg::bind(listener.listen).map_err(|error| StartError::Bind {
         listener: listener.name.clone(),
         address: listener.listen,
@@ -341,7 +353,7 @@ impl Tunnel {
 /// What a reload does to one listener.
 pub(super) enum Step {
     Keep(Arc<Tunnel>),
-    /// Only peers, or services of streams, are other ones.
+    /// Only peers or services are other ones.
     Adjust(Arc<Tunnel>, Listener),
     Start(Bound),
     /// Made anew on the socket it has.
@@ -354,16 +366,16 @@ pub(super) fn plan(around: Around<'_>, old: &[Arc<Tunnel>], new: &Config) -> Res
     for listener in new.listeners.iter().filter(|listener| of(listener).is_some()) {
         let running = old.iter().find(|tunnel| *tunnel.name == *listener.name);
         steps.push(match running {
-            None => Step::Start(bind_one(listener)?),
+            None => Step::Start(bind_one(listener, around.passed)?),
             // Something of it has ended, its interface perhaps: it keeps its socket, and so its port.
             Some(tunnel) if !tunnel.accepting() && tunnel.configured.listen == listener.listen => {
                 Step::Renew(tunnel.clone(), listener.clone())
             }
-            Some(tunnel) if !tunnel.accepting() => Step::Start(bind_one(listener)?),
+            Some(tunnel) if !tunnel.accepting() => Step::Start(bind_one(listener, around.passed)?),
             Some(tunnel) => match compare(|one| around.is_as_before(&one.speaks), &tunnel.configured, listener) {
                 Difference::None => Step::Keep(tunnel.clone()),
                 Difference::PeersOrServices => Step::Adjust(tunnel.clone(), listener.clone()),
-                Difference::Address => Step::Start(bind_one(listener)?),
+                Difference::Address => Step::Start(bind_one(listener, around.passed)?),
                 Difference::Interface => Step::Renew(tunnel.clone(), listener.clone()),
             },
         });
@@ -404,9 +416,9 @@ fn compare(same: impl Fn(&InsideService) -> bool, old: &Listener, new: &Listener
     fn udp(wireguard: &Wireguard) -> impl Iterator<Item = &InsideService> {
         wireguard.services.iter().filter(|one| matches!(one.speaks, Speaks::Udp(_)))
     }
-    // What takes datagrams out stands before everything that is inside.
-    let fixed = !udp(was).eq(udp(is)) || !udp(is).all(&same);
-    if alike != *was || old.limits != new.limits || fixed {
+    // What takes datagrams out stands before everything that is inside, or does not.
+    let taken = |wireguard: &Wireguard| !wireguard.forward.is_empty() || udp(wireguard).next().is_some();
+    if alike != *was || old.limits != new.limits || taken(was) != taken(is) {
         return Difference::Interface;
     }
     let services = was.services != is.services || !is.services.iter().all(&same);

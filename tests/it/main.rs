@@ -5,6 +5,8 @@ mod actors;
 mod actors_faults;
 mod actors_mesh;
 mod admin;
+#[cfg(feature = "http")]
+mod admin_tls;
 mod config;
 mod dashboard;
 #[cfg(feature = "deadlock")]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::config::{Config, Listener, Protocol};
+use super::passed::Passed;
 use super::sites::Certificates;
 use super::upstreams::Upstreams;
 use super::{Reloaded, StartError};
@@ -27,6 +28,7 @@ pub(super) struct Around<'a> {
     pub(super) certificates: &'a Certificates,
     pub(super) before: Option<(&'a Upstreams, &'a Certificates)>,
     pub(super) budget: &'a Budget,
+    pub(super) passed: &'a Passed,
     pub(super) helper: Option<&'a PathBuf>,
 }
 
@@ -56,7 +58,7 @@ pub(super) const fn apart(_: &Config) -> Vec<String> {
     Vec::new()
 }
 
-pub(super) fn bind(_: &Config) -> Result<Vec<Step>, StartError> {
+pub(super) fn bind(_: &Config, _: &Passed) -> Result<Vec<Step>, StartError> {
     Ok(Vec::new())
 }
 
