@@ -16,7 +16,7 @@ use super::actor::Uplink;
 use super::codec_datagram::{is_udp, read};
 use super::datagram_flow::{DatagramFlow, FlowParts, ToFlow};
 use super::state_flows::{Ends, FlowLimits, Flows};
-use crate::actors::{Control, Fault, Mail, Mesh, Place, Protocol, Refused, SpawnError, Spec, Turn};
+use crate::actors::{Control, Fault, Layer, Mail, Mesh, Place, Protocol, Refused, SpawnError, Spec, Turn};
 use crate::memory::{Snapshot, View};
 use crate::transports::kit::balance::{Address, Balancer, Picked};
 use crate::transports::kit::packets::{Deliver, Packets};
@@ -367,6 +367,7 @@ fn add(parts: &mut Vec<(usize, Packets)>, number: usize, packet: &[u8], of: &Pac
 impl<U: Uplink> Protocol for Datagrams<U> {
     type Msg = ToDatagrams;
     const KIND: &'static str = "udp_flows";
+    const LAYER: Layer = Layer::Transport;
 
     fn size(m: &ToDatagrams) -> usize {
         match m {
