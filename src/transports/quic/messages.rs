@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::codec::Cid;
 use super::handle::Connection;
-use super::session::{End, Event, Info, OpenError, Read, StreamError, StreamId, StreamKind};
+use super::session::{Application, End, Event, Info, OpenError, Read, StreamError, StreamId, StreamKind};
 use super::settings::Terms;
 use super::state_credit::Credit;
 use super::state_datagrams::{Datagram, NotQueued};
@@ -199,12 +199,17 @@ pub(super) enum ToEndpoint {
     Status(Reply<Status>),
 }
 
+/// Makes what runs inside a connection that this end began.
+pub(super) type Made = Box<dyn FnOnce(&Info) -> Box<dyn Application> + Send>;
+
 /// A connection to be made.
 pub(super) struct Connect {
     pub(super) to: SocketAddr,
     pub(super) tls: Arc<tls::ClientSettings>,
     pub(super) session: Option<Bytes>,
     pub(super) reply: Reply<Result<Connection, ConnectError>>,
+    /// What runs inside the connection, if not its handle's users.
+    pub(super) application: Option<Made>,
 }
 
 /// How an endpoint is.
