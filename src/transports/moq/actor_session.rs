@@ -36,6 +36,7 @@ use super::model::{Draft, Side};
 use super::model_codes::{RequestCode, SessionCode};
 use super::model_message::{Goaway, Message, Setup};
 use super::state_directory::SessionId;
+use super::state_outgoing::Outgoing;
 use super::state_requests::{Aliases, Numbers, Prefixes};
 use super::state_rights::Held;
 use crate::actors::clock::{later, since_1970};
@@ -155,10 +156,8 @@ pub(super) struct MoqSession {
     pub(super) parked: Vec<StreamId>,
     /// Those that have more to be read.
     pub(super) unread: BTreeSet<StreamId>,
-    /// Streams of objects to the peer: the request, and the entry.
-    pub(super) outgoing: BTreeMap<StreamId, (u64, u64)>,
-    /// The same the other way.
-    pub(super) streams: BTreeMap<(u64, u64), StreamId>,
+    /// Streams of objects to the peer.
+    pub(super) outgoing: Outgoing<StreamId>,
     /// Subscriptions and fetches that may have something to send.
     pub(super) ready: BTreeSet<u64>,
     /// Subscriptions that have nothing to send now.
@@ -213,8 +212,7 @@ impl MoqSession {
             incoming: BTreeMap::new(),
             parked: Vec::new(),
             unread: BTreeSet::new(),
-            outgoing: BTreeMap::new(),
-            streams: BTreeMap::new(),
+            outgoing: Outgoing::default(),
             ready: BTreeSet::new(),
             may_be_done: Vec::new(),
             offers: BTreeMap::new(),
@@ -259,7 +257,6 @@ impl MoqSession {
         }
         self.joined = None;
         self.outgoing.clear();
-        self.streams.clear();
         self.offers.clear();
         self.incoming.clear();
         self.ready.clear();
