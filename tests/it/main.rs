@@ -40,6 +40,8 @@ mod lossy;
 mod memory;
 #[cfg(feature = "moq")]
 mod moq;
+#[cfg(feature = "moq")]
+mod moq_client;
 #[cfg(all(feature = "moq", feature = "http"))]
 mod moq_interop;
 #[cfg(feature = "wireguard")]
