@@ -14,6 +14,7 @@ mod actor_feed;
 mod actor_fetch;
 mod actor_ingest;
 mod actor_mirror;
+mod actor_origin;
 mod actor_publish;
 mod actor_relay;
 mod actor_requests;
@@ -52,6 +53,7 @@ pub mod state_requests;
 pub mod state_rights;
 pub mod state_track;
 
+pub use actor_origin::{Origin, OriginSettings};
 pub use actor_relay::{Relay, RelaySettings, RelayView, TrackView, WhenSlow};
 pub use actor_site::{Scope, Site};
 pub use client::{

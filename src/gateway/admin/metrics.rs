@@ -74,6 +74,7 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("moq_malformed", "relay", "reason", "Tracks that contradicted themselves, by how"),
     ("moq_mirrors_behind", "relay", "", "Times an arbiter had no room for what came of a track"),
     ("moq_objects_in", "relay", "", "Objects that came from publishers"),
+    ("moq_origin_lost", "upstream", "", "Times the session of a relay with its origin ended, or could not be begun"),
     ("moq_requests", "relay", "kind", "Requests of peers, by kind"),
     ("moq_requests_refused", "relay", "reason", "Requests refused, by reason"),
     ("moq_sessions", "relay", "draft", "Sessions of Media over QUIC that were set up, by draft"),
