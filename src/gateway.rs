@@ -291,7 +291,7 @@ impl Builder {
         );
         let upstreams = upstreams.map_err(StartError::Spawn)?;
         #[cfg(feature = "moq")]
-        upstreams.relays().prepare(mesh, config).map_err(StartError::Spawn)?;
+        upstreams.relays().prepare(mesh, config, &upstreams).map_err(StartError::Spawn)?;
         let mut prepared = Vec::new();
         let tcp = config.listeners.iter().filter(|listener| tunnels::is_tcp(listener));
         for (listener, socket) in tcp.zip(parts.bound) {

@@ -154,7 +154,7 @@ impl Gateway {
         );
         let started = upstreams.map_err(StartError::Spawn).and_then(|upstreams| {
             #[cfg(feature = "moq")]
-            upstreams.relays().prepare(&self.mesh, &new).map_err(StartError::Spawn)?;
+            upstreams.relays().prepare(&self.mesh, &new, &upstreams).map_err(StartError::Spawn)?;
             let step = Step {
                 running: &running,
                 new: &new,

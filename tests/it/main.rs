@@ -42,6 +42,10 @@ mod lossy;
 mod memory;
 #[cfg(feature = "moq")]
 mod moq;
+#[cfg(feature = "moq")]
+mod moq_chain;
+#[cfg(feature = "moq")]
+mod moq_client;
 #[cfg(all(feature = "moq", feature = "http"))]
 mod moq_interop;
 #[cfg(feature = "wireguard")]

@@ -19,7 +19,7 @@ use super::actor_send::{Outlet, Sent};
 use super::actor_shared::Shared;
 use super::codec::{Cid, handshake_packets};
 use super::handle::{Connection as Handle, Origin};
-use super::messages::{ConnectError, Farewell, Packets, Request, SlotId, ToConnection, ToEndpoint};
+use super::messages::{ConnectError, Farewell, Made, Packets, Request, SlotId, ToConnection, ToEndpoint};
 use super::server::Arrivals;
 use super::session::{Application, End, Event, Info, Role, Session, Who};
 use super::state_reaper::Reaper;
@@ -48,8 +48,8 @@ const CONNECTION_REFUSED: u64 = 0x2;
 
 /// What is done with a connection once it is established.
 pub(super) enum Purpose {
-    /// A client waits for it.
-    Wanted(Reply<Result<Handle, ConnectError>>),
+    /// A client waits for it, and may bring what runs inside.
+    Wanted(Reply<Result<Handle, ConnectError>>, Option<Made>),
     /// It came in: its server's application or its handle's users decide.
     Arrived(Arc<Arrivals>),
     /// It is to learn that nobody is let in any more.
@@ -244,8 +244,11 @@ impl ConnectionActor {
         self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
         self.engine.origin = Some(Origin { mail: turn.mail(), ended: self.ended.clone() });
         match self.purpose.take() {
-            Some(Purpose::Wanted(reply)) => {
-                self.serve_handles();
+            Some(Purpose::Wanted(reply, application)) => {
+                match application {
+                    Some(make) => self.user = User::Application(make(&self.engine.info())),
+                    None => self.serve_handles(),
+                }
                 match self.handle(turn) {
                     // Nobody waits any more: the handle's end closes the connection.
                     Some(handle) => drop(reply.send(Ok(handle))),
@@ -291,7 +294,7 @@ impl ConnectionActor {
     fn closed_now(&mut self, end: &End, turn: &Turn<'_, ToConnection>) {
         let farewell = Farewell { end: end.clone(), info: self.engine.info() };
         let _first = self.ended.set(farewell);
-        if let Some(Purpose::Wanted(reply)) = self.purpose.take() {
+        if let Some(Purpose::Wanted(reply, _)) = self.purpose.take() {
             drop(reply.send(Err(ConnectError::Ended(end.clone()))));
         }
         self.end_by = Some(later(self.engine.now, CLOSE_PATIENCE));
