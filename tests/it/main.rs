@@ -11,6 +11,8 @@ mod config;
 mod dashboard;
 #[cfg(feature = "deadlock")]
 mod deadlock;
+#[cfg(all(feature = "moq", feature = "wireguard", feature = "http"))]
+mod docs;
 mod embed;
 mod forward;
 mod framed;
