@@ -76,6 +76,8 @@ mod relay_splice;
 #[cfg(feature = "http")]
 mod relay_tls;
 mod reload;
+#[cfg(all(feature = "moq", feature = "wireguard", feature = "http"))]
+mod reload_load;
 mod rooms;
 mod schema;
 #[cfg(all(feature = "http", feature = "quic", feature = "wireguard"))]
