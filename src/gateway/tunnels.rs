@@ -353,7 +353,7 @@ impl Tunnel {
 /// What a reload does to one listener.
 pub(super) enum Step {
     Keep(Arc<Tunnel>),
-    /// Only peers, or services of streams, are other ones.
+    /// Only peers or services are other ones.
     Adjust(Arc<Tunnel>, Listener),
     Start(Bound),
     /// Made anew on the socket it has.
@@ -416,9 +416,9 @@ fn compare(same: impl Fn(&InsideService) -> bool, old: &Listener, new: &Listener
     fn udp(wireguard: &Wireguard) -> impl Iterator<Item = &InsideService> {
         wireguard.services.iter().filter(|one| matches!(one.speaks, Speaks::Udp(_)))
     }
-    // What takes datagrams out stands before everything that is inside.
-    let fixed = !udp(was).eq(udp(is)) || !udp(is).all(&same);
-    if alike != *was || old.limits != new.limits || fixed {
+    // What takes datagrams out stands before everything that is inside, or does not.
+    let taken = |wireguard: &Wireguard| !wireguard.forward.is_empty() || udp(wireguard).next().is_some();
+    if alike != *was || old.limits != new.limits || taken(was) != taken(is) {
         return Difference::Interface;
     }
     let services = was.services != is.services || !is.services.iter().all(&same);

@@ -185,6 +185,7 @@ fn every_key_of_quic_reaches_the_checked_configuration() {
         certificate: Some("made".into()),
         curves: vec!["X25519MLKEM768".into()],
         keylog: Some(file("out.keys")),
+        qlog: None,
     };
     assert_eq!(site.tls.as_ref(), Some(&tls));
     let tls = UpstreamTls { trust: Some("made".into()), ..UpstreamTls::new("echo") };

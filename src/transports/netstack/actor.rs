@@ -432,6 +432,7 @@ impl<U: Uplink> Stack<U> {
                 flow.aborted = true;
             }
         }
+        let half_open = !flow.stands && flow.kind != Kind::Ours;
         let waker = flow.waker.clone();
         let mut cx = Context::from_waker(&waker);
         self.counters.bytes_in.add(inward(flow, socket, &mut cx));
@@ -441,7 +442,12 @@ impl<U: Uplink> Stack<U> {
         match socket.state() {
             // A reset still has to be sent as long as the endpoints are known.
             tcp::State::Closed if socket.remote_endpoint().is_some() => self.closing.push(number),
-            tcp::State::Closed | tcp::State::TimeWait => self.leave(number),
+            tcp::State::Closed | tcp::State::TimeWait => {
+                self.leave(number);
+                if half_open {
+                    self.drop_packet(turn, "half_open_too_long");
+                }
+            }
             tcp::State::Listen
             | tcp::State::SynSent
             | tcp::State::SynReceived

@@ -170,6 +170,7 @@ impl ConnectionActor {
                 tracing::debug!(peer = %info.from, %error, "packet refused");
             }
         }
+        self.engine.note_datagrams();
         self.shared.counters.packets_in.add(count);
         self.shared.counters.bytes_in.add(length as u64);
         self.shared.recycle(packets.buffer);
@@ -421,6 +422,8 @@ impl ConnectionActor {
         self.shared.counters.datagrams_full.add(dropped.full);
         self.shared.counters.datagrams_expired.add(dropped.expired);
         self.shared.counters.datagrams_too_large.add(dropped.too_large);
+        let unread = self.engine.dropped_unread() as u64 + self.remote.take_dropped();
+        self.shared.counters.datagrams_unread.add(unread);
     }
 
     fn last_info(&self) -> Info {
@@ -581,7 +584,7 @@ impl Protocol for ConnectionActor {
     }
 
     fn held(&self) -> usize {
-        self.engine.held() + self.engine.unread.bytes()
+        self.engine.held() + self.engine.unread.bytes() + self.remote.held()
     }
 
     fn traffic(&self) -> Traffic {

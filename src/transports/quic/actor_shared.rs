@@ -122,6 +122,7 @@ pub(super) struct Counters {
     pub(super) datagrams_full: Counter,
     pub(super) datagrams_expired: Counter,
     pub(super) datagrams_too_large: Counter,
+    pub(super) datagrams_unread: Counter,
     pub(super) migrations: Counter,
 }
 
@@ -139,6 +140,7 @@ impl Counters {
             datagrams_full: turn.counter("quic_datagrams_dropped", scope, "full"),
             datagrams_expired: turn.counter("quic_datagrams_dropped", scope, "expired"),
             datagrams_too_large: turn.counter("quic_datagrams_dropped", scope, "too_large"),
+            datagrams_unread: turn.counter("quic_datagrams_dropped", scope, "unread"),
             migrations: turn.counter("quic_migrations", scope, ""),
         }
     }
