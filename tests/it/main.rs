@@ -11,6 +11,8 @@ mod config;
 mod dashboard;
 #[cfg(feature = "deadlock")]
 mod deadlock;
+#[cfg(all(feature = "moq", feature = "wireguard", feature = "http"))]
+mod docs;
 mod embed;
 mod forward;
 mod framed;
@@ -80,6 +82,8 @@ mod relay_splice;
 #[cfg(feature = "http")]
 mod relay_tls;
 mod reload;
+#[cfg(all(feature = "moq", feature = "wireguard", feature = "http"))]
+mod reload_load;
 mod rooms;
 mod schema;
 #[cfg(all(feature = "http", feature = "quic", feature = "wireguard"))]
