@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -49,7 +50,7 @@ pub(super) struct Notes {
     kept: Cell<bool>,
     /// Heads of answers before the answer (1xx), for the request that is being answered. Only this arbiter uses it; it
     /// is shared because hyper asks for that.
-    early: Arc<Shared<Vec<u8>, ThreadSafe>>,
+    early: Arc<Early>,
     /// Since when pieces of answers wait for streams of HTTP/2 to take them, which no socket tells.
     sending: RefCell<Vec<Rc<Cell<Option<Instant>>>>>,
 }
@@ -114,11 +115,15 @@ impl Notes {
     }
 
     fn take_early(&self) -> Vec<u8> {
-        self.early.write().map(|mut early| std::mem::take(&mut *early)).unwrap_or_default()
+        // Asked before each write, and mostly there is none.
+        if !self.early.any.swap(false, Ordering::Relaxed) {
+            return Vec::new();
+        }
+        self.early.heads.write().map(|mut heads| std::mem::take(&mut *heads)).unwrap_or_default()
     }
 
     /// Where heads go that come before an answer.
-    pub(super) fn early(&self) -> Arc<Shared<Vec<u8>, ThreadSafe>> {
+    pub(super) fn early(&self) -> Arc<Early> {
         self.early.clone()
     }
 
@@ -174,6 +179,26 @@ impl Notes {
             if timer.poll(self, at, cx).is_ready() { Poll::Ready(None) } else { Poll::Pending }
         })
         .await
+    }
+}
+
+/// Heads of answers before the answer, and whether there are any.
+#[derive(Default)]
+pub(super) struct Early {
+    heads: Shared<Vec<u8>, ThreadSafe>,
+    any: AtomicBool,
+}
+
+impl Early {
+    /// Keeps another head if there is room for it below `most` bytes; false if not.
+    pub(super) fn push(&self, head: &[u8], most: usize) -> bool {
+        let Ok(mut heads) = self.heads.write() else { return false };
+        let fits = heads.len() + head.len() <= most;
+        if fits {
+            heads.extend_from_slice(head);
+            self.any.store(true, Ordering::Relaxed);
+        }
+        fits
     }
 }
 
@@ -469,8 +494,10 @@ impl Wire {
     fn keep(&mut self, all: &[IoSlice<'_>], cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
         let count: usize = all.iter().map(|slice| slice.len()).sum();
         if self.notes.corked.get() && self.kept.0.len() + count <= KEPT {
-            if self.kept.0.is_empty() {
-                self.kept.0.reserve(count.max(1 << 10));
+            let (len, room) = (self.kept.0.len(), self.kept.0.capacity() - self.kept.0.len());
+            if room < count {
+                // One answer, or many: grown step by step, what is kept would be copied with each step.
+                self.kept.0.reserve_exact(if len == 0 { count.max(2 << 10) } else { KEPT - len });
             }
             all.iter().for_each(|slice| self.kept.0.extend_from_slice(slice));
             self.notes.kept.set(true);
