@@ -149,7 +149,11 @@ impl AsyncWrite for ServerStream {
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, all),
+            // `writev` costs the kernel more than `send`.
+            Self::Plain(stream) => match all {
+                [one] => Pin::new(stream).poll_write(cx, one),
+                _ => Pin::new(stream).poll_write_vectored(cx, all),
+            },
             Self::Tls(tls) => {
                 let first = all.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
                 Pin::new(&mut **tls).poll_write(cx, first)
