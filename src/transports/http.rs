@@ -40,6 +40,7 @@ pub mod state_routes;
 pub mod state_watch;
 mod tunnel;
 mod wire;
+mod workers;
 
 pub use actor::{Connection, Connections};
 pub use ask::ask;
