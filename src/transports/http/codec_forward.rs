@@ -96,13 +96,12 @@ impl Sender {
 /// Takes away what concerns one hop only. An upgrade goes with it.
 pub fn strip_hop(fields: &mut HeaderMap) {
     // Most messages have none or one of these: one look at all names costs less than to ask for each.
-    if fields.keys().any(|name| is_hop(name.as_str())) {
-        take_hop(fields);
-    }
+    take_hop(fields, fields.keys().fold(0, |found, name| found | hop(name.as_str())));
 }
 
-fn take_hop(fields: &mut HeaderMap) {
-    if fields.contains_key(header::CONNECTION) {
+/// Takes away those of [`HOP`] that were found.
+fn take_hop(fields: &mut HeaderMap, found: u8) {
+    if found & 1 != 0 {
         let mut named = Vec::new();
         for value in fields.get_all(header::CONNECTION) {
             let names = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
@@ -114,24 +113,31 @@ fn take_hop(fields: &mut HeaderMap) {
                 *name != header::HOST && *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING
             }));
         }
-        fields.remove(header::CONNECTION);
         for name in named {
             fields.remove(name);
         }
     }
-    fields.remove(KEEP_ALIVE);
-    fields.remove(PROXY_CONNECTION);
-    fields.remove(header::TRANSFER_ENCODING);
-    fields.remove(header::UPGRADE);
-    fields.remove(HTTP2_SETTINGS);
+    for (at, name) in HOP.iter().enumerate().filter(|(at, _)| found & (1 << at) != 0) {
+        debug_assert_eq!(hop(name.as_str()), 1 << at);
+        fields.remove(name);
+    }
 }
 
-/// Whether a field is one that [`strip_hop`] takes away.
-fn is_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "http2-settings"
-    )
+/// What concerns one hop, the list of which comes first.
+const HOP: [HeaderName; 6] =
+    [header::CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, HTTP2_SETTINGS];
+
+/// The bit of a field among those of [`HOP`]; 0 for all others.
+fn hop(name: &str) -> u8 {
+    match name {
+        "connection" => 1,
+        "keep-alive" => 2,
+        "proxy-connection" => 4,
+        "transfer-encoding" => 8,
+        "upgrade" => 16,
+        "http2-settings" => 32,
+        _ => 0,
+    }
 }
 
 /// Whether a field concerns one hop, or the framing of a message.
@@ -160,21 +166,19 @@ pub fn to_server(fields: &mut HeaderMap, sender: &Sender, id: impl FnOnce() -> H
     // For what is added below, at once.
     fields.reserve(ADDED);
     // Most requests have none of these: one look at all names costs less than to ask for each.
-    let (mut hop, mut te, mut own) = (false, false, false);
+    let (mut found, mut te, mut own) = (0, false, false);
     for name in fields.keys() {
         match name.as_str() {
             "te" => te = true,
             "expect" | "proxy-authorization" => own = true,
-            name => hop |= is_hop(name),
+            name => found |= hop(name),
         }
     }
     let trailers = te
         && fields.get_all(header::TE).iter().any(|value| {
             value.as_bytes().split(|b| *b == b',').any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
         });
-    if hop {
-        take_hop(fields);
-    }
+    take_hop(fields, found);
     if trailers {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
     } else if te {
