@@ -34,6 +34,7 @@ mod nursery;
 mod over_quic;
 mod pool;
 mod record;
+mod secured;
 mod site;
 pub mod state_exchange;
 pub mod state_routes;
