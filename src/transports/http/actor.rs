@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Version};
@@ -366,25 +366,58 @@ async fn begin(shared: &Arc<Shared>, mut socket: ClientSocket) -> Result<Begun, 
 async fn serve_one(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
     let (notes, settings) = (&client.notes, &client.settings);
     let guard = Guard::new(settings.head);
-    let wire = Wire::new(begun.stream, begun.prefix, Looked::Heads(guard), notes.clone());
-    let mut conn = http1::Builder::new()
-        .max_headers(settings.head.fields)
-        .max_header_size(settings.head.bytes)
-        .serve_connection(TokioIo::new(wire), Service(client.clone()));
-    let mut told = false;
-    let end = poll_fn(|cx| {
-        if !told && notes.driver.draining().is_some() {
-            Pin::new(&mut conn).graceful_shutdown();
-            told = true;
+    let mut wire = Wire::new(begun.stream, begun.prefix, Looked::Heads(guard), notes.clone());
+    loop {
+        let mut conn = http1::Builder::new()
+            .max_headers(settings.head.fields)
+            .max_header_size(settings.head.bytes)
+            .serve_connection(TokioIo::new(wire), Service(client.clone()));
+        let mut told = false;
+        let end = poll_fn(|cx| {
+            if !told && notes.driver.draining().is_some() {
+                Pin::new(&mut conn).graceful_shutdown();
+                told = true;
+            }
+            if let Poll::Ready(result) = conn.poll_without_shutdown(cx) {
+                return Poll::Ready(Some(End::Hyper(result)));
+            }
+            let rest = notes.rest_at().filter(|_| !told);
+            if rest.is_some_and(|at| at <= notes.driver.now()) {
+                return Poll::Ready(None);
+            }
+            wait(notes, settings.times.send, rest).map(Some)
+        })
+        .await;
+        let parts = conn.into_parts();
+        wire = parts.io.into_inner();
+        if let Some(end) = end {
+            return Box::pin(ended(client, end, wire, parts.read_buf)).await;
         }
-        if let Poll::Ready(result) = conn.poll_without_shutdown(cx) {
-            return Poll::Ready(End::Hyper(result));
+        wire.ahead(&parts.read_buf);
+        drop(parts.read_buf);
+        if let Some(end) = rest(client, &mut wire).await? {
+            return Box::pin(ended(client, end, wire, Bytes::new())).await;
         }
-        wait(notes, settings.times.send)
+    }
+}
+
+/// A client that has asked for nothing for a while is waited for without hyper: that has a buffer for each direction,
+/// which is most of what an idle connection would hold. How the connection ended, if it did before the client asked.
+async fn rest(client: &Rc<Client>, wire: &mut Wire) -> Result<Option<End>, Fault> {
+    let notes = &client.notes;
+    client.sender.take();
+    poll_fn(|cx| {
+        if notes.driver.draining().is_some() {
+            return Poll::Ready(Ok(Some(End::Hyper(Ok(())))));
+        }
+        match wire.poll_rest(cx) {
+            Poll::Ready(Ok(true)) => Poll::Ready(Ok(None)),
+            Poll::Ready(Ok(false)) => Poll::Ready(Ok(Some(End::Hyper(Ok(()))))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(Fault::peer("reset", error.to_string()))),
+            Poll::Pending => wait(notes, client.settings.times.send, None).map(|end| Ok(Some(end))),
+        }
     })
-    .await;
-    let parts = conn.into_parts();
-    Box::pin(ended(client, end, parts.io.into_inner(), parts.read_buf)).await
+    .await
 }
 
 /// What is left to be done when hyper is: a tunnel to be joined, a client to be told.
@@ -448,7 +481,7 @@ async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
         }
         match done {
             Poll::Ready(result) => Poll::Ready(End::Hyper(result)),
-            Poll::Pending => wait(notes, settings.times.send),
+            Poll::Pending => wait(notes, settings.times.send, None),
         }
     })
     .await;
@@ -459,8 +492,8 @@ async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
     }
 }
 
-fn wait(notes: &Notes, send: Duration) -> Poll<End> {
-    let mut next = notes.tick();
+fn wait(notes: &Notes, send: Duration, rest: Option<Instant>) -> Poll<End> {
+    let mut next = notes.tick().into_iter().chain(rest).min();
     if let Some(stalled) = notes.stalled().map(|since| later(since, send)) {
         if stalled <= notes.driver.now() {
             return Poll::Ready(End::Late(Late::Send));

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -20,12 +20,16 @@ use super::codec_frames::FrameWatch;
 use super::codec_head::{Guard, Refusal, Stage};
 use super::secured::Secured;
 use super::state_watch::Watch;
+use crate::actors::clock::later;
 use crate::actors::{Counter, Driver};
 use crate::memory::{Shared, ThreadSafe};
 
 /// No parser takes this for the rest of a head, of a chunk, or of trailers: a NUL, and a line feed without its carriage
 /// return.
 const BAD: &[u8] = b"\0\n\r\n\r\n";
+
+/// How long a connection is quiet before what it takes to read and write is given back.
+const REST: Duration = Duration::from_millis(500);
 
 /// What is noted of one connection; its wire, its requests and its actor share it.
 pub(super) struct Notes {
@@ -99,6 +103,12 @@ impl Notes {
             early: Arc::default(),
             sending: RefCell::default(),
         })
+    }
+
+    /// When the connection has been quiet for long enough to rest, unless something happens.
+    pub(super) fn rest_at(&self) -> Option<Instant> {
+        let since = self.watch.borrow().quiet_since().filter(|_| self.clean.get() && !self.opened.get())?;
+        Some(later(since, REST))
     }
 
     /// Keeps what is written until the end of the turn.
@@ -328,6 +338,22 @@ const KEPT: usize = 32 << 10;
 impl Wire {
     pub(super) const fn new(stream: ClientStream, prefix: Vec<u8>, watch: Looked, notes: Rc<Notes>) -> Self {
         Self { stream, prefix, watch, notes, early: (Vec::new(), 0), told: false, kept: (Vec::new(), 0) }
+    }
+
+    /// Something was read already, behind what was looked at.
+    pub(super) fn ahead(&mut self, bytes: &[u8]) {
+        self.prefix.extend_from_slice(bytes);
+    }
+
+    /// Waits for the client without a buffer to read into. False if it has ended.
+    pub(super) fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.prefix.is_empty() {
+            let mut piece = [0; 256];
+            let mut buf = ReadBuf::new(&mut piece);
+            std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
+            self.prefix.extend_from_slice(buf.filled());
+        }
+        Poll::Ready(Ok(!self.prefix.is_empty()))
     }
 
     /// The stream under it, when hyper is done.
