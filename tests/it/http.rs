@@ -632,14 +632,17 @@ fn fifty_connections_are_fifty_actors() {
 fn a_drain_lets_requests_finish() {
     let server = Server::start();
     let gateway = gateway(&server);
+    let mut resting = Client::to(gateway.address("web"));
+    resting.works();
+    rested();
     let mut idle = Client::to(gateway.address("web"));
     idle.works();
     let mut busy = Client::to(gateway.address("web"));
     busy.send("POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\nabc");
-    eventually("the server has it", || server.heads().len() == 2);
+    eventually("the server has it", || server.heads().len() == 3);
     std::thread::scope(|scope| {
         let drained = scope.spawn(|| crate::probe::wait(gateway.gateway().drain()));
-        assert!(idle.rest().is_empty(), "an idle connection ends at once");
+        assert!(resting.rest().is_empty() && idle.rest().is_empty(), "idle connections end at once");
         busy.send("def");
         let (status, head, body) = busy.answer();
         assert_eq!((status, body.as_slice(), header(&head, "connection")), (200, &b"abcdef"[..], Some("close")));
