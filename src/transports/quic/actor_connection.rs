@@ -153,6 +153,11 @@ impl ConnectionActor {
         self.from = Some(packets.from);
         self.engine.heard = true;
         self.engine.unread.came(length);
+        if self.engine.is_late(packets.buffer.get(..length).unwrap_or_default()) {
+            self.shared.counters.retired_id.add(length.div_ceil(packets.stride.max(1)) as u64);
+            self.shared.recycle(packets.buffer);
+            return;
+        }
         let datagrams = packets.buffer.get_mut(..length).unwrap_or_default().chunks_mut(packets.stride.max(1));
         let mut count = 0;
         for datagram in datagrams {
@@ -308,6 +313,7 @@ impl ConnectionActor {
         if self.engine.quic.retired_scids() > 0 {
             let retired: Vec<Cid> =
                 std::iter::from_fn(|| self.engine.quic.retired_scid_next()).filter_map(|id| Cid::of(&id)).collect();
+            self.engine.paths.retired = true;
             drop(self.endpoint.tell(ToEndpoint::Retired(self.slot, retired)));
         }
         let reserve = match self.engine.role {
