@@ -28,6 +28,8 @@ use socket2::SockRef;
 
 use super::config::wireguard::{InsideService, Key, Speaks, ThreadingMode, Wireguard};
 use super::config::{Config, Listener, Protocol};
+use super::passed::Passed;
+use super::reload::plan::Fate;
 #[cfg(feature = "http")]
 use super::sites;
 use super::sites::Certificates;
@@ -78,6 +80,8 @@ pub(super) struct Around<'a> {
     /// Those that a reload replaces.
     pub(super) before: Option<(&'a Upstreams, &'a Certificates)>,
     pub(super) budget: &'a Budget,
+    /// Sockets of the service manager.
+    pub(super) passed: &'a Passed,
     /// The program that makes private networks, if there is one.
     pub(super) helper: Option<&'a PathBuf>,
 }
@@ -118,11 +122,20 @@ fn leads_alike(
 pub(super) type Bound = (Listener, UdpSocket);
 
 /// Binds the sockets of all tunnels.
-pub(super) fn bind(config: &Config) -> Result<Vec<Bound>, StartError> {
-    config.listeners.iter().filter(|listener| of(listener).is_some()).map(bind_one).collect()
+pub(super) fn bind(config: &Config, passed: &Passed) -> Result<Vec<Bound>, StartError> {
+    config
+        .listeners
+        .iter()
+        .filter(|listener| of(listener).is_some())
+        .map(|listener| bind_one(listener, passed))
+        .collect()
 }
 
-fn bind_one(listener: &Listener) -> Result<Bound, StartError> {
+fn bind_one(listener: &Listener, passed: &Passed) -> Result<Bound, StartError> {
+    if let Some(socket) = passed.udp(listener.listen) {
+        tracing::info!(listener = %listener.name, address = %listener.listen, "takes a socket of the service manager");
+        return Ok((listener.clone(), socket));
+    }
     let socket = wg::bind(listener.listen).map_err(|error| StartError::Bind {
         listener: listener.name.clone(),
         address: listener.listen,
@@ -341,7 +354,7 @@ impl Tunnel {
 /// What a reload does to one listener.
 pub(super) enum Step {
     Keep(Arc<Tunnel>),
-    /// Only peers, or services of streams, are other ones.
+    /// Only peers or services are other ones.
     Adjust(Arc<Tunnel>, Listener),
     Start(Bound),
     /// Made anew on the socket it has.
@@ -354,16 +367,16 @@ pub(super) fn plan(around: Around<'_>, old: &[Arc<Tunnel>], new: &Config) -> Res
     for listener in new.listeners.iter().filter(|listener| of(listener).is_some()) {
         let running = old.iter().find(|tunnel| *tunnel.name == *listener.name);
         steps.push(match running {
-            None => Step::Start(bind_one(listener)?),
+            None => Step::Start(bind_one(listener, around.passed)?),
             // Something of it has ended, its interface perhaps: it keeps its socket, and so its port.
             Some(tunnel) if !tunnel.accepting() && tunnel.configured.listen == listener.listen => {
                 Step::Renew(tunnel.clone(), listener.clone())
             }
-            Some(tunnel) if !tunnel.accepting() => Step::Start(bind_one(listener)?),
+            Some(tunnel) if !tunnel.accepting() => Step::Start(bind_one(listener, around.passed)?),
             Some(tunnel) => match compare(|one| around.is_as_before(&one.speaks), &tunnel.configured, listener) {
                 Difference::None => Step::Keep(tunnel.clone()),
                 Difference::PeersOrServices => Step::Adjust(tunnel.clone(), listener.clone()),
-                Difference::Address => Step::Start(bind_one(listener)?),
+                Difference::Address => Step::Start(bind_one(listener, around.passed)?),
                 Difference::Interface => Step::Renew(tunnel.clone(), listener.clone()),
             },
         });
@@ -371,15 +384,21 @@ pub(super) fn plan(around: Around<'_>, old: &[Arc<Tunnel>], new: &Config) -> Res
     Ok(steps)
 }
 
-/// Whether a reload would leave a tunnel as it is, if `same` holds of the upstreams that stay.
-pub(super) fn stays(
+/// What a reload would do to a tunnel, if `same` holds of the upstreams that stay.
+pub(super) fn fate(
     tunnel: &Tunnel,
     new: &Listener,
     same: impl Fn(&str) -> bool,
     certificates: (&Certificates, &Certificates),
-) -> bool {
-    let difference = compare(|one| leads_alike(&one.speaks, &same, certificates), &tunnel.configured, new);
-    tunnel.accepting() && matches!(difference, Difference::None)
+) -> Fate {
+    if !tunnel.accepting() {
+        return Fate::Renew;
+    }
+    match compare(|one| leads_alike(&one.speaks, &same, certificates), &tunnel.configured, new) {
+        Difference::None => Fate::Keep,
+        Difference::PeersOrServices => Fate::Change,
+        Difference::Interface | Difference::Address => Fate::Renew,
+    }
 }
 
 enum Difference {
@@ -404,9 +423,9 @@ fn compare(same: impl Fn(&InsideService) -> bool, old: &Listener, new: &Listener
     fn udp(wireguard: &Wireguard) -> impl Iterator<Item = &InsideService> {
         wireguard.services.iter().filter(|one| matches!(one.speaks, Speaks::Udp(_)))
     }
-    // What takes datagrams out stands before everything that is inside.
-    let fixed = !udp(was).eq(udp(is)) || !udp(is).all(&same);
-    if alike != *was || old.limits != new.limits || fixed {
+    // What takes datagrams out stands before everything that is inside, or does not.
+    let taken = |wireguard: &Wireguard| !wireguard.forward.is_empty() || udp(wireguard).next().is_some();
+    if alike != *was || old.limits != new.limits || taken(was) != taken(is) {
         return Difference::Interface;
     }
     let services = was.services != is.services || !is.services.iter().all(&same);
@@ -433,6 +452,9 @@ pub(super) fn apply(
             }
             Step::Start((listener, socket)) => {
                 let was = old.iter().find(|tunnel| *tunnel.name == *listener.name);
+                if was.is_some() {
+                    done.renewed.push(listener.name.clone());
+                }
                 let names = if was.is_some() { &mut done.changed } else { &mut done.added };
                 names.push(listener.name.clone());
                 let generated = was.map(|tunnel| tunnel.secret.clone());
@@ -443,6 +465,7 @@ pub(super) fn apply(
             }
             Step::Renew(tunnel, listener) => {
                 done.changed.push(listener.name.clone());
+                done.renewed.push(listener.name.clone());
                 let socket = tunnel.socket.try_clone().map_err(|error| StartError::Options {
                     listener: listener.name.clone(),
                     place: listener.place.clone(),

@@ -5,6 +5,8 @@ mod actors;
 mod actors_faults;
 mod actors_mesh;
 mod admin;
+#[cfg(feature = "http")]
+mod admin_tls;
 mod config;
 mod dashboard;
 #[cfg(feature = "deadlock")]
@@ -97,6 +99,8 @@ mod wireguard;
 mod wireguard_bad;
 #[cfg(feature = "wireguard")]
 mod wireguard_datagrams;
+#[cfg(feature = "wireguard")]
+mod wireguard_drain;
 #[cfg(feature = "wireguard")]
 mod wireguard_gateway;
 #[cfg(all(feature = "http", feature = "wireguard"))]

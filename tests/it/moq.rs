@@ -640,6 +640,39 @@ fn subscribers_wait_for_a_publisher_that_comes_back() {
     });
 }
 
+/// What is published the moment another publisher of the same name is done is not taken for what ends there.
+#[test]
+fn a_name_is_published_anew_the_moment_it_is_done() {
+    let running = Running::start(&relay(2, ""));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    wait(async {
+        let mut one = Peer::connect(&clients, to, Draft::D18).await;
+        let mut other = Peer::connect(&clients, to, Draft::D18).await;
+        let mut publish = one.publish("again", 0).await;
+        for round in 1..=100 {
+            let mut subscriber = Peer::connect(&clients, to, Draft::D18).await;
+            let done = PublishDone { code: DoneCode::TrackEnded, streams: Some(0), reason: String::new() };
+            publish.send.write(bytes_of(&Message::PublishDone(done), Draft::D18)).await.expect("written");
+            std::mem::swap(&mut one, &mut other);
+            publish = one.publish("again", round).await;
+            // It is there when its publisher has been told so.
+            let mut request = subscriber.subscribe_with("again", Params::default()).await;
+            match request.words.next().await {
+                Some(Message::SubscribeOk(_)) => {}
+                other => panic!("round {round}: {other:?}"),
+            }
+            one.send_subgroup(round, round, &[b"anew"]).await;
+            // Where both fed the same track for a moment, groups of before are in its cache.
+            let mut came = subscriber.receive().await;
+            while came.group < round {
+                came = subscriber.receive().await;
+            }
+            assert_eq!((came.group, came.objects), (round, vec![(0, Bytes::from("anew"))]));
+        }
+    });
+}
+
 #[test]
 fn tokens_grant_and_expire_on_running_sessions() {
     let soon_over = portway::actors::clock::since_1970() + Duration::from_secs(3);

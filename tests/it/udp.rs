@@ -471,8 +471,9 @@ fn a_flood_from_one_source_leaves_its_neighbour_alone() {
             }
         }
         assert_eq!(neighbour.works(), 1);
+        // The neighbour's answer says nothing of the other door, whose kernel buffer must not run over.
+        running.counts("connections_refused", "r", "limit_per_source", sent - 10);
     }
-    running.counts("connections_refused", "r", "limit_per_source", sent - 10);
     assert_eq!(flows(&running), 11);
     assert_eq!(running.totals().family("udp_kernel_dropped"), 0);
 }

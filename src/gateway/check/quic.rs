@@ -172,7 +172,7 @@ fn certificates_of(certificates: &Texts) -> impl Iterator<Item = &At<Text>> {
 }
 
 /// A PEM file of authorities that can be read now.
-fn authorities(key: &str, file: &At<Text>, folder: &Path, mistakes: &mut Mistakes) -> Option<PathBuf> {
+pub(super) fn authorities(key: &str, file: &At<Text>, folder: &Path, mistakes: &mut Mistakes) -> Option<PathBuf> {
     let path = folder.join(&file.value.text);
     if let Err(why) = library::authorities(&path) {
         let hint = "name a PEM file of certificates; paths count from the folder of this file";

@@ -124,6 +124,9 @@ impl Inside {
                 Running::Tun(kernel.clone())
             }
         };
+        if let Some(beside) = &self.beside {
+            beside.serve(datagrams::services(around, listener, wireguard)?);
+        }
         Ok(Self { running, why: self.why.clone(), beside: self.beside.clone(), stacked })
     }
 }

@@ -111,7 +111,7 @@ impl<N: Listens> Kernel<N> {
             prepared.push(prepare(around, listener, service, socket, status)?);
             words.push(Some(service.clone()));
         }
-        let started = listeners::start_all(around.mesh, prepared, around.budget)?;
+        let started = listeners::start_all(around.mesh, prepared, around.budget, around.passed)?;
         started.iter().filter_map(|status| status.web.as_ref()).for_each(Web::publish);
         kept.extend(words.into_iter().zip(started));
         for (was, status) in running.iter() {
@@ -314,7 +314,7 @@ fn start<N>(
         None => Box::new(into.clone()),
     });
     let (words, prepared): (Vec<_>, Vec<_>) = prepared.into_iter().unzip();
-    let started = listeners::start_all(mesh, prepared, join.around.budget).inspect_err(|_| {
+    let started = listeners::start_all(mesh, prepared, join.around.budget, join.around.passed).inspect_err(|_| {
         tun.control(Control::Stop);
     })?;
     let services = Mutex::new(words.into_iter().zip(started).collect());

@@ -277,7 +277,9 @@ impl QuicServer {
         let generation = inner.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let terms = Arc::new(Terms { generation, ..terms });
         let publish = || {
-            inner.terms.update(|now| if now.generation < generation { terms.clone() } else { now.clone() });
+            // Overtaken a hundred times, it would have been by newer ones.
+            let _newer =
+                inner.terms.update(|now| if now.generation < generation { terms.clone() } else { now.clone() });
         };
         let before = inner.terms.read().log.clone();
         let done = tls::reload(&inner.endpoints, generation, &terms, PATIENCE * 5, ToEndpoint::Reload, publish).await;
