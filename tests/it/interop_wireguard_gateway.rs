@@ -327,9 +327,8 @@ fn interop_wireguard_gateway_outlives_its_interface_and_makes_another() {
     let ready = || gateway.pair.a.output("curl", &["-s", "http://127.0.0.1:9180/readyz"]).stdout;
     assert_eq!(ready(), b"ready\n");
     gateway.pair.a.ip(&["link", "del", &gateway.name]);
+    // No packet tells it.
     eventually("it says that a listener has ended", || {
-        // The next packet tells.
-        gateway.pair.b.pings("10.98.0.1", 1);
         String::from_utf8(ready()).unwrap().contains(&format!("listener {} has ended", gateway.name))
     });
     assert!(gateway.metrics().contains("portway_"), "the admin listener goes on");
