@@ -78,7 +78,8 @@ fn masquerading_is_taken_away_with_it() {
 #[test]
 fn masquerading_that_was_left_behind_does_not_hold_for_the_next() {
     let netns = Netns::new();
-    let left = "table inet portway_pwhost0 { chain outbound { type nat hook postrouting priority srcnat; masquerade; }; }";
+    let left =
+        "table inet portway_pwhost0 { chain outbound { type nat hook postrouting priority srcnat; masquerade; }; }";
     netns.run("nft", &["add table inet somebody_else"]);
     netns.run("nft", &[left]);
     let (network, tun) = start(&netns, settings(&[])).expect("root may");
