@@ -41,6 +41,8 @@ pub struct Reloaded {
     pub added: Vec<String>,
     /// Taking new connections by new rules.
     pub changed: Vec<String>,
+    /// Those of the changed that were made anew: their sessions ended.
+    pub renewed: Vec<String>,
     /// Closed; their connections finish.
     pub removed: Vec<String>,
     /// Tables of the file that have changed and need a restart.
@@ -53,6 +55,9 @@ impl fmt::Display for Reloaded {
             [(&self.kept, "kept"), (&self.added, "added"), (&self.changed, "changed"), (&self.removed, "removed")];
         for (n, (names, what)) in counts.into_iter().enumerate() {
             write!(f, "{}{} {what}", if n == 0 { "" } else { ", " }, names.len())?;
+        }
+        if !self.renewed.is_empty() {
+            write!(f, "; made anew, sessions cut off: {}", self.renewed.join(", "))?;
         }
         if self.restart.is_empty() { Ok(()) } else { write!(f, "; needs a restart: {}", self.restart.join(", ")) }
     }

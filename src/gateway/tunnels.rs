@@ -29,6 +29,7 @@ use socket2::SockRef;
 use super::config::wireguard::{InsideService, Key, Speaks, ThreadingMode, Wireguard};
 use super::config::{Config, Listener, Protocol};
 use super::passed::Passed;
+use super::reload::plan::Fate;
 #[cfg(feature = "http")]
 use super::sites;
 use super::sites::Certificates;
@@ -383,15 +384,21 @@ pub(super) fn plan(around: Around<'_>, old: &[Arc<Tunnel>], new: &Config) -> Res
     Ok(steps)
 }
 
-/// Whether a reload would leave a tunnel as it is, if `same` holds of the upstreams that stay.
-pub(super) fn stays(
+/// What a reload would do to a tunnel, if `same` holds of the upstreams that stay.
+pub(super) fn fate(
     tunnel: &Tunnel,
     new: &Listener,
     same: impl Fn(&str) -> bool,
     certificates: (&Certificates, &Certificates),
-) -> bool {
-    let difference = compare(|one| leads_alike(&one.speaks, &same, certificates), &tunnel.configured, new);
-    tunnel.accepting() && matches!(difference, Difference::None)
+) -> Fate {
+    if !tunnel.accepting() {
+        return Fate::Renew;
+    }
+    match compare(|one| leads_alike(&one.speaks, &same, certificates), &tunnel.configured, new) {
+        Difference::None => Fate::Keep,
+        Difference::PeersOrServices => Fate::Change,
+        Difference::Interface | Difference::Address => Fate::Renew,
+    }
 }
 
 enum Difference {
@@ -445,6 +452,9 @@ pub(super) fn apply(
             }
             Step::Start((listener, socket)) => {
                 let was = old.iter().find(|tunnel| *tunnel.name == *listener.name);
+                if was.is_some() {
+                    done.renewed.push(listener.name.clone());
+                }
                 let names = if was.is_some() { &mut done.changed } else { &mut done.added };
                 names.push(listener.name.clone());
                 let generated = was.map(|tunnel| tunnel.secret.clone());
@@ -455,6 +465,7 @@ pub(super) fn apply(
             }
             Step::Renew(tunnel, listener) => {
                 done.changed.push(listener.name.clone());
+                done.renewed.push(listener.name.clone());
                 let socket = tunnel.socket.try_clone().map_err(|error| StartError::Options {
                     listener: listener.name.clone(),
                     place: listener.place.clone(),

@@ -100,6 +100,8 @@ mod wireguard_bad;
 #[cfg(feature = "wireguard")]
 mod wireguard_datagrams;
 #[cfg(feature = "wireguard")]
+mod wireguard_drain;
+#[cfg(feature = "wireguard")]
 mod wireguard_gateway;
 #[cfg(all(feature = "http", feature = "wireguard"))]
 mod wireguard_services;

@@ -137,6 +137,8 @@ struct Running {
     last_reload: Option<LastReload>,
     kept: Vec<String>,
     changed: Vec<String>,
+    /// Those of the changed that were made anew: their sessions ended.
+    renewed: Vec<String>,
     added: Vec<String>,
     removed: Vec<String>,
     /// Tables of the file that have changed and need a restart.
@@ -153,6 +155,7 @@ pub(super) fn config(status: &Status) -> Result<String, serde_json::Error> {
         last_reload: status.last_reload(),
         kept: done.kept.clone(),
         changed: done.changed.clone(),
+        renewed: done.renewed.clone(),
         added: done.added.clone(),
         removed: done.removed.clone(),
         needs_restart: restart.collect(),

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::config::{Config, Listener, Protocol};
 use super::passed::Passed;
+use super::reload::plan::Fate;
 use super::sites::Certificates;
 use super::upstreams::Upstreams;
 use super::{Reloaded, StartError};
@@ -70,12 +71,7 @@ pub(super) fn plan(_: Around<'_>, _: &[Arc<Tunnel>], _: &Config) -> Result<Vec<S
     Ok(Vec::new())
 }
 
-pub(super) fn stays(
-    tunnel: &Tunnel,
-    _: &Listener,
-    _: impl Fn(&str) -> bool,
-    _: (&Certificates, &Certificates),
-) -> bool {
+pub(super) fn fate(tunnel: &Tunnel, _: &Listener, _: impl Fn(&str) -> bool, _: (&Certificates, &Certificates)) -> Fate {
     match *tunnel {}
 }
 

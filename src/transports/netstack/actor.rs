@@ -21,7 +21,7 @@ use super::flow::{Flow, Kind, inward, outward};
 use super::phy::{Card, Incoming};
 use super::state_flows::{Ends, FlowLimits, Flows};
 use super::stream::{Far, NetStream, pair};
-use crate::actors::{Counter, Fault, Progress, Protocol, SpawnError, Turn, clock};
+use crate::actors::{Counter, Fault, Layer, Progress, Protocol, SpawnError, Turn, clock};
 use crate::transports::kit::packets::{Deliver, Packets};
 use crate::transports::kit::routes::{Network, is_elsewhere};
 use crate::transports::wireguard::codec_inner::{ICMP, ICMP_V6, Inner, TCP};
@@ -155,6 +155,8 @@ pub struct Stack<U> {
     rung: Vec<usize>,
     /// Flows whose last segment may not have been sent.
     closing: Vec<usize>,
+    /// It ends with its last flow.
+    leaving: bool,
     born: Instant,
     due: bool,
     wakes: Option<Instant>,
@@ -209,6 +211,7 @@ impl<U: Uplink> Stack<U> {
             bells: Bells::new(settings.limits.flows),
             rung: Vec::new(),
             closing: Vec::new(),
+            leaving: false,
             born,
             due: false,
             wakes: None,
@@ -461,6 +464,12 @@ impl<U: Uplink> Stack<U> {
         self.due = true;
     }
 
+    fn leave_when_empty(&self, turn: &mut Turn<'_, NetMsg>) {
+        if self.leaving && self.flows.is_empty() {
+            turn.stop_when_empty();
+        }
+    }
+
     fn leave(&mut self, number: usize) {
         let Some(flow) = self.table.get_mut(number).and_then(Option::take) else { return };
         if !(flow.heard_end && flow.said_end) {
@@ -569,6 +578,7 @@ impl<U: Uplink> Stack<U> {
 impl<U: Uplink> Protocol for Stack<U> {
     type Msg = NetMsg;
     const KIND: &'static str = "netstack";
+    const LAYER: Layer = Layer::Transport;
 
     fn size(m: &NetMsg) -> usize {
         match m {
@@ -616,7 +626,15 @@ impl<U: Uplink> Protocol for Stack<U> {
     }
 
     fn flush(&mut self, turn: &mut Turn<'_, NetMsg>) -> Result<Progress, Fault> {
-        Ok(self.run(turn))
+        let progress = self.run(turn);
+        self.leave_when_empty(turn);
+        Ok(progress)
+    }
+
+    /// Who spoke through it is gone; what they said last is still sent and acknowledged.
+    fn drain(&mut self, _: Instant, turn: &mut Turn<'_, NetMsg>) {
+        self.leaving = true;
+        self.leave_when_empty(turn);
     }
 
     fn held(&self) -> usize {

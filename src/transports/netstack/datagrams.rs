@@ -16,7 +16,7 @@ use super::actor::Uplink;
 use super::codec_datagram::{is_udp, read};
 use super::datagram_flow::{DatagramFlow, FlowParts, ToFlow};
 use super::state_flows::{Ends, FlowLimits, Flows};
-use crate::actors::{Control, Fault, Mail, Mesh, Place, Protocol, Refused, SpawnError, Spec, Turn};
+use crate::actors::{Control, Fault, Layer, Mail, Mesh, Place, Protocol, Refused, SpawnError, Spec, Turn};
 use crate::memory::{Snapshot, View};
 use crate::transports::kit::balance::{Address, Balancer, Picked};
 use crate::transports::kit::packets::{Deliver, Packets};
@@ -119,8 +119,8 @@ impl Beside {
     /// Takes datagrams out for these services from now on. Flows of a service that is not among them, or that leads to
     /// another upstream, end; all others stay.
     pub fn serve(&self, services: Vec<(SocketAddr, Arc<Balancer>)>) {
-        let services: BTreeMap<_, _> = services.into_iter().collect();
-        self.wanted.update(|was| Wanted { services: services.clone(), forward: was.forward.clone() });
+        let forward = self.wanted.read().forward.clone();
+        self.wanted.publish(Wanted { services: services.into_iter().collect(), forward });
         // When its mailbox is full, it sees the change with what is in there.
         let _full = self.flows.tell(ToDatagrams::Changed);
     }
@@ -366,6 +366,7 @@ fn add(parts: &mut Vec<(usize, Packets)>, number: usize, packet: &[u8], of: &Pac
 impl<U: Uplink> Protocol for Datagrams<U> {
     type Msg = ToDatagrams;
     const KIND: &'static str = "udp_flows";
+    const LAYER: Layer = Layer::Transport;
 
     fn size(m: &ToDatagrams) -> usize {
         match m {

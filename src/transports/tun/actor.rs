@@ -22,7 +22,7 @@ use super::codec_merge::{Item, Joins, LONGEST_HEADERS, MOST_JOINED, Merge};
 use super::codec_split::Cut;
 use super::device::Tun;
 use super::state::{After, State};
-use crate::actors::{Counter, Fault, Mail, Progress, Protocol, Refused, Turn, clock};
+use crate::actors::{Counter, Fault, Layer, Mail, Progress, Protocol, Refused, Turn, clock};
 use crate::transports::kit::packets::{Deliver, Packets};
 
 /// Reads in one turn, at most: some 2 MiB of super-packets.
@@ -31,6 +31,9 @@ const READS_PER_TURN: usize = 32;
 const RETRY: Duration = Duration::from_micros(500);
 /// How often it is looked whether the interface is still there.
 const LOOK: Duration = Duration::from_secs(1);
+/// At its end: a kernel that has sent nothing for so long has nothing more to send. Longer than Linux waits for an
+/// acknowledgement on a short path (200 ms at least, RFC 6298 asks for a second).
+const QUIET: Duration = Duration::from_millis(250);
 
 /// What others may tell the actor of an interface.
 #[derive(Debug)]
@@ -83,6 +86,8 @@ pub struct TunActor<D> {
     retry_at: Option<Instant>,
     /// When it is looked whether the interface is still there.
     look_at: Instant,
+    /// It is to end, and does then unless something comes before.
+    quiet_at: Option<Instant>,
     gone: bool,
 }
 
@@ -109,6 +114,7 @@ impl<D: Deliver> TunActor<D> {
             filling: Packets::none(),
             retry_at: None,
             look_at: clock::later(clock::now(), LOOK),
+            quiet_at: None,
             gone: false,
         }
     }
@@ -186,6 +192,9 @@ impl<D: Deliver> TunActor<D> {
 
     /// Looks at what was read.
     fn take_in(&mut self, turn: &Turn<'_, TunMsg>, length: usize) {
+        if let Some(quiet_at) = &mut self.quiet_at {
+            *quiet_at = clock::later(turn.now(), QUIET);
+        }
         let read = self.buffer.get(..length).unwrap_or_default();
         let cut = if self.header {
             VirtioHeader::decode(read)
@@ -294,6 +303,7 @@ impl<D: Deliver> TunActor<D> {
 impl<D: Deliver> Protocol for TunActor<D> {
     type Msg = TunMsg;
     const KIND: &'static str = "tun";
+    const LAYER: Layer = Layer::Transport;
 
     fn size(m: &TunMsg) -> usize {
         match m {
@@ -332,11 +342,19 @@ impl<D: Deliver> Protocol for TunActor<D> {
         if self.gone { Err(Fault::local("tun_gone", "the interface was removed")) } else { Ok(Progress::Idle) }
     }
 
+    /// Who spoke through it is gone, but the kernel still sends what they said last.
+    fn drain(&mut self, _: Instant, turn: &mut Turn<'_, TunMsg>) {
+        self.quiet_at = Some(clock::later(turn.now(), QUIET));
+    }
+
     fn deadline(&self) -> Option<Instant> {
-        Some(self.retry_at.map_or(self.look_at, |retry_at| retry_at.min(self.look_at)))
+        [self.retry_at, self.quiet_at, Some(self.look_at)].into_iter().flatten().min()
     }
 
     fn on_deadline(&mut self, turn: &mut Turn<'_, TunMsg>) -> Result<(), Fault> {
+        if self.quiet_at.is_some_and(|at| at <= turn.now()) {
+            turn.stop();
+        }
         // `io` follows in this turn and reads on.
         self.retry_at = self.retry_at.filter(|at| *at > turn.now());
         self.hand_over(turn);
