@@ -300,7 +300,14 @@ impl Builder {
             let port = listeners::port_of(listener, &socket);
             let (made, web) = listeners::prepare(listener, around, None, port)?;
             let occupancy = Arc::default();
-            prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
+            prepared.push(listeners::Prepared {
+                listener: listener.clone(),
+                socket,
+                made,
+                web,
+                occupancy,
+                inside: None,
+            });
         }
         // Before listeners: whoever they let in may be led into a tunnel.
         let around = tunnels::Around {
