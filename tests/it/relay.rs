@@ -551,6 +551,41 @@ fn a_proxy_header_that_is_garbage_or_never_ends() {
 }
 
 #[test]
+fn the_access_log_has_a_line_for_each_stream_that_says_why_it_ended() {
+    let server = Server::start();
+    let mut binary = crate::gateway::Binary::start(&format!(
+        "version = 1\n[[upstream]]\nname = \"app\"\nservers = [\"{}\"]\n[[listener]]\nname = \"front\"\n\
+         listen = \"127.0.0.1:0\"\nprotocol = \"relay\"\nupstream = \"app\"\n",
+        server.address
+    ));
+    let front = binary.address("front");
+    let asks = |command: u8| {
+        let mut client = patient(TcpStream::connect(front).unwrap());
+        client.write_all(&[command]).unwrap();
+        client
+    };
+    let mut neighbour = Neighbour(asks(ECHO));
+    neighbour.works();
+    let finishes = asks(ECHO);
+    goes_round(&finishes, b"there and back");
+    let mut is_cut = asks(RESET);
+    is_cut.read_exact(&mut [0; 1_000]).unwrap();
+    is_reset(&mut is_cut);
+    for (client, reason, up, down) in [(finishes, "finished", 15, 14), (is_cut, "upstream_reset", 1, 1_000)] {
+        let line = binary.says(&format!("reason=\"{reason}\""));
+        let (peer, server) = (client.local_addr().unwrap(), server.address);
+        let parts = [
+            "relayed listener=front".to_owned(),
+            format!("peer={peer} upstream=app server={server} bytes_up={up} bytes_down={down} ms="),
+        ];
+        parts.iter().for_each(|part| assert!(line.contains(part), "{part} is not in {line}"));
+    }
+    neighbour.works();
+    drop(neighbour);
+    binary.says("bytes_up=11");
+}
+
+#[test]
 fn a_drain_waits_for_both_ends() {
     let server = Server::start();
     let running = Running::to(server.servers());
