@@ -98,6 +98,13 @@ impl Upstreams {
         &self.relays
     }
 
+    /// The servers of an upstream over QUIC, and the way to them.
+    #[cfg(feature = "moq")]
+    pub(super) fn over_quic(&self, name: &str) -> Option<(Arc<Balancer>, Links)> {
+        let running = self.by_name.get(name)?;
+        Some((running.balancer.clone(), running.links.clone()?))
+    }
+
     #[cfg(feature = "quic")]
     fn over(mut self, links: &AllLinks) -> Self {
         for (name, running) in &mut self.by_name {

@@ -11,6 +11,8 @@ mod config;
 mod dashboard;
 #[cfg(feature = "deadlock")]
 mod deadlock;
+#[cfg(all(feature = "moq", feature = "wireguard", feature = "http"))]
+mod docs;
 mod embed;
 mod forward;
 mod framed;
@@ -42,10 +44,16 @@ mod lossy;
 mod memory;
 #[cfg(feature = "moq")]
 mod moq;
+#[cfg(feature = "moq")]
+mod moq_chain;
+#[cfg(feature = "moq")]
+mod moq_client;
 #[cfg(all(feature = "moq", feature = "http"))]
 mod moq_interop;
 #[cfg(feature = "wireguard")]
 mod netns;
+#[cfg(feature = "wireguard")]
+mod netstack;
 #[cfg(feature = "wireguard")]
 mod private_network;
 mod probe;
@@ -74,6 +82,8 @@ mod relay_splice;
 #[cfg(feature = "http")]
 mod relay_tls;
 mod reload;
+#[cfg(all(feature = "moq", feature = "wireguard", feature = "http"))]
+mod reload_load;
 mod rooms;
 mod schema;
 #[cfg(all(feature = "http", feature = "quic", feature = "wireguard"))]

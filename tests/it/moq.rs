@@ -704,3 +704,29 @@ fn tokens_grant_and_expire_on_running_sessions() {
     let refused = |reason: &str| running.totals().get("moq_requests_refused", "moq", reason);
     assert_eq!((refused("unauthorized"), refused("expired_auth_token")), (1, 2));
 }
+
+/// A publisher and a subscriber that stay, for tests of what goes on around them.
+pub(crate) struct Flow {
+    publisher: Peer,
+    subscriber: Peer,
+    _subscription: Request,
+    group: u64,
+}
+
+impl Flow {
+    pub(crate) async fn begin(clients: &Clients, to: SocketAddr, name: &str) -> Self {
+        let mut publisher = Peer::connect(clients, to, Draft::D18).await;
+        let mut subscriber = Peer::connect(clients, to, Draft::D20).await;
+        let (publish, (subscription, _)) = tokio::join!(publisher.publish(name, 7), subscriber.subscribe(name));
+        publisher.kept.push(publish);
+        Self { publisher, subscriber, _subscription: subscription, group: 0 }
+    }
+
+    /// The next group comes through, whole.
+    pub(crate) async fn works(&mut self) {
+        self.publisher.send_subgroup(7, self.group, &[b"one", b"two"]).await;
+        let got = self.subscriber.receive().await;
+        assert_eq!((got.group, got.whole, got.objects.len()), (self.group, true, 2));
+        self.group += 1;
+    }
+}
