@@ -522,7 +522,7 @@ impl MoqSession {
                 match session.open(StreamKind::Unidirectional, priority) {
                     Ok(stream) => {
                         let mut bytes = BytesMut::with_capacity(48);
-                        subgroup_head(&mut bytes, alias, &head, first, self.draft);
+                        subgroup_head(&mut bytes, alias, &head, first);
                         self.outgoing.insert(stream, number, entry);
                         self.outgoing.put_head(stream, bytes.freeze());
                         self.counters.streams_out.add(1);
@@ -550,7 +550,7 @@ impl MoqSession {
             }
             Step::Datagram { head, mark, bytes, expires } => {
                 let datagram = Datagram {
-                    bytes: datagram_bytes(alias, &head, &mark, &bytes, self.draft),
+                    bytes: datagram_bytes(alias, &head, &mark, &bytes),
                     priority: urgency(rank.subscriber, rank.publisher),
                     expires,
                     wait_for_path: false,
