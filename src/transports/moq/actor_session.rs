@@ -53,6 +53,8 @@ pub(super) const READ: usize = 64 << 10;
 pub(super) const RETRY: Duration = Duration::from_millis(1);
 /// A session that was asked to go is closed this long before the drain ends.
 const BEFORE: Duration = Duration::from_secs(1);
+/// A control stream that ends is a broken rule, unless the session ends right behind it.
+const GRACE: Duration = Duration::from_millis(50);
 /// Streams of the peer that may wait for the setup.
 const EARLY: usize = 128;
 
@@ -146,6 +148,8 @@ pub(super) struct MoqSession {
     goaway_said: bool,
     /// When the peer's SETUP must be there, and later when the session is closed.
     by: Option<Instant>,
+    /// A control stream has ended: when that is held against the peer.
+    doomed: Option<Instant>,
     pub(super) numbers: Numbers,
     pub(super) requests: BTreeMap<u64, Request>,
     pub(super) namespaces: Prefixes,
@@ -215,6 +219,7 @@ impl MoqSession {
             goaway_came: false,
             goaway_said: false,
             by: None,
+            doomed: None,
             numbers: Numbers::new(side),
             requests: BTreeMap::new(),
             namespaces: Prefixes::default(),
@@ -399,10 +404,18 @@ impl MoqSession {
                     self.hear_control(session)?;
                 }
                 Ok(Read::Nothing) => return Ok(()),
-                Ok(Read::End) | Err(StreamError::Reset(_)) => return Err(Close::violation("control_stream_closed")),
+                Ok(Read::End) | Err(StreamError::Reset(_)) => {
+                    self.control_ended(session.now());
+                    return Ok(());
+                }
                 Err(_) => return Ok(()),
             }
         }
+    }
+
+    /// A control stream has ended. A peer that closes may end its streams first: its close is here by then.
+    fn control_ended(&mut self, now: Instant) {
+        self.doomed.get_or_insert_with(|| later(now, GRACE));
     }
 
     fn hear_control(&mut self, session: &mut dyn Session) -> Result<(), Close> {
@@ -496,7 +509,8 @@ impl MoqSession {
             }
             Event::Stopped(stream, code) => {
                 if Some(stream) == self.control {
-                    return Err(Close::violation("control_stream_closed"));
+                    self.control_ended(session.now());
+                    return Ok(());
                 }
                 if stream.kind() == StreamKind::Bidirectional {
                     self.request_cancelled(stream.0, code, session);
@@ -510,7 +524,8 @@ impl MoqSession {
             Event::Reset(stream, code) => {
                 // Said by `read` as well, unless nothing was left to be read.
                 if Some(stream) == self.theirs {
-                    return Err(Close::violation("control_stream_closed"));
+                    self.control_ended(session.now());
+                    return Ok(());
                 }
                 if stream.kind() == StreamKind::Bidirectional {
                     self.request_cancelled(stream.0, code, session);
@@ -543,6 +558,9 @@ impl MoqSession {
 
     fn tick(&mut self, session: &mut dyn Session) {
         let now = session.now();
+        if self.doomed.is_some_and(|at| at <= now) {
+            return self.close(Close::violation("control_stream_closed"), session);
+        }
         if self.by.is_some_and(|at| at <= now) {
             let close = if self.stage == Stage::Setup {
                 Close { code: SessionCode::ControlMessageTimeout, reason: "setup_timeout" }
@@ -627,7 +645,7 @@ impl Application for MoqSession {
 
     fn deadline(&self) -> Option<Instant> {
         let woken = self.wake.values().min().copied();
-        [self.by, self.retry, self.rights_end, woken].into_iter().flatten().min()
+        [self.by, self.doomed, self.retry, self.rights_end, woken].into_iter().flatten().min()
     }
 
     fn on_deadline(&mut self, session: &mut dyn Session) {
