@@ -241,6 +241,7 @@ impl MoqSession {
             What::Sub(_) => return self.update_sub(number, &update.params, session),
             What::Fetch(serving) => {
                 serving.set_priority(update.params.priority);
+                self.ready.mark(number);
                 None
             }
             What::WatchNamespaces { prefix, .. } | What::WatchTracks { prefix, .. } => {
@@ -433,7 +434,7 @@ impl MoqSession {
 
     /// What a request held is let go of.
     pub(super) fn let_go(&mut self, number: u64, what: What, session: Option<&mut dyn Session>) {
-        self.ready.remove(&number);
+        self.ready.remove(number);
         self.wake.remove(&number);
         match what {
             What::New | What::Over => {}

@@ -26,6 +26,7 @@ use super::actor_directory::ToDirectory;
 use super::actor_errand::Errands;
 use super::actor_feed::Bell;
 use super::actor_ingest::Incoming;
+use super::actor_publish::Key;
 use super::actor_publish::Offer;
 use super::actor_relay::{Relay, ToSession};
 use super::actor_site::Site;
@@ -37,6 +38,7 @@ use super::model_codes::{RequestCode, SessionCode};
 use super::model_message::{Goaway, Message, Setup};
 use super::state_directory::SessionId;
 use super::state_outgoing::Outgoing;
+use super::state_ready::Ready;
 use super::state_requests::{Aliases, Numbers, Prefixes};
 use super::state_rights::Held;
 use crate::actors::clock::{later, since_1970};
@@ -166,7 +168,7 @@ pub(super) struct MoqSession {
     /// Streams of objects to the peer.
     pub(super) outgoing: Outgoing<StreamId>,
     /// Subscriptions and fetches that may have something to send.
-    pub(super) ready: BTreeSet<u64>,
+    pub(super) ready: Ready<Key>,
     /// Subscriptions that have nothing to send now.
     pub(super) may_be_done: Vec<u64>,
     /// Tracks that are to be offered.
@@ -230,7 +232,7 @@ impl MoqSession {
             parked: Vec::new(),
             unread: BTreeSet::new(),
             outgoing: Outgoing::default(),
-            ready: BTreeSet::new(),
+            ready: Ready::default(),
             may_be_done: Vec::new(),
             offers: BTreeMap::new(),
             came: false,
