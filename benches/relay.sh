@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# TCP relay, our gateway beside HAProxy and nginx stream:   benches/relay.sh [ROUNDS]
+# TCP relay, our gateway beside HAProxy, nginx stream and a bare copy in tokio:   benches/relay.sh [ROUNDS]
 #
 # Each relay has one CPU and one thread, the load and the echo behind the relay share another CPU. In each round the
-# three take turns; the figure is the median over the rounds of the ratios within a round. Needs haproxy, nginx and
+# four take turns; the figure is the median over the rounds of the ratios within a round. Needs haproxy, nginx and
 # nginx's stream module (Debian: haproxy nginx libnginx-mod-stream).
 #   SECONDS_EACH=2   length of a run        CASES="exchange connect bulk"        more: benches/around.sh
 set -euo pipefail
@@ -11,7 +11,7 @@ set -euo pipefail
 rounds=${1:-10}
 seconds=${SECONDS_EACH:-2}
 command -v haproxy >/dev/null && command -v nginx >/dev/null || { echo 'missing: haproxy, nginx' >&2; exit 1; }
-echo_port=17100 haproxy_port=17101 nginx_port=17102 ours_port=17103
+echo_port=17100 haproxy_port=17101 nginx_port=17102 ours_port=17103 copy_port=17104
 
 cat > "$dir/haproxy.cfg" <<X
 global
@@ -46,6 +46,7 @@ TOML
 $on_load "$bin/tcpecho" --listen 127.0.0.1:$echo_port > "$dir/echo.log" 2>&1 & started+=($!)
 $on_server haproxy -db -q -f "$dir/haproxy.cfg" > "$dir/haproxy.log" 2>&1 & haproxy=$!; started+=($haproxy)
 $on_server nginx -c "$dir/nginx.conf" -p "$dir" > "$dir/nginx.log" 2>&1 & nginx=$!; started+=($nginx)
+$on_server "$bin/tcpcopy" --listen 127.0.0.1:$copy_port --target 127.0.0.1:$echo_port > "$dir/copy.log" 2>&1 & copy=$!; started+=($copy)
 $on_server "$gateway" run -c "$dir/portway.toml" > "$dir/portway.log" 2>&1 & ours=$!; started+=($ours)
 sleep 1
 echo "load average: $(cut -d' ' -f1 /proc/loadavg)"
@@ -63,6 +64,7 @@ for case in ${CASES:-exchange connect bulk}; do
     for _ in $(seq "$rounds"); do
         one haproxy "$haproxy" $haproxy_port $case
         one nginx "$nginx" $nginx_port $case
+        one copy "$copy" $copy_port $case
         one ours "$ours" $ours_port $case
     done
 done | tee "$dir/lines"
@@ -75,10 +77,10 @@ for line in open(sys.argv[1]):
     runs.setdefault(case, {}).setdefault(relay, []).append(float(re.search(r"srv_us_per_msg=([0-9.]+)", line)[1]))
 unit = {"exchange": "µs per 100-byte exchange", "connect": "ms per 1,000 connections", "bulk": "s per GB (1 MB there and back: 2 MB)"}
 scale = {"exchange": 1, "connect": 1, "bulk": 1 / 2000}
-print("\n| CPU | HAProxy | nginx stream | ours | ours ÷ HAProxy | ours ÷ nginx |\n|---|---:|---:|---:|---:|---:|")
+print("\n| CPU | HAProxy | nginx stream | bare copy | ours | ours ÷ HAProxy | ours ÷ nginx | ours ÷ copy |\n|---|---:|---:|---:|---:|---:|---:|---:|")
 for case, by in runs.items():
     m = {relay: statistics.median(v) * scale[case] for relay, v in by.items()}
-    r = {p: [o / q for o, q in zip(by["ours"], by[p])] for p in ("haproxy", "nginx")}
+    r = {p: [o / q for o, q in zip(by["ours"], by[p])] for p in ("haproxy", "nginx", "copy")}
     ratios = (f"{statistics.median(v):.2f} ({min(v):.2f}–{max(v):.2f})" for v in r.values())
-    print(f"| {unit[case]} | {m['haproxy']:.3g} | {m['nginx']:.3g} | {m['ours']:.3g} | {' | '.join(ratios)} |")
+    print(f"| {unit[case]} | {m['haproxy']:.3g} | {m['nginx']:.3g} | {m['copy']:.3g} | {m['ours']:.3g} | {' | '.join(ratios)} |")
 PY

@@ -71,7 +71,7 @@ pub(crate) use mailbox::{Answer, wait_blocking};
 pub use mesh::{Mesh, MeshConfig, MeshError, OnArbiter, Place, SpawnError, Spec, WithAddr};
 pub use metrics::{COUNTERS, Counter, CounterName, Totals};
 pub use pinned::{Detached, Pinned};
-pub use protocol::{Exit, Fault, JobPanicked, Progress, Protocol, Tally, Traffic, Turn, Whose};
+pub use protocol::{Exit, Fault, JobPanicked, Layer, Progress, Protocol, Tally, Traffic, Turn, Whose};
 pub use registry::{GROUP_MEMBERS, Members, Name, REGISTERED, RegistryError};
 pub use shelf::shelf;
 pub use supervise::{Budget, Group, Strategy};

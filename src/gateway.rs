@@ -34,6 +34,7 @@ mod moq;
 mod moq;
 mod options;
 mod overview;
+mod passed;
 #[cfg(feature = "quic")]
 mod quic;
 mod raw;
@@ -70,12 +71,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::actors::{DrainReport, Mail, Mesh, MeshConfig, SpawnError, clock};
-use crate::memory::{Budget, Level, Secret, Shared, Snapshot, ThreadSafe, Version};
+use crate::memory::{Budget, Level, Shared, Snapshot, ThreadSafe, Version};
 use crate::transports::kit::admission::Occupancy;
 use crate::transports::tcp::{Accepted, Never, OnAccept};
 use config::Config;
 pub use options::Options;
 pub use overview::{ArbiterRow, LastReload, ListenerRow, Overview, ServerRow};
+use passed::Passed;
 pub use reload::Reloaded;
 pub use reload::plan::{Fate, Plan, Step};
 use sites::Web;
@@ -103,6 +105,7 @@ type Factory = Arc<dyn Fn(&Options) -> Result<Made, String> + Send + Sync>;
 pub struct Builder {
     protocols: BTreeMap<String, Factory>,
     helper: Option<PathBuf>,
+    passed: Passed,
 }
 
 impl fmt::Debug for Builder {
@@ -124,6 +127,14 @@ impl Builder {
     #[must_use]
     pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
         self.helper = Some(program.into());
+        self
+    }
+
+    /// From now on sockets that the service manager has passed on are used instead of bound ones where their address is
+    /// that of a listener. Reads and clears `LISTEN_FDS` and `LISTEN_PID`: once, while the process has one thread.
+    #[must_use]
+    pub fn passed_sockets(mut self) -> Self {
+        self.passed = Passed::from_environment();
         self
     }
 
@@ -189,15 +200,19 @@ impl Builder {
         #[cfg(feature = "deadlock")]
         deadlocks::watch();
         let mut failed = Vec::new();
-        let admin = config.admin.as_ref().map(|admin| listeners::bind("admin", admin.listen, &admin.place));
+        let passed = self.passed.clone().kept_for(&config);
+        let admin = config.admin.as_ref().map(|admin| match passed.tcp(admin.listen) {
+            Some(socket) => Ok(socket),
+            None => listeners::bind("admin", admin.listen, &admin.place).map(Arc::new),
+        });
         let admin = admin.and_then(|socket| socket.map_err(|error| failed.push(error)).ok());
         #[cfg(feature = "quic")]
         let certificates = certificates::Certificates::load(&config.certificates, None)?;
         let mut bound = Vec::new();
         for listener in config.listeners.iter().filter(|listener| tunnels::is_tcp(listener)) {
             self.check_options(listener)?;
-            match listeners::bind_for(listener) {
-                Ok(socket) => bound.push(Arc::new(socket)),
+            match listeners::taken_or_bound(listener, &passed) {
+                Ok(socket) => bound.push(socket),
                 Err(error) => failed.push(error),
             }
         }
@@ -206,7 +221,7 @@ impl Builder {
             1 => return Err(failed.remove(0)),
             _ => return Err(StartError::Several(failed)),
         }
-        let tunnels = tunnels::bind(&config)?;
+        let tunnels = tunnels::bind(&config, &passed)?;
         let budget = Budget::new(
             config
                 .runtime
@@ -224,6 +239,7 @@ impl Builder {
         let parts = Parts {
             admin,
             bound,
+            passed: passed.clone(),
             tunnels,
             budget,
             #[cfg(feature = "quic")]
@@ -237,6 +253,7 @@ impl Builder {
                 admin,
                 protocols: self.protocols.clone(),
                 helper: self.helper.clone(),
+                passed,
                 config: Snapshot::new(config),
             }),
             Err(error) => {
@@ -283,7 +300,14 @@ impl Builder {
             let port = listeners::port_of(listener, &socket);
             let (made, web) = listeners::prepare(listener, around, None, port)?;
             let occupancy = Arc::default();
-            prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
+            prepared.push(listeners::Prepared {
+                listener: listener.clone(),
+                socket,
+                made,
+                web,
+                occupancy,
+                inside: None,
+            });
         }
         // Before listeners: whoever they let in may be led into a tunnel.
         let around = tunnels::Around {
@@ -292,12 +316,13 @@ impl Builder {
             certificates: &certificates,
             before: None,
             budget: &parts.budget,
+            passed: &parts.passed,
             helper: self.helper.as_ref(),
         };
         let tunnels = tunnels::start_all(around, parts.tunnels)?;
         tunnels::lead(&upstreams, &tunnels);
         #[cfg_attr(not(feature = "udp"), expect(unused_mut, reason = "listeners on UDP are added"))]
-        let mut listeners = listeners::start_all(mesh, prepared, &parts.budget)?;
+        let mut listeners = listeners::start_all(mesh, prepared, &parts.budget, &parts.passed)?;
         #[cfg(feature = "quic")]
         {
             let around =
@@ -320,6 +345,7 @@ impl Builder {
             let around = udp::Around { mesh, upstreams: &upstreams, budget: &parts.budget };
             udp::start_all(config, around, &mut listeners)?;
         }
+        let terms = admin::Terms::of(config.admin.as_ref(), &certificates, None)?;
         let status = Arc::new(Status {
             draining: AtomicBool::new(false),
             budget: parts.budget,
@@ -332,7 +358,7 @@ impl Builder {
             last_applied: Snapshot::default(),
             file: Snapshot::default(),
             reloader: Snapshot::default(),
-            token: Snapshot::new(config.admin.as_ref().and_then(|admin| admin.token.clone())),
+            terms: Snapshot::new(terms),
             admin_is_local: config.admin.as_ref().is_none_or(|admin| admin.listen.ip().is_loopback()),
             drain: Snapshot::new(config.runtime.drain),
             watched: Arc::default(),
@@ -352,9 +378,10 @@ impl Builder {
 
 /// What was prepared before there were threads.
 struct Parts {
-    admin: Option<TcpListener>,
+    admin: Option<Arc<TcpListener>>,
     /// For each listener on TCP.
     bound: Vec<Arc<TcpListener>>,
+    passed: Passed,
     tunnels: Vec<tunnels::Bound>,
     budget: Budget,
     #[cfg(feature = "quic")]
@@ -390,8 +417,8 @@ pub(crate) struct Status {
     file: Snapshot<Option<PathBuf>>,
     /// Reads the configuration again and applies it, for the admin listener.
     reloader: Snapshot<Option<Reloader>>,
-    /// What changes over HTTP need.
-    token: Snapshot<Option<Secret>>,
+    /// By what terms the admin listener lets callers in.
+    terms: Snapshot<admin::Terms>,
     /// The admin listener is on loopback.
     admin_is_local: bool,
     /// How long a drain may take.
@@ -491,6 +518,7 @@ pub struct Gateway {
     admin: Option<Mail<Never>>,
     protocols: BTreeMap<String, Factory>,
     helper: Option<PathBuf>,
+    passed: Passed,
     /// What the gateway runs by.
     config: Snapshot<Config>,
 }

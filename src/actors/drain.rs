@@ -13,6 +13,7 @@ use super::lane::StopCause;
 use super::local;
 use super::mailbox::ActorId;
 use super::mesh::Mesh;
+use super::protocol::Layer;
 
 /// What remains is told to stop at the deadline and gets this long to do so.
 const GRACE: Duration = Duration::from_millis(500);
@@ -59,10 +60,11 @@ impl DrainReport {
 
 impl Mesh {
     /// Ends all actors gently within `time`: spawns are refused, every actor is told to take no new work, then the
-    /// actors of the deepest level of the tree are asked to finish, and when they have, the next level. At the
-    /// deadline whoever is left is ended. Actors on the System's thread ([`Place::System`](super::Place::System)) are
-    /// left alone: they serve the administration, which has to see this. The arbiters go on: call
-    /// [`stop`](Self::stop) afterwards.
+    /// actors of the deepest level of the tree are asked to finish, and when they have, the next level; those that carry
+    /// what others send come after all of these (see [`Layer`]). At the deadline whoever is left is ended, layer by
+    /// layer: what carries has half a second each then, for the last words of the others. Actors on the System's
+    /// thread ([`Place::System`](super::Place::System)) are left alone: they serve the administration, which has to
+    /// see this. The arbiters go on: call [`stop`](Self::stop) afterwards.
     pub async fn drain(&self, time: Duration) -> DrainReport {
         let began = clock::now();
         let by = clock::later(began, time);
@@ -76,14 +78,14 @@ impl Mesh {
         let counts = self.on_each(&alive, patience, |here| {
             let entries = here.entries();
             entries.iter().for_each(|entry| entry.control.quiesce());
-            (entries.len(), here.deepest())
+            (entries.len(), here.highest_level())
         });
-        let mut deepest = None;
+        let mut highest = None;
         for (index, answer) in counts.await.into_iter().enumerate() {
             match answer {
-                Some((count, depth)) => {
+                Some((count, level)) => {
                     report.began_with += count;
-                    deepest = deepest.max(depth);
+                    highest = highest.max(level);
                 }
                 None => {
                     report.stuck.push(index);
@@ -94,22 +96,19 @@ impl Mesh {
                 }
             }
         }
-        for depth in (0..=deepest.unwrap_or(0)).rev() {
-            self.drain_level(&alive, depth, by).await;
-        }
-        let left = self.on_each(&alive, clock::later(clock::now(), GRACE), |here| {
-            let mut unfinished = here.overdue.take();
-            for entry in here.entries() {
-                entry.control.stop(StopCause::Deadline);
-                unfinished.push(entry.unfinished(here.index));
+        let mut highest = highest.unwrap_or(0);
+        for layer in Layer::ALL {
+            // Those that carry what others sent last need a moment, also when the others took all the time.
+            let by = if layer == Layer::Application { by } else { by.max(clock::later(clock::now(), GRACE)) };
+            for level in (layer.base()..=highest).rev() {
+                self.drain_level(&alive, level, by).await;
             }
-            unfinished
-        });
-        report.unfinished = left.await.into_iter().flatten().flatten().collect();
-        report.unfinished.sort_by_key(|unfinished| unfinished.id);
-        if !report.unfinished.is_empty() {
-            self.none_below(&alive, 0, clock::later(clock::now(), GRACE)).await;
+            report.unfinished.extend(self.end_from(&alive, layer.base()).await);
+            highest = layer.base().saturating_sub(1);
         }
+        // Whoever was told to end at the deadline may have noted that as well.
+        report.unfinished.sort_by_key(|unfinished| unfinished.id);
+        report.unfinished.dedup_by_key(|unfinished| unfinished.id);
         report.took = clock::now().saturating_duration_since(began);
         report
     }
@@ -159,25 +158,42 @@ impl Mesh {
         victims.len()
     }
 
-    /// Asks everybody at `depth` or deeper to finish, and again whoever was started meanwhile, until none is left or
+    /// Asks everybody at `level` or higher to finish, and again whoever was started meanwhile, until none is left or
     /// time is up.
-    async fn drain_level(&self, alive: &[bool], depth: u16, by: Instant) {
+    async fn drain_level(&self, alive: &[bool], level: u16, by: Instant) {
         self.on_each(alive, by, move |here| {
-            for entry in here.entries().iter().filter(|entry| entry.depth >= depth) {
+            for entry in here.entries().iter().filter(|entry| entry.level >= level) {
                 entry.control.drain(by);
             }
         })
         .await;
-        self.none_below(alive, depth, by).await;
+        self.none_from(alive, level, by).await;
     }
 
-    async fn none_below(&self, alive: &[bool], depth: u16, by: Instant) {
+    /// Ends everybody who is left at `level` or higher; answers who that is, and who was ended at the deadline.
+    async fn end_from(&self, alive: &[bool], level: u16) -> Vec<Unfinished> {
+        let left = self.on_each(alive, clock::later(clock::now(), GRACE), move |here| {
+            let mut unfinished = here.overdue.take();
+            for entry in here.entries().iter().filter(|entry| entry.level >= level) {
+                entry.control.stop(StopCause::Deadline);
+                unfinished.push(entry.unfinished(here.index));
+            }
+            unfinished
+        });
+        let unfinished: Vec<_> = left.await.into_iter().flatten().flatten().collect();
+        if !unfinished.is_empty() {
+            self.none_from(alive, level, clock::later(clock::now(), GRACE)).await;
+        }
+        unfinished
+    }
+
+    async fn none_from(&self, alive: &[bool], level: u16, by: Instant) {
         let mut waiting = Vec::new();
         for (seat, _) in self.inner.seats.iter().zip(alive).filter(|(_, alive)| **alive) {
             let (tell, told) = oneshot::channel();
             seat.run(Box::new(move || {
                 if let Some(here) = local::current() {
-                    here.when_none_below(depth, tell);
+                    here.when_none_from(level, tell);
                 }
             }));
             waiting.push(told);

@@ -137,6 +137,7 @@ impl<P: Protocol> Runner<P> {
             name: identity.name,
             parent: identity.parent,
             depth: identity.depth,
+            level: P::LAYER.level(identity.depth),
             born: clock::now(),
             control: shared.clone(),
             turns: Cell::new(0),
@@ -504,7 +505,7 @@ impl<P: Protocol> Runner<P> {
         }
         self.alarm.clear();
         self.local.counters.raise("actor_exits", P::KIND, exit.reason());
-        self.local.leave(self.place, self.entry.depth);
+        self.local.leave(self.place, self.entry.level);
         self.shared.ended(&exit);
     }
 }

@@ -76,6 +76,8 @@ pub(crate) struct Entry {
     pub(crate) name: Option<Arc<str>>,
     pub(crate) parent: Option<ActorId>,
     pub(crate) depth: u16,
+    /// When a drain asks it to finish: the highest first.
+    pub(crate) level: u16,
     pub(crate) born: Instant,
     pub(crate) control: Arc<dyn Controlled>,
     pub(crate) turns: Cell<u64>,
@@ -116,8 +118,8 @@ pub(crate) struct Local {
 struct Entries {
     /// Bounded by the number of actors of the mesh.
     actors: Table<Rc<Entry>>,
-    /// How many live at each depth of the tree.
-    by_depth: Vec<usize>,
+    /// How many live at each level.
+    by_level: Vec<usize>,
     waiting: Vec<(u16, oneshot::Sender<()>)>,
 }
 
@@ -136,7 +138,7 @@ impl Local {
             overdue: RefCell::default(),
             entries: RefCell::new(Entries {
                 actors: Table::new(usize::MAX),
-                by_depth: Vec::new(),
+                by_level: Vec::new(),
                 waiting: Vec::new(),
             }),
         })
@@ -145,27 +147,27 @@ impl Local {
     /// Answers the key to leave with.
     pub(crate) fn enter(&self, entry: Rc<Entry>) -> Option<Key> {
         let mut entries = self.entries.borrow_mut();
-        let depth = usize::from(entry.depth);
-        if entries.by_depth.len() <= depth {
-            entries.by_depth.resize(depth + 1, 0);
+        let level = usize::from(entry.level);
+        if entries.by_level.len() <= level {
+            entries.by_level.resize(level + 1, 0);
         }
-        if let Some(count) = entries.by_depth.get_mut(depth) {
+        if let Some(count) = entries.by_level.get_mut(level) {
             *count += 1;
         }
         entries.actors.insert(entry).ok()
     }
 
-    pub(crate) fn leave(&self, key: Option<Key>, depth: u16) {
+    pub(crate) fn leave(&self, key: Option<Key>, level: u16) {
         let mut entries = self.entries.borrow_mut();
         key.and_then(|key| entries.actors.remove(key));
-        if let Some(count) = entries.by_depth.get_mut(usize::from(depth)) {
+        if let Some(count) = entries.by_level.get_mut(usize::from(level)) {
             *count = count.saturating_sub(1);
         }
         self.load.live.fetch_sub(1, Ordering::Relaxed);
         self.mesh.one_less();
         if !entries.waiting.is_empty() {
             let waiting = std::mem::take(&mut entries.waiting);
-            let (done, still): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(d, _)| entries.none_below(*d));
+            let (done, still): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(l, _)| entries.none_from(*l));
             entries.waiting = still;
             for (_, tell) in done {
                 let _gone = tell.send(());
@@ -194,25 +196,25 @@ impl Local {
         self.entries.borrow().actors.iter().for_each(|(_, entry)| look(entry));
     }
 
-    pub(crate) fn deepest(&self) -> Option<u16> {
+    pub(crate) fn highest_level(&self) -> Option<u16> {
         let entries = self.entries.borrow();
-        entries.by_depth.iter().rposition(|&n| n > 0).and_then(|d| u16::try_from(d).ok())
+        entries.by_level.iter().rposition(|&n| n > 0).and_then(|level| u16::try_from(level).ok())
     }
 
-    /// Tells when no actor lives at `depth` or deeper.
-    pub(crate) fn when_none_below(&self, depth: u16, tell: oneshot::Sender<()>) {
+    /// Tells when no actor lives at `level` or higher.
+    pub(crate) fn when_none_from(&self, level: u16, tell: oneshot::Sender<()>) {
         let mut entries = self.entries.borrow_mut();
-        if entries.none_below(depth) {
+        if entries.none_from(level) {
             let _gone = tell.send(());
         } else {
-            entries.waiting.push((depth, tell));
+            entries.waiting.push((level, tell));
         }
     }
 }
 
 impl Entries {
-    fn none_below(&self, depth: u16) -> bool {
-        self.by_depth.iter().skip(usize::from(depth)).all(|&n| n == 0)
+    fn none_from(&self, level: u16) -> bool {
+        self.by_level.iter().skip(usize::from(level)).all(|&n| n == 0)
     }
 }
 

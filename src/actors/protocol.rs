@@ -23,6 +23,42 @@ use super::mesh::{Mesh, Place, SpawnError, Spec};
 use super::metrics::Counter;
 use crate::memory::Buf;
 
+/// What an actor does for others, which decides when a drain of the whole mesh asks it to finish: the actors of a layer
+/// are asked when none of the layers before it is left, since those may still send through it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Layer {
+    /// It does work of its own: a listener, a connection, a relayed stream. The default.
+    #[default]
+    Application,
+    /// It carries the streams of others: a TCP stack, an interface.
+    Transport,
+    /// It carries the packets of such: a session of a tunnel, its socket.
+    Link,
+}
+
+impl Layer {
+    pub(crate) const ALL: [Self; 3] = [Self::Application, Self::Transport, Self::Link];
+    /// Levels of the tree that are told apart in a layer that carries; what lies deeper counts as the last of them.
+    const LEVELS: u16 = 4;
+
+    /// The least level of this layer; those of the layers before it are all higher.
+    pub(crate) const fn base(self) -> u16 {
+        match self {
+            Self::Application => 2 * Self::LEVELS,
+            Self::Transport => Self::LEVELS,
+            Self::Link => 0,
+        }
+    }
+
+    /// The level at which a drain asks an actor that lies so deep in the tree.
+    pub(crate) fn level(self, depth: u16) -> u16 {
+        match self {
+            Self::Application => self.base().saturating_add(depth),
+            Self::Transport | Self::Link => self.base() + depth.min(Self::LEVELS - 1),
+        }
+    }
+}
+
 /// The state and the decisions of one actor.
 ///
 /// It is made on its arbiter and never leaves it. In each turn the host calls, in this order and as far as there is
@@ -34,6 +70,9 @@ pub trait Protocol: Sized + 'static {
 
     /// The kind of actor, for logs, metrics and the actor tree.
     const KIND: &'static str;
+
+    /// What it does for others.
+    const LAYER: Layer = Layer::Application;
 
     /// The bytes a message counts against the byte bound of the mailbox. Must answer the same for the same message.
     fn size(_: &Self::Msg) -> usize {

@@ -21,9 +21,10 @@
 //! | POST `/api/actors/ID/close` | ends one session |
 //! | POST `/api/actors/ID/drain` | asks one session to finish within the drain time |
 //!
-//! Who may do what is decided in `access`: reading is free on loopback, whatever changes something needs the token and
-//! is logged as an `audit` line. 64 connections at once: one more ends the oldest. One that has not sent its request in
-//! 10 seconds is closed, and any after 30, but for streams, as long as they are read.
+//! Who may do what is decided in `access`: reading is free on loopback, whatever changes something needs the token, or a
+//! client certificate where there is none, and is logged as an `audit` line. With a `certificate` it speaks TLS. 64
+//! connections at once: one more ends the oldest. One that has not shaken hands or sent its request in 10 seconds is
+//! closed, and any after 30, but for streams, as long as they are read.
 
 mod access;
 mod actions;
@@ -36,6 +37,12 @@ mod metrics;
 mod metrics_memory;
 mod sample;
 mod sampler;
+mod terms;
+#[cfg(feature = "http")]
+mod tls;
+#[cfg(not(feature = "http"))]
+#[path = "admin/no_tls.rs"]
+mod tls;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -46,6 +53,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use sampler::Hub;
+pub(crate) use terms::Terms;
 
 use super::{Overview, Status};
 use crate::actors::{Control, Driver, Fault, Kind, Mail, Mesh, Place, SpawnError, Spec, clock};
@@ -56,6 +64,7 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue,
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 const CONNECTIONS: usize = 64;
 const HEADER_TIME: Duration = Duration::from_secs(10);
@@ -81,7 +90,7 @@ impl Kind for Connection {
 /// Starts serving on a socket that is bound already.
 pub(super) fn start(
     mesh: &Mesh,
-    socket: std::net::TcpListener,
+    socket: Arc<std::net::TcpListener>,
     status: Arc<Status>,
 ) -> Result<Mail<Infallible>, SpawnError> {
     sampler::start(mesh, status.clone(), status.watched.clone())?;
@@ -89,9 +98,14 @@ pub(super) fn start(
     mesh.drive::<Listener, _>(Place::System, Spec::named("admin"), move |driver| accept(inner, socket, status, driver))
 }
 
-async fn accept(mesh: Mesh, socket: std::net::TcpListener, status: Arc<Status>, driver: Driver) -> Result<(), Fault> {
+async fn accept(
+    mesh: Mesh,
+    socket: Arc<std::net::TcpListener>,
+    status: Arc<Status>,
+    driver: Driver,
+) -> Result<(), Fault> {
     let local = |error: io::Error| Fault::local("admin_listener", error.to_string());
-    let socket = tokio::net::TcpListener::from_std(socket).map_err(local)?;
+    let socket = socket.try_clone().and_then(tokio::net::TcpListener::from_std).map_err(local)?;
     // In the order in which they came: when there are too many the oldest has to go, so that whoever holds
     // connections open keeps nobody from looking in.
     let mut connections: VecDeque<Mail<Infallible>> = VecDeque::new();
@@ -123,11 +137,20 @@ async fn accept(mesh: Mesh, socket: std::net::TcpListener, status: Arc<Status>, 
         let started = mesh.drive::<Connection, _>(Place::System, Spec::default(), move |driver| async move {
             let stream = tokio::net::TcpStream::from_std(stream).map_err(local)?;
             driver.speaks_to(peer);
+            let tls = status.terms.read().tls.clone();
             let progress = Progress::default();
-            let served = serve(Shared { mesh: inner, status, driver, peer, progress: progress.clone() }, stream);
+            let (watched, current) = (progress.clone(), status.clone());
+            let shared = Shared { mesh: inner, status, driver: driver.clone(), peer, progress, tls: tls.clone() };
+            let served = async {
+                let Some(secured) = &tls else { return serve(shared, stream).await };
+                let shaken = clock::within(HEADER_TIME, secured.accept(stream)).await;
+                let shaken = shaken.unwrap_or_else(|clock::Elapsed| Err(Fault::peer("handshake_timeout", "")));
+                let stream = shaken.inspect_err(|fault| driver.raise("admin_refused", "admin", fault.reason))?;
+                serve(shared, stream).await
+            };
             tokio::select! {
                 served = served => served,
-                fault = stuck(&progress) => Err(fault),
+                fault = stuck(&watched, || current.terms.read().still(tls.as_ref())) => Err(fault),
             }
         });
         match started {
@@ -137,11 +160,14 @@ async fn accept(mesh: Mesh, socket: std::net::TcpListener, status: Arc<Status>, 
     }
 }
 
-/// Ready when a connection has lasted too long without reading a stream.
-async fn stuck(progress: &Progress) -> Fault {
+/// Ready when a connection has lasted too long without reading a stream, or is not by the terms that hold any more.
+async fn stuck(progress: &Progress, still: impl Fn() -> bool) -> Fault {
     let began = clock::now();
     loop {
         clock::sleep(LOOK).await;
+        if !still() {
+            return Fault::local("terms", "");
+        }
         let since = progress.get().unwrap_or(began);
         if clock::now().saturating_duration_since(since) >= LIFETIME {
             return Fault::peer(if progress.get().is_some() { "slow_reader" } else { "lifetime" }, "");
@@ -156,9 +182,14 @@ struct Shared {
     driver: Driver,
     peer: SocketAddr,
     progress: Progress,
+    /// What the connection began with.
+    tls: Option<Arc<tls::Secured>>,
 }
 
-async fn serve(shared: Shared, stream: tokio::net::TcpStream) -> Result<(), Fault> {
+async fn serve<S>(shared: Shared, stream: S) -> Result<(), Fault>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
     let shared = Rc::new(shared);
     let service = service_fn(move |request: Request<Incoming>| {
         let shared = shared.clone();
@@ -186,8 +217,16 @@ async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Answer
     let Shared { mesh, status, driver, .. } = shared;
     let action = actions::of(request.uri().path());
     let allowed = access::wish(request.method(), request.uri().path(), action.is_some()).and_then(|wish| {
-        let token = status.token.read();
-        let rules = Rules { token: token.as_ref(), local: status.admin_is_local };
+        let terms = status.terms.read();
+        if !terms.still(shared.tls.as_ref()) {
+            return Err(access::OTHER_TERMS);
+        }
+        let rules = Rules {
+            token: terms.token.as_ref(),
+            local: status.admin_is_local,
+            names: shared.tls.as_ref().map(|tls| tls.names()),
+            certified: shared.tls.as_ref().is_some_and(|tls| tls.demands_certificate()),
+        };
         access::judge(wish, request.headers(), rules).map(|()| wish)
     });
     match (allowed, action) {

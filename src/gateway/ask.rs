@@ -1,20 +1,26 @@
-//! The command line's side of the admin listener: one request to a running gateway.
+//! The command line's side of a running gateway: one request to its control socket, or to its admin listener.
+//!
+//! How the gateway is comes by the control socket, if there is one that this user may open, since that needs neither
+//! token nor certificate; else from the admin listener, with the token of the configuration, over TLS if it speaks that.
+//! Trusted is then the certificate that the configuration names, alone.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
-use hyper::header::HOST;
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use zeroize::Zeroizing;
 
 use super::Overview;
+use super::config::{Admin, Certificate};
 use crate::actors::clock;
+use crate::memory::Secret;
 
 /// A gateway answers within a second, even if an arbiter does not.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -38,18 +44,33 @@ impl fmt::Display for AskGatewayError {
 
 impl std::error::Error for AskGatewayError {}
 
-/// Asks the gateway whose admin listener is on `address` how it is.
-pub(super) async fn overview(address: SocketAddr) -> Result<Overview, AskGatewayError> {
+/// Asks the gateway of this `[admin]` how it is.
+pub(super) async fn overview(admin: &Admin, certificates: &[Certificate]) -> Result<Overview, AskGatewayError> {
+    let parsed = |whom: String, body: &[u8]| {
+        serde_json::from_slice(body)
+            .map_err(|error| AskGatewayError { whom, why: format!("not a portway of this version: {error}") })
+    };
+    if let Some(path) = &admin.control
+        && let Ok((true, text)) = command(path, Method::GET, "/status").await
+    {
+        return parsed(path.display().to_string(), text.as_bytes());
+    }
+    let address = admin.listen;
     let fail = |why: String| AskGatewayError { whom: address.to_string(), why };
     let asking = async {
         let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-        request(stream, Method::GET, "/api/status", &address.to_string()).await
+        let asked =
+            Asked { method: Method::GET, path: "/api/status", host: &address.to_string(), token: admin.token.as_ref() };
+        match &admin.tls {
+            None => request(stream, asked).await,
+            Some(tls) => request(secure::shaken(stream, tls, certificates).await?, asked).await,
+        }
     };
     let (status, body) = patient(PATIENCE, asking).await.map_err(fail)?;
     if status != StatusCode::OK {
         return Err(fail(format!("it answered {status}")));
     }
-    serde_json::from_slice(&body).map_err(|error| fail(format!("not a portway of this version: {error}")))
+    parsed(address.to_string(), &body)
 }
 
 /// Asks the gateway whose control socket is at `path` to reload: whether it did, and what or why not. Waits as long as
@@ -67,7 +88,7 @@ async fn command(path: &Path, method: Method, what: &str) -> Result<(bool, Strin
     let fail = |why: String| AskGatewayError { whom: path.display().to_string(), why };
     let asking = async {
         let stream = UnixStream::connect(path).await.map_err(|error| error.to_string())?;
-        request(stream, method, what, "localhost").await
+        request(stream, Asked { method, path: what, host: "localhost", token: None }).await
     };
     let (status, body) = patient(RELOAD_PATIENCE, asking).await.map_err(fail)?;
     let text = String::from_utf8_lossy(&body).into_owned();
@@ -85,13 +106,28 @@ async fn patient<T>(time: Duration, asking: impl Future<Output = Result<T, Strin
     }
 }
 
-async fn request<S>(stream: S, method: Method, path: &str, host: &str) -> Result<(StatusCode, Bytes), String>
+struct Asked<'a> {
+    method: Method,
+    path: &'a str,
+    host: &'a str,
+    token: Option<&'a Secret>,
+}
+
+async fn request<S>(stream: S, asked: Asked<'_>) -> Result<(StatusCode, Bytes), String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let Asked { method, path, host, token } = asked;
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
-    let request = Request::builder().method(method).uri(path).header(HOST, host).body(Empty::<Bytes>::new());
+    let mut request = Request::builder().method(method).uri(path).header(HOST, host);
+    if let Some(token) = token {
+        let shown = Zeroizing::new([b"Bearer ".as_slice(), token.expose()].concat());
+        let mut shown = HeaderValue::from_bytes(&shown).map_err(|error| error.to_string())?;
+        shown.set_sensitive(true);
+        request = request.header(AUTHORIZATION, shown);
+    }
+    let request = request.body(Empty::<Bytes>::new());
     let asking = async {
         let request = request.map_err(|error| error.to_string())?;
         let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
@@ -104,5 +140,60 @@ where
     tokio::select! {
         answer = &mut asking => answer,
         _ended = &mut connection => asking.await,
+    }
+}
+
+#[cfg(feature = "http")]
+mod secure {
+    //! TLS to the admin listener.
+
+    use std::sync::Arc;
+
+    use tokio::net::TcpStream;
+    use tokio_boring::{SslStream, SslStreamBuilder};
+
+    use crate::gateway::config::{Certificate, CertificateSource, ListenerTls};
+    use crate::transports::tls::{self, ClientSettings, PeerName, Roots};
+
+    const BY_CONTROL: &str = "add `control` to [admin] and ask by that";
+
+    pub(super) async fn shaken(
+        stream: TcpStream,
+        admin: &ListenerTls,
+        certificates: &[Certificate],
+    ) -> Result<SslStream<TcpStream>, String> {
+        if admin.client_ca.is_some() {
+            return Err(format!("it asks for a certificate of the caller: {BY_CONTROL}"));
+        }
+        let named = admin.certificates.first();
+        let source = certificates.iter().find(|known| Some(&known.name) == named).map(|known| &known.source);
+        let Some(CertificateSource::Files { cert, key }) = source else {
+            return Err(format!("its certificate is made anew at each start, and nobody can know it: {BY_CONTROL}"));
+        };
+        let own = tls::Certificate::from_files(cert, key).map_err(|error| error.to_string())?;
+        let name = own.names().next().ok_or("its certificate names nobody")?.to_owned();
+        let host = PeerName::new(&name.replace('*', "gateway"));
+        let mut settings = ClientSettings::new(host.clone());
+        settings.roots = Roots::Only(Arc::new(own));
+        let context = settings.builder().map_err(|error| error.to_string())?.build();
+        let mut ssl = boring::ssl::Ssl::new(&context).map_err(|error| error.to_string())?;
+        if let Some(name) = host.sni() {
+            ssl.set_hostname(name).map_err(|error| error.to_string())?;
+        }
+        SslStreamBuilder::new(ssl, stream).connect().await.map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(not(feature = "http"))]
+mod secure {
+    //! Without HTTP no admin listener speaks TLS.
+
+    use tokio::net::TcpStream;
+
+    use crate::gateway::config::{Certificate, ListenerTls};
+
+    #[expect(clippy::unused_async, reason = "with HTTP it waits for the handshake")]
+    pub(super) async fn shaken(_: TcpStream, _: &ListenerTls, _: &[Certificate]) -> Result<TcpStream, String> {
+        Err("TLS needs a build with the feature `http`".to_owned())
     }
 }

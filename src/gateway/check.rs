@@ -4,6 +4,7 @@
 //! value is judged on its own (`raw`), then what the values mean together (here): names and addresses that occur twice,
 //! tables of another protocol, limits that contradict each other. Nothing here opens a socket.
 
+pub(super) mod admin;
 #[cfg(feature = "http")]
 pub(super) mod guards;
 pub(super) mod hello;
@@ -19,13 +20,14 @@ pub(super) mod upstream;
 #[cfg(feature = "wireguard")]
 pub(super) mod wireguard;
 #[cfg(feature = "wireguard")]
+mod wireguard_peer;
+#[cfg(feature = "wireguard")]
 pub(super) mod wireguard_service;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -33,20 +35,17 @@ use std::path::Path;
 use toml::de::{DeTable, Error};
 use zeroize::Zeroizing;
 
-use super::config::{Admin, Config, Log, Runtime};
+use super::config::{Config, Log, Runtime};
 use super::raw::secrets;
-use super::raw::section::{At, Field, Reader};
-use super::raw::text::{Env, Text, reason};
+use super::raw::section::Reader;
+use super::raw::text::{Env, reason};
 use super::raw::{self, RawFile, RawLog, RawRuntime};
 use super::report::source::Source;
 use super::report::{Mistakes, Report, Span};
-use crate::memory::Secret;
 use quic::{Around, CertificateNames};
 
 /// Larger files are refused unread: a configuration that long is a mistake in itself.
 const MAX_FILE: u64 = 1 << 20;
-/// What fewer characters say can be guessed.
-const SHORTEST_TOKEN: usize = 16;
 
 /// What an embedding program adds to the words of the file. Default: nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -142,16 +141,9 @@ pub(super) fn parse_with(file_name: &str, text: &str, known: &Known, env: Env<'_
 
 fn checked(raw: RawFile, file_name: &str, text: &str, mistakes: &mut Mistakes) -> Config {
     let mut source = Source::new(file_name, text, Vec::new());
-    let (admin_at, control, token, watch) = match raw.admin {
-        Some(admin) => {
-            let token = check_token(&admin.listen, admin.token, mistakes);
-            (admin.listen.at(), admin.control.value(), token, admin.watch.value().unwrap_or(false))
-        }
-        None => (None, None, None, false),
-    };
     // Like `file:` references, from the folder of the file.
     let folder = Path::new(file_name).parent().unwrap_or_else(|| Path::new(""));
-    let control = control.map(|path| folder.join(path.into_plain()));
+    let admin_at = raw.admin.as_ref().and_then(|admin| quic::is(&admin.listen).cloned());
     let certificate_names = CertificateNames::of(&raw.certificates);
     let certificates = quic::certificates(raw.certificates, folder, &mut source, mistakes);
     let names = upstream::Names::of(&raw.upstreams);
@@ -159,28 +151,8 @@ fn checked(raw: RawFile, file_name: &str, text: &str, mistakes: &mut Mistakes) -
     let around = Around { upstreams: &names, certificates: &certificate_names, folder };
     let upstreams = upstream::all(raw.upstreams, &around, mistakes);
     let listeners = listener::all(raw.listeners, &around, admin_at.as_ref(), &mut source, mistakes);
-    let admin = admin_at.map(|at| {
-        let place = source.place(at.span.start);
-        Admin { listen: at.value, control, token, watch, place }
-    });
+    let admin = raw.admin.and_then(|raw| admin::admin(raw, &around, &mut source, mistakes));
     Config { runtime: runtime(raw.runtime), admin, log: log(raw.log), certificates, upstreams, listeners }
-}
-
-/// Whoever is not on this machine has to show a token; without one, only reading from here is allowed.
-fn check_token(listen: &Field<SocketAddr>, token: Field<Text>, mistakes: &mut Mistakes) -> Option<Secret> {
-    let hint = "write `token = \"file:admin.token\"`, a file that `openssl rand -hex 32` filled";
-    if let (Field::Is(listen), Field::Absent) = (listen, &token)
-        && !listen.value.ip().is_loopback()
-    {
-        mistakes.add(listen.span, "others than this machine reach this address: `[admin]` lacks `token`", hint);
-    }
-    let At { value, span } = token.at()?;
-    let plain = |b: u8| b.is_ascii_graphic();
-    if value.text.len() < SHORTEST_TOKEN || !value.text.bytes().all(plain) {
-        mistakes.add(span, "`token` is not 16 or more letters, digits and signs", hint);
-        return None;
-    }
-    Some(Secret::from(value.text.clone()))
 }
 
 fn runtime(raw: RawRuntime) -> Runtime {

@@ -48,7 +48,7 @@ pub(super) enum Command {
     },
     /// Have the running gateway of this configuration read it again: applied as a difference, or refused whole
     Reload,
-    /// Show how the running gateway of this configuration is: it asks its admin listener
+    /// Show how the running gateway of this configuration is: by its control socket, or else its admin listener
     Status {
         /// As JSON
         #[arg(long)]
@@ -105,7 +105,7 @@ pub(super) enum KeyKind {
 pub(super) enum WireguardCommand {
     /// Print a wg-quick file for a peer of this configuration
     Client {
-        /// The peer's name in the configuration
+        /// The peer's name in the configuration, or its public key
         name: String,
         /// Where the client finds this gateway; default: where it listens
         #[arg(long, value_name = "HOST:PORT")]
@@ -225,6 +225,7 @@ fn private_network() -> ExitCode {
 }
 
 fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
+    let builder = builder.clone().passed_sockets();
     let _log = log::start(&config.log);
     let files = limits::raise_open_files();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -249,8 +250,11 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
         None => None,
     };
     // This very program, with `private-network` as its argument, is the helper of private networks.
-    let helped = std::env::current_exe().map(|program| builder.clone().helper(program));
-    let gateway = match helped.as_ref().unwrap_or(builder).start(config) {
+    let builder = &match std::env::current_exe() {
+        Ok(program) => builder.helper(program),
+        Err(_) => builder,
+    };
+    let gateway = match builder.start(config) {
         Ok(gateway) => gateway,
         Err(error) => return complain(&error, FAILED),
     };
@@ -292,7 +296,9 @@ async fn until_told(
 ) -> bool {
     let controlled = async {
         match control.map(tokio::net::UnixListener::from_std) {
-            Some(Ok(socket)) => control::serve(socket, |command| obey(gateway, builder, path, command)).await,
+            Some(Ok(socket)) => {
+                control::serve(socket, async |command| obey(gateway, builder, path, command).await).await
+            }
             Some(Err(error)) => tracing::error!(%error, "the control socket is not served"),
             None => {}
         }
@@ -384,7 +390,7 @@ fn ask_plan(config: &Config, json: bool) -> ExitCode {
     }
 }
 
-fn obey(gateway: &Gateway, builder: &Builder, path: &Path, command: control::Command) -> (bool, String) {
+async fn obey(gateway: &Gateway, builder: &Builder, path: &Path, command: control::Command) -> (bool, String) {
     match command {
         control::Command::Reload => reload(gateway, builder, path),
         control::Command::Plan => match check::load(path, &builder.known()) {
@@ -394,6 +400,10 @@ fn obey(gateway: &Gateway, builder: &Builder, path: &Path, command: control::Com
                 Err(error) => (false, error.to_string()),
             },
             Err(report) => (false, report.render(false)),
+        },
+        control::Command::Status => match serde_json::to_string_pretty(&gateway.overview().await) {
+            Ok(overview) => (true, overview),
+            Err(error) => (false, error.to_string()),
         },
     }
 }
@@ -406,7 +416,7 @@ fn status(config: &Config, json: bool) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error, FAILED),
     };
-    match runtime.block_on(ask::overview(admin.listen)) {
+    match runtime.block_on(ask::overview(admin, &config.certificates)) {
         Ok(overview) if json => match serde_json::to_string_pretty(&overview) {
             Ok(text) => say(&(text + "\n")),
             Err(error) => complain(&error, FAILED),

@@ -82,11 +82,13 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// The path of the control socket, for `portway reload`; `None` = there is none.
     pub control: Option<PathBuf>,
-    /// What a caller must show who changes something, and, where others than this machine can listen in, who reads.
-    /// Default: nobody may change anything over HTTP.
+    /// What a caller must show who changes something, and, where others than this machine can listen in, who reads and
+    /// shows no certificate. Default: nobody may change anything over HTTP, but who shows a certificate.
     pub token: Option<Secret>,
     /// Whether a changed configuration file is used without being asked to. Default `false`.
     pub watch: bool,
+    /// What it says in TLS handshakes; `None` = plain HTTP.
+    pub tls: Option<ListenerTls>,
     /// Where the file says so, for a failure to bind.
     pub place: Place,
 }

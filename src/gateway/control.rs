@@ -1,10 +1,10 @@
 //! The control socket: the way to change the running gateway that needs no token.
 //!
 //! A Unix socket that its owner alone may use (mode 0600). It knows `POST /reload`, which waits until that is done or
-//! refused, and `GET /plan`, what a reload would do. It serves one caller at a time: callers are a person or a script of
-//! the same user, who has five seconds to say what is wanted.
+//! refused, `GET /plan`, what a reload would do, and `GET /status`, whatever the admin listener demands of its callers.
+//! It serves one caller at a time: callers are a person or a script of the same user, who has five seconds to say what
+//! is wanted.
 
-use std::cell::RefCell;
 use std::convert::Infallible;
 use std::fs;
 use std::io;
@@ -52,11 +52,13 @@ pub(super) enum Command {
     Reload,
     /// Read the configuration again and say, as JSON, what applying it would do.
     Plan,
+    /// Say, as JSON, how the gateway is.
+    Status,
 }
 
 /// Serves the socket for ever. `run` answers whether a command was carried out, and what it did or why it was refused.
-pub(super) async fn serve(socket: UnixListener, run: impl FnMut(Command) -> (bool, String)) {
-    let run = Rc::new(RefCell::new(run));
+pub(super) async fn serve(socket: UnixListener, run: impl AsyncFn(Command) -> (bool, String)) {
+    let run = Rc::new(run);
     loop {
         let stream = match socket.accept().await {
             Ok((stream, _)) => stream,
@@ -69,7 +71,7 @@ pub(super) async fn serve(socket: UnixListener, run: impl FnMut(Command) -> (boo
         let run = run.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let run = run.clone();
-            async move { Ok::<_, Infallible>(answer(&request, &run)) }
+            async move { Ok::<_, Infallible>(answer(&request, &*run).await) }
         });
         let serving = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -83,21 +85,19 @@ pub(super) async fn serve(socket: UnixListener, run: impl FnMut(Command) -> (boo
     }
 }
 
-fn answer(
-    request: &Request<Incoming>,
-    run: &Rc<RefCell<impl FnMut(Command) -> (bool, String)>>,
-) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, run: &impl AsyncFn(Command) -> (bool, String)) -> Response<Full<Bytes>> {
+    const KNOWN: &str = "this socket knows POST /reload, GET /plan and GET /status";
     let command = match (request.method(), request.uri().path()) {
         (&Method::POST, "/reload") => Ok(Command::Reload),
         (&Method::GET, "/plan") => Ok(Command::Plan),
-        (_, "/reload" | "/plan") => Err((StatusCode::METHOD_NOT_ALLOWED, "POST /reload, GET /plan")),
-        _ => Err((StatusCode::NOT_FOUND, "this socket knows POST /reload and GET /plan")),
+        (&Method::GET, "/status") => Ok(Command::Status),
+        (_, "/reload" | "/plan" | "/status") => Err(StatusCode::METHOD_NOT_ALLOWED),
+        _ => Err(StatusCode::NOT_FOUND),
     };
-    let (status, text) = match (command, run.try_borrow_mut()) {
-        (Err((status, words)), _) => (status, words.to_owned()),
-        (Ok(_), Err(_)) => (StatusCode::CONFLICT, "another command is under way".to_owned()),
-        (Ok(command), Ok(mut run)) => {
-            let (done, text) = run(command);
+    let (status, text) = match command {
+        Err(status) => (status, KNOWN.to_owned()),
+        Ok(command) => {
+            let (done, text) = run(command).await;
             if command == Command::Reload {
                 tracing::info!(target: "audit", peer = "control socket", action = "reload", fine = done, "audit: done");
             }

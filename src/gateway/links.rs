@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 use super::StartError;
 use super::certificates::Certificates;
 use super::config;
 use crate::actors::Mesh;
+#[cfg(feature = "qlog")]
+use crate::transports::quic::Qlog;
 use crate::transports::quic::{ClientSettings, QuicClient, Transport};
 use crate::transports::relay::{LinkSettings, Links};
 use crate::transports::tls;
@@ -20,7 +23,17 @@ const TRANSPORT: fn() -> Transport = || Transport { keep_alive: Some(KEEP_ALIVE)
 #[derive(Clone, Default)]
 pub(super) struct AllLinks {
     client: Option<QuicClient>,
-    by_upstream: BTreeMap<String, (tls::ClientSettings, Links)>,
+    by_upstream: BTreeMap<String, Way>,
+}
+
+/// The way to the servers of one upstream.
+#[derive(Clone)]
+struct Way {
+    says: tls::ClientSettings,
+    /// The folder of logs.
+    qlog: Option<PathBuf>,
+    client: QuicClient,
+    links: Links,
 }
 
 impl fmt::Debug for AllLinks {
@@ -62,12 +75,14 @@ impl AllLinks {
         tls: &config::UpstreamTls,
         certificates: &Certificates,
         client: &mut Option<QuicClient>,
-    ) -> Result<(tls::ClientSettings, Links), StartError> {
+    ) -> Result<Way, StartError> {
         let says = certificates
             .client(tls)
             .map_err(|error| StartError::Tls { of: format!("upstream `{}`", upstream.name), error })?;
-        if let Some((before, links)) = self.by_upstream.get(&upstream.name).filter(|(before, _)| *before == says) {
-            return Ok((before.clone(), links.clone()));
+        let qlog = tls.qlog.clone();
+        let before = self.by_upstream.get(&upstream.name);
+        if let Some(before) = before.filter(|before| before.says == says && before.qlog == qlog) {
+            return Ok(before.clone());
         }
         let client = match client {
             Some(client) => client.clone(),
@@ -80,21 +95,26 @@ impl AllLinks {
                 client.insert(started).clone()
             }
         };
-        let settings = LinkSettings { client, tls: says.clone() };
-        let links = Links::start(mesh, &upstream.name, settings).map_err(StartError::Spawn)?;
-        Ok((says, links))
+        let client = logged(client, &upstream.name, qlog.as_ref())?;
+        let settings = LinkSettings { client: client.clone(), tls: says.clone() };
+        let links = Links::start(mesh, &upstream.name, settings).map_err(|error| {
+            client.end_log();
+            StartError::Spawn(error)
+        })?;
+        Ok(Way { says, qlog, client, links })
     }
 
     /// The way to the servers of this upstream, if it is over QUIC.
     pub(super) fn get(&self, upstream: &str) -> Option<&Links> {
-        self.by_upstream.get(upstream).map(|(_, links)| links)
+        self.by_upstream.get(upstream).map(|way| &way.links)
     }
 
     /// Ends those that `kept` has not. Streams that are open go on.
     pub(super) fn retire(&self, kept: &Self) {
-        for (name, (_, links)) in &self.by_upstream {
-            if kept.get(name) != Some(links) {
-                links.stop();
+        for (name, way) in &self.by_upstream {
+            if kept.get(name) != Some(&way.links) {
+                way.links.stop();
+                way.client.end_log();
             }
         }
     }
@@ -103,4 +123,21 @@ impl AllLinks {
     pub(super) fn client(&self) -> Option<&QuicClient> {
         self.client.as_ref()
     }
+}
+
+/// The client, with the logs that an upstream asks for.
+#[cfg(feature = "qlog")]
+fn logged(client: QuicClient, upstream: &str, qlog: Option<&PathBuf>) -> Result<QuicClient, StartError> {
+    let Some(folder) = qlog else { return Ok(client) };
+    client.logged(&upstream.into(), Qlog::new(folder)).map_err(|error| StartError::Tls {
+        of: format!("upstream `{upstream}`"),
+        error: tls::TlsError::Library(error.to_string()),
+    })
+}
+
+/// No logs without the feature: `check` refuses to ask for them.
+#[cfg(not(feature = "qlog"))]
+#[expect(clippy::unnecessary_wraps, reason = "with logs it may fail")]
+fn logged(client: QuicClient, _: &str, _: Option<&PathBuf>) -> Result<QuicClient, StartError> {
+    Ok(client)
 }

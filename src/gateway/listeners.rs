@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::{self, FramedService, Listener, Place, ProxyOut};
+use super::passed::Passed;
 use super::sites::{Certificates, Web};
 use super::upstreams::Upstreams;
 use super::{Factory, ListenerStatus, Made, StartError};
@@ -35,7 +36,7 @@ pub(super) fn bind(name: &str, address: SocketAddr, place: &Place) -> Result<Tcp
 }
 
 /// As [`bind`]; if the kernel chooses the port and HTTP/3 is to be spoken on it too, one that is free for UDP as well.
-pub(super) fn bind_for(listener: &Listener) -> Result<TcpListener, StartError> {
+fn bind_for(listener: &Listener) -> Result<TcpListener, StartError> {
     #[cfg_attr(not(all(feature = "http", feature = "quic")), expect(unused_mut, reason = "another is looked for"))]
     let mut socket = bind(&listener.name, listener.listen, &listener.place)?;
     #[cfg(all(feature = "http", feature = "quic"))]
@@ -52,6 +53,17 @@ pub(super) fn bind_for(listener: &Listener) -> Result<TcpListener, StartError> {
         }
     }
     Ok(socket)
+}
+
+/// The socket that the service manager has passed on for this address, or one that is bound now.
+pub(super) fn taken_or_bound(listener: &Listener, passed: &Passed) -> Result<Arc<TcpListener>, StartError> {
+    match passed.tcp(listener.listen) {
+        Some(socket) => {
+            tracing::info!(listener = %listener.name, address = %listener.listen, "takes a socket of the service manager");
+            Ok(socket)
+        }
+        None => bind_for(listener).map(Arc::new),
+    }
 }
 
 /// The port a listener has, which the kernel may have chosen.
@@ -239,6 +251,8 @@ pub(super) struct Prepared {
     pub(super) web: Option<Web>,
     /// Who is in: of the listener's predecessor, if it has one.
     pub(super) occupancy: Arc<Occupancy>,
+    /// The tunnel in which its address is, if it is not the host's.
+    pub(super) inside: Option<String>,
 }
 
 /// Starts the acceptors. They share the data arbiters by turns.
@@ -246,9 +260,10 @@ pub(super) fn start_all(
     mesh: &Mesh,
     bound: Vec<Prepared>,
     budget: &memory::Budget,
+    passed: &Passed,
 ) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
     let mut started = Vec::new();
-    for (index, Prepared { listener, socket, made, web, occupancy }) in bound.into_iter().enumerate() {
+    for (index, Prepared { listener, socket, made, web, occupancy, inside }) in bound.into_iter().enumerate() {
         let address = socket.local_addr().unwrap_or(listener.listen);
         let name: Arc<str> = Arc::from(listener.name.as_str());
         let settings = AcceptorSettings {
@@ -260,6 +275,7 @@ pub(super) fn start_all(
         };
         let place = crate::actors::Place::On(index % mesh.arbiters().max(1));
         let weak = Arc::downgrade(&socket);
+        let socket = passed.listening(socket);
         let acceptor = match Acceptor::start(mesh, place, socket, settings, Budget::default(), made) {
             Ok(acceptor) => acceptor,
             Err(error) => {
@@ -267,7 +283,8 @@ pub(super) fn start_all(
                 return Err(StartError::Spawn(error));
             }
         };
-        tracing::info!(listener = %name, %address, protocol = name_of(&listener.protocol), "listening");
+        let (protocol, inside) = (name_of(&listener.protocol), inside.as_deref().map(tracing::field::display));
+        tracing::info!(listener = %name, %address, inside, protocol, "listening");
         started.push(Arc::new(ListenerStatus {
             name,
             address,

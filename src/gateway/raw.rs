@@ -41,7 +41,7 @@ use words::{in_code, unknown_key_hint};
 pub(super) const ROOT: &str = "the file";
 const ROOT_KEYS: &[&str] = &["version", "runtime", "admin", "log", "certificate", "upstream", "listener"];
 const RUNTIME_KEYS: &[&str] = &["arbiters", "pin_cores", "memory", "drain"];
-const ADMIN_KEYS: &[&str] = &["listen", "control", "token", "watch"];
+const ADMIN_KEYS: &[&str] = &["listen", "control", "token", "watch", "certificate", "client_ca"];
 const LOG_KEYS: &[&str] = &["level", "format"];
 const LISTENER_KEYS: &[&str] = &[
     "name",
@@ -145,6 +145,8 @@ pub(super) struct RawAdmin {
     pub(super) control: Field<Text>,
     pub(super) token: Field<Text>,
     pub(super) watch: Field<bool>,
+    pub(super) certificate: Field<Vec<Field<Text>>>,
+    pub(super) client_ca: Field<Text>,
 }
 
 /// `[runtime]`; `None` inside a field is the word `"auto"`.
@@ -243,8 +245,10 @@ pub(super) fn file(reader: &mut Reader<'_>, document: &DeTable<'_>, known: &Know
             let control = admin.text("control", "\"portway.sock\"");
             let token = admin.text("token", "\"file:admin.token\"");
             let watch = admin.boolean("watch");
+            let certificate = admin.one_or_more("certificate", "\"local\"");
+            let client_ca = admin.text("client_ca", "\"clients.pem\"");
             unknown_keys(admin);
-            RawAdmin { listen, control, token, watch }
+            RawAdmin { listen, control, token, watch, certificate, client_ca }
         }),
         log: log(root.section("log", "[log]", LOG_KEYS)),
         certificates: tables(

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::admin::Terms;
 use super::config::{Config, Listener, Log, Runtime};
 use super::sites::{Certificates, Web};
 #[cfg(feature = "udp")]
@@ -40,6 +41,8 @@ pub struct Reloaded {
     pub added: Vec<String>,
     /// Taking new connections by new rules.
     pub changed: Vec<String>,
+    /// Those of the changed that were made anew: their sessions ended.
+    pub renewed: Vec<String>,
     /// Closed; their connections finish.
     pub removed: Vec<String>,
     /// Tables of the file that have changed and need a restart.
@@ -52,6 +55,9 @@ impl fmt::Display for Reloaded {
             [(&self.kept, "kept"), (&self.added, "added"), (&self.changed, "changed"), (&self.removed, "removed")];
         for (n, (names, what)) in counts.into_iter().enumerate() {
             write!(f, "{}{} {what}", if n == 0 { "" } else { ", " }, names.len())?;
+        }
+        if !self.renewed.is_empty() {
+            write!(f, "; made anew, sessions cut off: {}", self.renewed.join(", "))?;
         }
         if self.restart.is_empty() { Ok(()) } else { write!(f, "; needs a restart: {}", self.restart.join(", ")) }
     }
@@ -131,6 +137,11 @@ impl Gateway {
         })?;
         #[cfg(not(feature = "http"))]
         let secure = Secure::default();
+        let terms = Terms::of(new.admin.as_ref(), &certificates, Some(&self.status.terms.read()));
+        let terms = terms.inspect_err(|_| {
+            #[cfg(feature = "quic")]
+            over.links.retire(&self.status.over_quic.lock().links);
+        })?;
         #[cfg(feature = "udp")]
         let mut over_udp = udp::Changes::new();
         let before = self.status.upstreams();
@@ -185,6 +196,7 @@ impl Gateway {
             certificates: &certificates,
             before: Some((&before, &certificates_before)),
             budget: &self.status.budget,
+            passed: &self.passed,
             helper: self.helper.as_ref(),
         };
         let steps = tunnels::plan(around, &tunnels_before, &new);
@@ -229,7 +241,7 @@ impl Gateway {
             } else {
                 status.acceptor.control(Control::Drain(by));
                 // Now and not when the acceptor gets to it: the next reload may want the port again.
-                if let Some(socket) = status.socket.upgrade() {
+                if let Some(socket) = status.socket.upgrade().filter(|socket| !self.passed.holds(socket)) {
                     tcp::refuse(&*socket);
                 }
             }
@@ -251,8 +263,8 @@ impl Gateway {
         let runtime = Runtime { drain: new.runtime.drain, ..running.runtime.clone() };
         let mut admin = running.admin.clone();
         if let (Some(admin), Some(new)) = (&mut admin, new.admin) {
-            (admin.token, admin.watch) = (new.token, new.watch);
-            self.status.token.publish(admin.token.clone());
+            (admin.token, admin.watch, admin.tls) = (new.token, new.watch, new.tls);
+            self.status.terms.publish(terms);
         }
         let log = Log { level: new.log.level, ..running.log };
         super::log::set_level(log.level);
@@ -285,16 +297,16 @@ impl Gateway {
             names.push(listener.name.clone());
             let socket = match socket_of(old, listener) {
                 Some(socket) => socket,
-                None => Arc::new(listeners::bind_for(listener)?),
+                None => listeners::taken_or_bound(listener, &self.passed)?,
             };
             let predecessor = old.iter().find(|status| *status.name == *listener.name);
             let around = listeners::Around { protocols: &self.protocols, upstreams, certificates };
             let port = listeners::port_of(listener, &socket);
             let (made, web) = listeners::prepare(listener, around, predecessor.map(|status| &**status), port)?;
             let occupancy = predecessor.map_or_else(Arc::default, |status| status.occupancy.clone());
-            start.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
+            start.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy, inside: None });
         }
-        listeners::start_all(&self.mesh, start, &self.status.budget)
+        listeners::start_all(&self.mesh, start, &self.status.budget, &self.passed)
     }
 }
 

@@ -1,7 +1,8 @@
 //! One number for the whole process: how many bytes sessions may hold in buffers, and who holds how many.
 //!
-//! Sessions lease from it. From 80 % on nobody gets more ("no new sessions, no new credit"); from 95 % on the gateway
-//! ends the largest holder, again and again, until there is room. A lease is meant to be changed in large steps, so
+//! Sessions lease from it. No lease is granted that would bring it above 80 % ("no new sessions, no new credit"): the rest
+//! is for what was accepted before and cannot be given up. From 95 % on the gateway ends the largest holder, again and
+//! again, until there is room. A lease is meant to be changed in large steps, so
 //! that the one shared atomic is not touched per packet.
 
 use std::fmt;
@@ -28,7 +29,7 @@ pub enum Level {
     Critical,
 }
 
-/// A lease was refused: the budget is at 80 % or would be above.
+/// A lease was refused: more than 80 % of the budget would be used with it.
 ///
 /// ```
 /// use portway::memory::{Budget, OverBudget};
@@ -159,7 +160,8 @@ impl Budget {
         Lease { budget: self.clone(), bytes: 0 }
     }
 
-    fn take(&self, more: usize) -> Result<(), OverBudget> {
+    /// Takes bytes without a lease; whoever does gives them back himself.
+    pub(super) fn take(&self, more: usize) -> Result<(), OverBudget> {
         let ceiling = (self.inner.limit as u128 * 80 / 100) as usize;
         self.inner
             .used
@@ -168,6 +170,10 @@ impl Budget {
             })
             .map(|_| ())
             .map_err(|_| OverBudget)
+    }
+
+    pub(super) fn give_back(&self, bytes: usize) {
+        self.inner.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -250,11 +256,10 @@ impl Lease {
     /// assert_eq!(budget.used(), 110);
     /// ```
     pub fn force(&mut self, bytes: usize) {
-        let used = &self.budget.inner.used;
         if bytes >= self.bytes {
-            used.fetch_add(bytes - self.bytes, Ordering::Relaxed);
+            self.budget.inner.used.fetch_add(bytes - self.bytes, Ordering::Relaxed);
         } else {
-            used.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+            self.budget.give_back(self.bytes - bytes);
         }
         self.bytes = bytes;
     }

@@ -27,9 +27,9 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub enum Busy {
     /// This thread, the only one there is, holds it.
     Borrowed,
-    /// Another thread holds it.
+    /// It is held: by another thread, or by this one. A lock does not know by whom.
     Contended,
-    /// Another thread held it for as long as this one may wait.
+    /// It was held for as long as this thread may wait, by another or by this one itself.
     TimedOut,
     /// Waiting could be for ever: this thread holds a lock of the same rank or of a higher one. Debug builds only.
     WouldDeadlock {
@@ -44,8 +44,8 @@ impl fmt::Display for Busy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Borrowed => f.write_str("this thread holds the value"),
-            Self::Contended => f.write_str("another thread holds the value"),
-            Self::TimedOut => f.write_str("another thread held the value for as long as this one may wait"),
+            Self::Contended => f.write_str("another thread holds the value, or this one does"),
+            Self::TimedOut => f.write_str("the value was held for as long as this thread may wait"),
             Self::WouldDeadlock { held, wanted } => {
                 write!(f, "{wanted} may not wait for this lock: the thread holds one of no lower rank since {held}")
             }

@@ -12,6 +12,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use super::budget::Budget;
 use super::pool::PoolStats;
 use super::returns::Returns;
 
@@ -95,19 +96,6 @@ impl Free {
         self.others.set(slot.next.take());
         Some(slot)
     }
-
-    /// At the end of their pool, which still counts them as free. One by one: a list that drops itself would go as deep
-    /// as it is long.
-    pub(super) fn clear(&self) {
-        drop(self.last.take());
-        while self.unlink().is_some() {}
-    }
-}
-
-impl Drop for Free {
-    fn drop(&mut self) {
-        self.clear();
-    }
 }
 
 /// One buffer of a pool.
@@ -144,11 +132,28 @@ pub(super) struct Home {
     pub(super) place: usize,
     pub(super) size: usize,
     pub(super) limit: usize,
+    /// What each buffer that is made takes its size of.
+    pub(super) budget: Option<Budget>,
     pub(super) returns: Returns<Box<Slot>>,
     pub(super) counts: Counts,
 }
 
 impl Home {
+    /// A buffer is freed: its share of the budget is.
+    pub(super) fn uncharge(&self) {
+        if let Some(budget) = &self.budget {
+            budget.give_back(self.size);
+        }
+    }
+
+    /// A buffer that came home when there was no pool any more is freed.
+    pub(super) fn freed_after_the_end(&self) {
+        // In this order who reads meanwhile sees rather one too many out.
+        self.counts.own_found.fetch_add(1, Ordering::Relaxed);
+        self.counts.own_made.fetch_sub(1, Ordering::Relaxed);
+        self.uncharge();
+    }
+
     pub(super) fn stats(&self) -> PoolStats {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let Counts { own_made, own_last, own_others, own_high, own_exhausted, own_found, came_home, resized } =
@@ -176,8 +181,9 @@ pub(super) const FREE: u8 = 1;
 /// The same, and nobody has needed it since the last trim.
 pub(super) const UNTOUCHED: u8 = 2;
 
-/// Those called `own` are written by the pool's own thread alone, with plain stores. What is out follows from what is
-/// free: a buffer that is taken and comes back then costs two stores that wait for nothing.
+/// Those called `own` are written by the pool's own thread alone, with plain stores, for as long as there is the pool.
+/// What is out follows from what is free: a buffer that is taken and comes back then costs two stores that wait for
+/// nothing.
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) own_made: AtomicU64,
@@ -288,7 +294,10 @@ fn go_home_from_elsewhere(mut slot: Box<Slot>) {
     }
     home.counts.came_home.fetch_add(1, Ordering::Relaxed);
     // Refused when the pool has ended: then it is freed here.
-    drop(home.returns.give(slot));
+    if let Err(slot) = home.returns.give(slot) {
+        drop(slot);
+        home.freed_after_the_end();
+    }
 }
 
 impl Deref for Buf {

@@ -5,7 +5,9 @@
 //! higher rank; debug builds refuse anything else the first time it is tried, whether or not it would have gone well
 //! that time. What is refused or waited for is counted; a lock that was free costs no counting.
 //!
-//! A lock is not poisoned: a writer that panics leaves the value as far as it got.
+//! A lock is not poisoned: a writer that panics leaves the value as far as it got. A guard that is forgotten
+//! (`mem::forget`) holds its lock for ever: others are refused from then on, and in debug builds its thread may wait only
+//! for locks of a higher rank, as any thread that holds one.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -56,7 +58,7 @@ struct Inner<T, P: AtomicPolicy> {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Contention {
-    /// It was refused at once.
+    /// It was refused at once: to who would not wait, or in debug builds might not.
     pub refused: u64,
     /// Somebody had to wait for it.
     pub waited: u64,
@@ -157,7 +159,7 @@ impl<T, P: AtomicPolicy> Shared<T, P> {
     #[track_caller]
     pub fn read_within(&self, time: Duration) -> Result<Reading<'_, T, P>, Busy> {
         let Inner { cell, rank, .. } = &*self.0;
-        may_wait(*rank)?;
+        may_wait(*rank).or_else(|busy| self.refused(busy))?;
         let guard = match <P::Cell<T>>::read_now(cell) {
             Ok(guard) => guard,
             Err(_) => self.waited(<P::Cell<T>>::read_within(cell, allowed(time)))?,
@@ -182,7 +184,7 @@ impl<T, P: AtomicPolicy> Shared<T, P> {
     #[track_caller]
     pub fn write_within(&self, time: Duration) -> Result<Writing<'_, T, P>, Busy> {
         let Inner { cell, rank, .. } = &*self.0;
-        may_wait(*rank)?;
+        may_wait(*rank).or_else(|busy| self.refused(busy))?;
         let guard = match <P::Cell<T>>::write_now(cell) {
             Ok(guard) => guard,
             Err(_) => self.waited(<P::Cell<T>>::write_within(cell, allowed(time)))?,
@@ -436,8 +438,11 @@ mod tests {
             let Err(Busy::WouldDeadlock { held, wanted }) = low.read_within(LONG) else { panic!("not refused") };
             assert_eq!((held.file(), held.line(), wanted.line()), (file!(), line, line + 1));
             assert!(low.read().is_ok(), "not a wait");
+            assert!(low.write_within(LONG).is_err());
             drop(holding);
             assert!(low.read_within(LONG).is_ok());
+            assert_eq!(low.contention(), Contention { refused: 2, waited: 0, timed_out: 0 });
+            assert_eq!(high.contention(), Contention::default());
         }
 
         #[test]
@@ -452,6 +457,24 @@ mod tests {
             let _writing = shared.write().unwrap();
             let waited = took(|| assert!(matches!(shared.write_within(LONG), Err(Busy::WouldDeadlock { .. }))));
             assert!(waited < LONG / 2, "{waited:?}");
+            assert_eq!(shared.contention(), Contention { refused: 1, waited: 0, timed_out: 0 });
+        }
+
+        #[test]
+        fn a_forgotten_guard_holds_its_lock_for_ever() {
+            let shared: Shared<u8, ThreadSafe> = Shared::new(0);
+            let (same, higher): (Shared<u8, ThreadSafe>, _) = (Shared::new(0), Shared::ranked(1, 0));
+            // Of this thread alone: it ends with it.
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::mem::forget(shared.write().unwrap());
+                    assert!(matches!(same.write_within(LONG), Err(Busy::WouldDeadlock { .. })));
+                    let waits: Shared<u8, ThreadSafe> = higher.clone();
+                    assert!(same.write().is_ok() && waits.write_within(LONG).is_ok());
+                });
+            });
+            assert_eq!(shared.read().err(), Some(Busy::Contended));
+            assert!(same.write_within(LONG).is_ok(), "no other thread minds");
         }
 
         #[test]

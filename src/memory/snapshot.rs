@@ -4,11 +4,40 @@
 //! costs one look whether something newer was published. A view holds the version it saw last, so one version per idle
 //! reader may stay in memory beside the newest; whoever holds a version last drops it, which may be an arbiter.
 
+use std::error::Error;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache, Guard};
+
+/// How often [`Snapshot::update`] tries.
+const TRIES: usize = 100;
+
+/// An update was given up: each time it had made a version, another had been published meanwhile. Nothing of it was
+/// published.
+///
+/// ```
+/// use portway::memory::{Overtaken, Snapshot};
+///
+/// let snapshot = Snapshot::new(1);
+/// let overtaken = snapshot.update(|n| {
+///     // It is overtaken by itself.
+///     snapshot.publish(7);
+///     n + 1
+/// });
+/// assert_eq!((overtaken, *snapshot.read()), (Err(Overtaken), 7));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overtaken;
+
+impl fmt::Display for Overtaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "another version was published meanwhile, {TRIES} times in a row")
+    }
+}
+
+impl Error for Overtaken {}
 
 /// The newest version of a value. Clones publish for the same readers.
 ///
@@ -46,17 +75,30 @@ impl<T> Snapshot<T> {
         self.0.store(value.into());
     }
 
-    /// Makes a new version from the newest. If another is published meanwhile, `next` is called again with that; if
-    /// it panics, nothing is published.
+    /// Makes a new version from the newest. If another is published meanwhile, `next` is called again with that, up to
+    /// 100 times in all; if it panics, nothing is published.
+    ///
+    /// # Errors
+    /// [`Overtaken`] when each of these versions came too late, as that of a `next` which publishes here itself always
+    /// does. Publishers that do not would all have to be faster than it, each time.
     ///
     /// ```
-    /// # use portway::memory::Snapshot;
+    /// # use portway::memory::{Overtaken, Snapshot};
     /// let snapshot = Snapshot::new(vec![1]);
-    /// snapshot.update(|list| list.iter().copied().chain([2]).collect());
+    /// snapshot.update(|list| list.iter().copied().chain([2]).collect())?;
     /// assert_eq!(*snapshot.read(), [1, 2]);
+    /// # Ok::<(), Overtaken>(())
     /// ```
-    pub fn update(&self, mut next: impl FnMut(&T) -> T) {
-        self.0.rcu(|value| next(value));
+    pub fn update(&self, mut next: impl FnMut(&T) -> T) -> Result<(), Overtaken> {
+        let mut before = self.0.load();
+        for _ in 0..TRIES {
+            let found = self.0.compare_and_swap(&*before, Arc::new(next(&before)));
+            if Arc::ptr_eq(&before, &found) {
+                return Ok(());
+            }
+            before = found;
+        }
+        Err(Overtaken)
     }
 
     /// The newest version, for who reads now and then. Costs about as much as a lock that is free, never waits, and
@@ -216,10 +258,45 @@ mod tests {
     fn an_update_that_panics_publishes_nothing() {
         let snapshot = Snapshot::new(1);
         let mut view = snapshot.view();
-        assert!(catch_unwind(AssertUnwindSafe(|| snapshot.update(|_| panic!("told to")))).is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| { snapshot.update(|_| panic!("told to")) })).is_err());
         assert_eq!((*view.get(), *snapshot.read()), (1, 1));
-        snapshot.update(|n| n + 1);
+        snapshot.update(|n| n + 1).unwrap();
         assert_eq!(*view.get(), 2);
+    }
+
+    #[test]
+    fn an_update_that_publishes_itself_ends() {
+        let snapshot = Snapshot::new(0);
+        let mut calls = 0;
+        let itself = snapshot.update(|n| {
+            calls += 1;
+            snapshot.publish(n + 10);
+            -1
+        });
+        assert_eq!((itself, calls, *snapshot.read()), (Err(Overtaken), 100, 1_000), "it publishes nothing of its own");
+
+        let within = snapshot.update(|n| {
+            snapshot.update(|n| n + 1).unwrap();
+            n + 1
+        });
+        assert_eq!((within, *snapshot.read()), (Err(Overtaken), 1_100));
+
+        let another = Snapshot::new(0);
+        let other = snapshot.update(|n| {
+            another.publish(*n);
+            n + 1
+        });
+        assert_eq!((other, *another.read(), *snapshot.read()), (Ok(()), 1_100, 1_101));
+
+        let mut calls = 0;
+        let overtaken_once = snapshot.update(|n| {
+            calls += 1;
+            if calls == 1 {
+                std::thread::scope(|scope| scope.spawn(|| snapshot.publish(5)).join()).unwrap();
+            }
+            n + 1
+        });
+        assert_eq!((overtaken_once, calls, *snapshot.read()), (Ok(()), 2, 6), "made again from the newest");
     }
 
     #[test]
@@ -228,7 +305,7 @@ mod tests {
         let snapshot = Snapshot::new(0_u32);
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..EACH).for_each(|_| snapshot.update(|n| n + 1)));
+                scope.spawn(|| (0..EACH).for_each(|_| snapshot.update(|n| n + 1).unwrap()));
             }
             let mut view = snapshot.view();
             let mut last = 0;
@@ -248,16 +325,18 @@ mod tests {
         let kept = snapshot.keep();
         let mut views: Vec<_> = (0..4).map(|_| snapshot.view()).collect();
         // While a version is being made, which would hold a lock if there was one, others read.
-        snapshot.update(|n| {
-            let holders = Arc::strong_count(&kept);
-            for _ in 0..if cfg!(miri) { 5 } else { 100 } {
-                for view in &mut views {
-                    let seen = view.get();
-                    assert_eq!((*seen, Arc::strong_count(&kept)), (7, holders));
+        snapshot
+            .update(|n| {
+                let holders = Arc::strong_count(&kept);
+                for _ in 0..if cfg!(miri) { 5 } else { 100 } {
+                    for view in &mut views {
+                        let seen = view.get();
+                        assert_eq!((*seen, Arc::strong_count(&kept)), (7, holders));
+                    }
                 }
-            }
-            n + 1
-        });
+                n + 1
+            })
+            .unwrap();
         assert!(views.iter_mut().all(|view| *view.get() == 8));
         assert_eq!(Arc::strong_count(&kept), 1);
     }

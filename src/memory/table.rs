@@ -2,12 +2,16 @@
 //!
 //! A key is a place and a generation of that place; each value put there has a generation of its own. A place that has
 //! used up all generations (2³² − 1) is never used again, so a generation never comes round. The table is bounded, and
-//! a full one gives the value back. A key means something to the table that made it, and to no other.
+//! a full one gives the value back.
+//!
+//! A key means something to the table that made it, and to its clones as they were cloned. It is 8 bytes and does not say
+//! of which table it is: shown to another, it finds nothing or another's value. Who has several tables tells their keys
+//! apart by type, in a struct around each.
 
 use std::fmt;
 use std::num::NonZeroU32;
 
-/// Names one value of one [`Table`].
+/// Names one value of one [`Table`]. Another table does not notice: see the example.
 ///
 /// ```
 /// use portway::memory::{Key, Table};
@@ -15,6 +19,11 @@ use std::num::NonZeroU32;
 /// let mut table = Table::new(10);
 /// let key: Key = table.insert("a").unwrap();
 /// assert_eq!(table.get(key), Some(&"a"));
+///
+/// let mut other = Table::new(10);
+/// assert_eq!(other.get(key), None);
+/// other.insert("b").unwrap();
+/// assert_eq!(other.get(key), Some(&"b"), "keys say nothing of their table");
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
@@ -41,7 +50,7 @@ impl<T> fmt::Display for Full<T> {
 
 impl<T: fmt::Debug> std::error::Error for Full<T> {}
 
-/// Values by key. See the top of this file.
+/// Values by key, for at most so many at once. A key that was removed never leads to another value of the same table.
 ///
 /// ```
 /// use portway::memory::Table;

@@ -96,9 +96,31 @@ pub struct AcceptorSettings {
     pub occupancy: Arc<Occupancy>,
 }
 
+/// A listening socket for an acceptor.
+#[derive(Debug, Clone)]
+pub struct Listening {
+    socket: Arc<TcpListener>,
+    lent: bool,
+}
+
+impl From<Arc<TcpListener>> for Listening {
+    fn from(socket: Arc<TcpListener>) -> Self {
+        Self { socket, lent: false }
+    }
+}
+
+impl Listening {
+    /// One that another process holds as well: it is not shut down at the end, and what waits in its queue stays there.
+    #[must_use]
+    pub const fn lent(socket: Arc<TcpListener>) -> Self {
+        Self { socket, lent: true }
+    }
+}
+
 /// The acceptor of one listener.
 pub struct Acceptor<A> {
     settings: AcceptorSettings,
+    lent: bool,
     admission: Admission,
     socket: Option<io::Result<TcpListener>>,
     ready: Option<AsyncFd<TcpListener>>,
@@ -125,12 +147,14 @@ impl<A: OnAccept> Acceptor<A> {
     pub fn start(
         mesh: &Mesh,
         place: Place,
-        socket: Arc<TcpListener>,
+        socket: impl Into<Listening>,
         settings: AcceptorSettings,
         restarts: Restarts,
         mut on_accept: impl FnMut() -> A + Send + 'static,
     ) -> Result<Mail<Never>, SpawnError> {
+        let Listening { socket, lent } = socket.into();
         mesh.supervise(place, Spec::named(settings.name.clone()), restarts, move || Self {
+            lent,
             admission: Admission::new(settings.caps, settings.budget.clone(), settings.occupancy.clone()),
             settings: settings.clone(),
             socket: Some(socket.try_clone()),
@@ -145,7 +169,9 @@ impl<A: OnAccept> Acceptor<A> {
 
     /// The socket is shut down and not only closed, since the factory of this acceptor holds it as well.
     fn shut(&mut self) {
-        if let Some(ready) = self.ready.take() {
+        if let Some(ready) = self.ready.take()
+            && !self.lent
+        {
             refuse(ready.get_ref());
         }
     }
@@ -256,7 +282,7 @@ impl<A: OnAccept> Protocol for Acceptor<A> {
     }
 
     fn quiesce(&mut self, _: &mut Turn<'_, Never>) {
-        // Those in the socket's queue are reset by the kernel.
+        // Those in the socket's queue are reset by the kernel, unless somebody else holds it.
         self.shut();
     }
 

@@ -1,6 +1,8 @@
 """Uses the dashboard as a person does, in Chromium by its DevTools protocol, and says as JSON what it saw.
 
-    python dashboard.py URL TOKEN FOLDER
+    python dashboard.py URL TOKEN FOLDER          what a person does, and pictures of it
+    python dashboard.py URL TOKEN FOLDER marks    how three actors of the kind `probe` look; one is made anew meanwhile
+    python dashboard.py URL TOKEN FOLDER live     what the page spends on each second of a stream with many sessions
 """
 
 import asyncio
@@ -175,8 +177,45 @@ async def use(page, token):
     return saw
 
 
+# The colour of a cell in its middle, and of its edge.
+MARKS = """(() => {
+  const at = (x, y) => [...pen.getImageData(x * devicePixelRatio, y * devicePixelRatio, 1, 1).data].slice(0, 3);
+  const probe = document.createElement("canvas").getContext("2d");
+  const plain = (colour) => { probe.fillStyle = colour; probe.fillRect(0, 0, 1, 1); return [...probe.getImageData(0, 0, 1, 1).data].slice(0, 3); };
+  const cells = [...lanes.cells.values()].filter((cell) => cell.kind === "probe");
+  return {bad: plain(rgb["--bad"]), text: plain(rgb["--text"]), cells: cells.map((cell) => ({
+    id: cell.id, flags: cell.flags, restarts: cell.restarts, flash: cell.flash > Date.now(),
+    middle: at(cell.x + shape.size / 2, cell.y + shape.size / 2), edge: at(cell.x + 1, cell.y + shape.size / 2),
+  }))};
+})()"""
+
+
+async def marks(page):
+    await page.until("the stream has begun", "typeof state === 'object' && state.number > 0")
+    await page.until("one is crowded and one drains", "[...lanes.cells.values()].filter((cell) => cell.kind === 'probe' && cell.flags).length === 2")
+    saw = {"still": await page.js(MARKS)}
+    print("ready", flush=True)
+    await page.until("one is made anew", "[...lanes.cells.values()].some((cell) => cell.kind === 'probe' && cell.flash > Date.now())")
+    saw["flash"] = []
+    for _ in range(20):
+        saw["flash"].append(await page.js(MARKS))
+        await asyncio.sleep(0.08)
+    await page.until("it is over", "![...lanes.cells.values()].some((cell) => cell.flash > Date.now() - 400)")
+    saw["after"] = await page.js(MARKS)
+    return saw
+
+
+async def live(page):
+    await page.until("all are there", "typeof state === 'object' && state.number > 0 && state.top.sessions >= 20000")
+    await page.js("state.spent = []")
+    await page.until("twenty seconds", "state.spent.length >= 20")
+    spent = await page.js("state.spent")
+    return {"sessions": await page.js("state.top.sessions"), "median_ms": statistics.median(spent), "worst_ms": max(spent)}
+
+
 async def main():
     url, token, folder = sys.argv[1:4]
+    mode = sys.argv[4] if len(sys.argv) > 4 else "use"
     home = tempfile.mkdtemp()
     browser = await asyncio.create_subprocess_exec(
         "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -200,7 +239,7 @@ async def main():
             await page.do("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
             await page.do("Emulation.setFocusEmulationEnabled", enabled=True)
             await page.do("Page.navigate", url=url)
-            saw = await use(page, token)
+            saw = await {"use": lambda: use(page, token), "marks": lambda: marks(page), "live": lambda: live(page)}[mode]()
             page.reader.cancel()
         print(json.dumps(saw))
     finally:

@@ -192,3 +192,80 @@ fn a_person_finds_a_session_closes_it_and_sees_a_reload() {
     std::fs::remove_dir_all(folder).unwrap();
     assert_eq!(get(admin, "/healthz").0, 200);
 }
+
+/// What three actors look like in a browser: one whose mailbox was over half full, one that drains, one that is made
+/// anew after a panic.
+#[cfg(feature = "quic")]
+#[test]
+fn a_crowded_mailbox_a_drain_and_a_restart_are_seen() {
+    use std::io::Read;
+
+    use portway::actors::{Budget, Control, Place, Spec};
+    use portway::gateway::Builder;
+
+    use crate::gateway::Running;
+    use crate::probe::{Msg, Probe, now};
+
+    let admin = free();
+    let text = format!("version = 1\n[runtime]\narbiters = 2\n[admin]\nlisten = \"{admin}\"\n");
+    let config =
+        portway::gateway::check::parse("test.toml", &text, &portway::gateway::check::Known::default()).unwrap();
+    let running = Running::of(Builder::new().start(config).unwrap());
+    let mesh = running.gateway().mesh().clone();
+    let small = Spec::default().inbox(16, 1 << 16);
+    let crowded = mesh.spawn(Place::On(0), small, Probe::default).unwrap();
+    let draining = mesh.spawn(Place::On(0), Spec::default(), Probe::endless).unwrap();
+    let restarting = mesh.supervise(Place::On(1), Spec::default(), Budget::default(), Probe::default).unwrap();
+    // While it is held up, 12 of the 16 places are taken.
+    let (tell, began) = std::sync::mpsc::channel();
+    crowded.tell(Msg::Hold(std::time::Duration::from_millis(50), tell)).unwrap();
+    began.recv_timeout(SOON).unwrap();
+    (0..12).for_each(|n| crowded.tell(Msg::Note(n)).unwrap());
+    draining.control(Control::Drain(now() + SOON * 12));
+
+    let folder = crate::gateway::temp_dir();
+    let mut browser = std::process::Command::new(crate::quic_interop::python())
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/dashboard.py"))
+        .args([&format!("http://{admin}/"), TOKEN, folder.to_str().unwrap(), "marks"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("python runs");
+    let mut said = BufReader::new(browser.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n", "the browser saw the first two");
+    restarting.tell(Msg::Panic).unwrap();
+    let mut json = String::new();
+    said.read_to_string(&mut json).unwrap();
+    assert!(browser.wait().unwrap().success());
+    let saw: Value = serde_json::from_str(&json).expect("JSON");
+    let of = |marks: &Value, id: u64| {
+        marks["cells"].as_array().unwrap().iter().find(|cell| cell["id"] == id).expect("its cell").clone()
+    };
+    let channels = |value: &Value| value.as_array().unwrap().iter().map(|c| c.as_i64().unwrap()).collect::<Vec<_>>();
+    let near = |a: &Value, b: &Value| channels(a).iter().zip(channels(b)).all(|(a, b)| (a - b).abs() < 40);
+    let still = &saw["still"];
+    let (one, two, three) =
+        (of(still, crowded.id().number()), of(still, draining.id().number()), of(still, restarting.id().number()));
+    assert!(near(&one["edge"], &still["bad"]) && !near(&one["middle"], &still["bad"]), "a red edge: {one}");
+    for other in [&two, &three] {
+        assert!(!near(&other["edge"], &still["bad"]), "{other}");
+    }
+    let spread = |value: &Value| {
+        let channels = channels(value);
+        channels.iter().max().unwrap() - channels.iter().min().unwrap()
+    };
+    assert!(spread(&two["middle"]) < 25, "grey: {two}");
+    assert!(spread(&three["middle"]) > 25, "a colour: {three}");
+    // It goes on and off, and then is as before, with its restart counted.
+    let flashes: Vec<Value> =
+        saw["flash"].as_array().unwrap().iter().map(|m| of(m, restarting.id().number())).collect();
+    let on = flashes.iter().filter(|cell| near(&cell["middle"], &still["text"])).count();
+    assert!(on > 0 && on < flashes.len(), "{on} of {}: {flashes:?}", flashes.len());
+    let after = of(&saw["after"], restarting.id().number());
+    assert_eq!((&after["restarts"], &after["flash"]), (&1.into(), &false.into()));
+    assert!(near(&after["middle"], &three["middle"]), "{after} {three}");
+    std::fs::remove_dir_all(folder).unwrap();
+    crowded.control(Control::Stop);
+    draining.control(Control::Stop);
+}

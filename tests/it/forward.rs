@@ -144,19 +144,23 @@ fn an_upstream_gets_no_part_of_a_message() {
 
 #[test]
 fn an_upstream_that_refuses_or_hangs_is_passed_over_and_named() {
-    let (refusing, _kept) = nobody();
-    let running = forwarding(vec![refusing.clone()], |_| {});
-    running.resets_a_client();
-    running.closed("connect_refused");
-    running.is_empty();
-    let (hanging, _queue) = full_queue();
+    let ((refusing, _kept), (hanging, _queue)) = (nobody(), full_queue());
     let quick = |settings: &mut RelaySettings| settings.connect_timeout = Duration::from_millis(150);
-    let running = forwarding(vec![hanging.clone()], quick);
-    running.resets_a_client();
-    running.closed("connect_timeout");
-    running.is_empty();
-    // The next one is tried.
     for (bad, reason) in [(refusing, "connect_refused"), (hanging, "connect_timeout")] {
+        // Servers take turns, and there is one attempt: the neighbour gets the good one.
+        let running = forwarding(vec![echo().remove(0), bad.clone()], |settings| {
+            quick(settings);
+            settings.attempts = 1;
+        });
+        let mut beside = neighbour(&running);
+        running.resets_a_client();
+        running.closed(reason);
+        running.counts("upstream_failures", "app", reason, 1);
+        assert_eq!(running.totals().family("upstream_failures"), 1);
+        beside.echoes(b"lost nothing");
+        drop(beside);
+        running.is_empty();
+        // The next one is tried.
         let running = forwarding(vec![bad, echo().remove(0)], quick);
         let (mut one, mut two) = (neighbour(&running), neighbour(&running));
         one.echoes(b"there is one");
@@ -201,6 +205,7 @@ fn an_upstream_that_stops_inside_a_message_or_announces_too_much() {
     served.write_all(&frame(b"hello")[..6]).unwrap();
     is_reset(&mut to.0);
     running.counts("connections_closed", "relay", "upstream_message_timeout", 1);
+    running.counts("upstream_failures", "app", "upstream_message_timeout", 1);
     let mut to = client(&running);
     let mut served = patient(listener.accept().unwrap().0);
     served.write_all(&[&frame(b"before")[..], &u32::MAX.to_be_bytes()].concat()).unwrap();

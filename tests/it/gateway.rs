@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -173,6 +174,20 @@ impl Binary {
         Self { child, log, seen: Vec::new(), dir }
     }
 
+    /// With sockets that somebody else has opened, from descriptor 3 on, as a service manager passes them.
+    pub(crate) fn start_passed(text: &str, first: OwnedFd, second: OwnedFd) -> Self {
+        let dir = temp_dir();
+        std::fs::write(dir.join("config.toml"), text).unwrap();
+        let (child, log) = run_passed(&dir, first, second);
+        Self { child, log, seen: Vec::new(), dir }
+    }
+
+    /// The same once more, after it has ended.
+    pub(crate) fn again_passed(&mut self, first: OwnedFd, second: OwnedFd) {
+        (self.child, self.log) = run_passed(&self.dir, first, second);
+        self.seen.clear();
+    }
+
     /// With no more than `files` file descriptors.
     pub(crate) fn start_limited(text: &str, files: usize) -> Self {
         let dir = temp_dir();
@@ -274,10 +289,24 @@ fn run(dir: &Path, environment: &[(&str, &str)]) -> (Child, std::sync::mpsc::Rec
     spawn(&mut command)
 }
 
+fn run_passed(dir: &Path, first: OwnedFd, second: OwnedFd) -> (Child, std::sync::mpsc::Receiver<String>) {
+    let passed = "exec 3<&0 4<&1 </dev/null >/dev/null; LISTEN_FDS=2 LISTEN_PID=$$";
+    let command = format!("{passed} exec {} run -c config.toml", env!("CARGO_BIN_EXE_portway"));
+    let mut shell = Command::new("sh");
+    let mut child =
+        shell.args(["-c", &command]).current_dir(dir).stdin(first).stdout(second).stderr(Stdio::piped()).spawn();
+    let stderr = child.as_mut().expect("the binary starts").stderr.take().expect("piped");
+    (child.expect("it runs"), lines_of(stderr))
+}
+
 fn spawn(command: &mut Command) -> (Child, std::sync::mpsc::Receiver<String>) {
     let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("the binary starts");
-    let (tell, log) = std::sync::mpsc::channel();
     let stderr = child.stderr.take().expect("piped");
+    (child, lines_of(stderr))
+}
+
+fn lines_of(stderr: std::process::ChildStderr) -> std::sync::mpsc::Receiver<String> {
+    let (tell, log) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             if tell.send(line).is_err() {
@@ -285,7 +314,7 @@ fn spawn(command: &mut Command) -> (Child, std::sync::mpsc::Receiver<String>) {
             }
         }
     });
-    (child, log)
+    log
 }
 
 /// How long a binary that a test has left running may take to its orderly end.

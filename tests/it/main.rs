@@ -5,10 +5,14 @@ mod actors;
 mod actors_faults;
 mod actors_mesh;
 mod admin;
+#[cfg(feature = "http")]
+mod admin_tls;
 mod config;
 mod dashboard;
 #[cfg(feature = "deadlock")]
 mod deadlock;
+#[cfg(all(feature = "moq", feature = "wireguard", feature = "http"))]
+mod docs;
 mod embed;
 mod forward;
 mod framed;
@@ -51,6 +55,8 @@ mod moq_interop;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]
+mod netstack;
+#[cfg(feature = "wireguard")]
 mod private_network;
 mod probe;
 #[cfg(feature = "quic")]
@@ -78,6 +84,8 @@ mod relay_splice;
 #[cfg(feature = "http")]
 mod relay_tls;
 mod reload;
+#[cfg(all(feature = "moq", feature = "wireguard", feature = "http"))]
+mod reload_load;
 mod rooms;
 mod schema;
 #[cfg(all(feature = "http", feature = "quic", feature = "wireguard"))]
@@ -103,6 +111,8 @@ mod wireguard;
 mod wireguard_bad;
 #[cfg(feature = "wireguard")]
 mod wireguard_datagrams;
+#[cfg(feature = "wireguard")]
+mod wireguard_drain;
 #[cfg(feature = "wireguard")]
 mod wireguard_gateway;
 #[cfg(all(feature = "http", feature = "wireguard"))]

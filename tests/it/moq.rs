@@ -640,6 +640,39 @@ fn subscribers_wait_for_a_publisher_that_comes_back() {
     });
 }
 
+/// What is published the moment another publisher of the same name is done is not taken for what ends there.
+#[test]
+fn a_name_is_published_anew_the_moment_it_is_done() {
+    let running = Running::start(&relay(2, ""));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    wait(async {
+        let mut one = Peer::connect(&clients, to, Draft::D18).await;
+        let mut other = Peer::connect(&clients, to, Draft::D18).await;
+        let mut publish = one.publish("again", 0).await;
+        for round in 1..=100 {
+            let mut subscriber = Peer::connect(&clients, to, Draft::D18).await;
+            let done = PublishDone { code: DoneCode::TrackEnded, streams: Some(0), reason: String::new() };
+            publish.send.write(bytes_of(&Message::PublishDone(done), Draft::D18)).await.expect("written");
+            std::mem::swap(&mut one, &mut other);
+            publish = one.publish("again", round).await;
+            // It is there when its publisher has been told so.
+            let mut request = subscriber.subscribe_with("again", Params::default()).await;
+            match request.words.next().await {
+                Some(Message::SubscribeOk(_)) => {}
+                other => panic!("round {round}: {other:?}"),
+            }
+            one.send_subgroup(round, round, &[b"anew"]).await;
+            // Where both fed the same track for a moment, groups of before are in its cache.
+            let mut came = subscriber.receive().await;
+            while came.group < round {
+                came = subscriber.receive().await;
+            }
+            assert_eq!((came.group, came.objects), (round, vec![(0, Bytes::from("anew"))]));
+        }
+    });
+}
+
 #[test]
 fn tokens_grant_and_expire_on_running_sessions() {
     let soon_over = portway::actors::clock::since_1970() + Duration::from_secs(3);
@@ -670,4 +703,30 @@ fn tokens_grant_and_expire_on_running_sessions() {
     });
     let refused = |reason: &str| running.totals().get("moq_requests_refused", "moq", reason);
     assert_eq!((refused("unauthorized"), refused("expired_auth_token")), (1, 2));
+}
+
+/// A publisher and a subscriber that stay, for tests of what goes on around them.
+pub(crate) struct Flow {
+    publisher: Peer,
+    subscriber: Peer,
+    _subscription: Request,
+    group: u64,
+}
+
+impl Flow {
+    pub(crate) async fn begin(clients: &Clients, to: SocketAddr, name: &str) -> Self {
+        let mut publisher = Peer::connect(clients, to, Draft::D18).await;
+        let mut subscriber = Peer::connect(clients, to, Draft::D20).await;
+        let (publish, (subscription, _)) = tokio::join!(publisher.publish(name, 7), subscriber.subscribe(name));
+        publisher.kept.push(publish);
+        Self { publisher, subscriber, _subscription: subscription, group: 0 }
+    }
+
+    /// The next group comes through, whole.
+    pub(crate) async fn works(&mut self) {
+        self.publisher.send_subgroup(7, self.group, &[b"one", b"two"]).await;
+        let got = self.subscriber.receive().await;
+        assert_eq!((got.group, got.whole, got.objects.len()), (self.group, true, 2));
+        self.group += 1;
+    }
 }

@@ -155,8 +155,12 @@ pub(crate) fn view(mesh: &Mesh) -> MeshView {
 }
 
 /// Waits until `done`, looking every few milliseconds.
-pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let end = now() + SOON;
+pub(crate) fn eventually(what: &str, done: impl FnMut() -> bool) {
+    eventually_within(SOON, what, done);
+}
+
+pub(crate) fn eventually_within(time: Duration, what: &str, mut done: impl FnMut() -> bool) {
+    let end = now() + time;
     while !done() {
         assert!(now() < end, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(2));

@@ -112,6 +112,7 @@ fn the_end_is_stated_once_whatever_the_way() {
 #[test]
 fn writes_after_the_end_are_typed_errors_on_five_threads() {
     let pair = Pair::new(2, echo());
+    let neighbour = wait(pair.connect());
     let connection = pair.connect_blocking();
     let (send, receive) = connection.open(Priority::default(), SOON).expect("a stream");
     let began = std::sync::Barrier::new(6);
@@ -144,6 +145,12 @@ fn writes_after_the_end_are_typed_errors_on_five_threads() {
     assert!(connection.open(Priority::default(), SOON).is_err());
     assert!(connection.info(SOON).is_err());
     drop((send, receive, connection));
+    // Nothing of it is left, here or there, and the neighbour is as it was.
+    eventually("its actors are gone", || pair.actors() == 2);
+    wait(round_trip(&neighbour, Bytes::from(vec![9; 50_000])));
+    assert_eq!(pair.counter("quic_connections_closed", "c", "closed"), 1);
+    assert_eq!(pair.counter("quic_connections_closed", "q", "peer_closed"), 1);
+    drop(neighbour);
     pair.end();
 }
 

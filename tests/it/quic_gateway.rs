@@ -465,7 +465,32 @@ fn certificates_are_replaced_on_all_arbiters_or_not_at_all() {
     let error = running.gateway().reload(checked).expect_err("refused").to_string();
     assert!(error.contains("no certificate in it"), "{error}");
     assert!(connects("new.pem", 4));
+    assert_eq!(wait(exchange(&inside, pattern(1_000))), pattern(1_000), "those inside lost nothing");
+    // Each that trusts another certificate than the one shown was refused here, by itself; nobody else was.
+    assert_eq!(running.totals().family("quic_connections_refused"), 0);
     std::fs::remove_dir_all(&folder).expect("removed");
+}
+
+/// BBR2 by configuration, seen by what it alone knows: an estimate of the bandwidth.
+#[test]
+fn congestion_control_is_the_one_that_was_asked_for() {
+    for (keys, estimates) in [("congestion = \"bbr2\"\n", true), ("congestion = \"cubic\"\n", false), ("", false)] {
+        let admin = free();
+        let rest = format!("{ECHO}[listener.quic]\n{keys}[admin]\nlisten = \"{admin}\"\n");
+        let running = Running::start(&listening(1, &rest));
+        let clients = Clients::new();
+        wait(async {
+            let connection = clients.connect(running.address("q"), "echo").await;
+            assert!(exchange(&connection, pattern(4_000_000)).await == pattern(4_000_000));
+            let (status, body) = crate::gateway::get(admin, "/api/connections");
+            assert_eq!(status, 200);
+            let rows: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+            let found = rows[0]["bandwidth_bytes_s"].as_u64();
+            // Over loopback; anything below would have taken the test's time.
+            assert!(found.map(|bytes| bytes > 100_000) == estimates.then_some(true), "{keys}{body}");
+            connection.close(0, "");
+        });
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::probe::{SOON, eventually, mesh, now, stop, wait};
 use crate::quic::{Pair, echo, round_trip};
 use crate::quic_gateway::{Clients, listening};
 use crate::quic_moving::Translator;
+use crate::quic_strangers::initial;
 
 /// A client on a mesh of its own, whose load is not that of the server's arbiters.
 struct Elsewhere {
@@ -135,23 +136,99 @@ fn a_full_inbox_is_counted_and_costs_time_alone() {
     pair.end();
 }
 
-/// Holds its arbiter up until the test lets go.
-struct Gate(Arc<(Mutex<bool>, Condvar)>, Arc<AtomicBool>, Echo);
+/// Each stream in one direction holds its arbiter up until the test lets go.
+#[derive(Clone, Default)]
+struct Gate(Arc<(Mutex<Holds>, Condvar)>);
 
-impl Application for Gate {
+/// How many holds have begun, and how many of them were let go.
+#[derive(Default)]
+struct Holds {
+    begun: usize,
+    over: usize,
+}
+
+impl Gate {
+    fn applications(&self) -> Option<Applications> {
+        let gate = self.clone();
+        Some(Arc::new(move |_| Some(Box::new(Gated(gate.clone(), Echo::default())))))
+    }
+
+    fn begun(&self) -> usize {
+        self.0.0.lock().begun
+    }
+
+    /// Lets all up to this one go.
+    fn release(&self, over: usize) {
+        self.0.0.lock().over = over;
+        self.0.1.notify_all();
+    }
+}
+
+struct Gated(Gate, Echo);
+
+impl Application for Gated {
     fn on(&mut self, event: Event, session: &mut dyn Session) {
         let gated = matches!(event, Event::Readable(stream) if stream.kind() == StreamKind::Unidirectional);
         if gated {
-            self.1.store(true, Ordering::SeqCst);
-            let (open, changed) = &*self.0;
-            let mut open = open.lock();
-            while !*open {
-                changed.wait(&mut open);
+            let (holds, changed) = &*self.0.0;
+            let mut holds = holds.lock();
+            holds.begun += 1;
+            let own = holds.begun;
+            while holds.over < own {
+                changed.wait(&mut holds);
             }
         } else {
-            self.2.on(event, session);
+            self.1.on(event, session);
         }
     }
+}
+
+/// An arbiter that is late lets nobody in until it is not; who is inside waits and loses nothing.
+#[test]
+fn an_arbiter_that_is_late_takes_nobody_new() {
+    let gate = Gate::default();
+    let pair = Pair::with(1, "127.0.0.1:0", gate.applications(), |_| (), |_| ());
+    let clients = Elsewhere::new(|_| ());
+    let neighbour = wait(clients.connect(&pair));
+    wait(round_trip(&neighbour, Bytes::from("hello")));
+    let stranger = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    stranger.connect(pair.address()).expect("connected");
+    let dropped = |reason: &str| {
+        let totals = crate::probe::view(&pair.mesh).totals;
+        (totals.get("quic_packets_dropped", "q", reason), totals.family("quic_packets_dropped"))
+    };
+    let before = dropped("overload");
+    // Held up again and again, until it has told how late it was the time before.
+    let mut streams = Vec::new();
+    for hold in 1.. {
+        let stream = wait(neighbour.open_uni(Priority::default())).expect("a stream");
+        wait(stream.write("hold")).expect("accepted");
+        streams.push(stream);
+        if hold > 1 {
+            // The next is there already when this one is let go.
+            gate.release(hold - 1);
+        }
+        eventually("its arbiter is held up", || gate.begun() == hold);
+        let began = now();
+        eventually("it is late", || now() > began + Duration::from_millis(250));
+        // Nothing changes it as long as the hold goes on. What asks next has waited for most of it.
+        if pair.mesh.delay(0) > Duration::from_millis(60) {
+            break;
+        }
+        assert!(hold < 20, "nobody measures how late it is");
+    }
+    stranger.send(&initial(&[7; 8], &[], 1_200)).expect("sent");
+    gate.release(usize::MAX);
+    eventually("it is counted", || dropped("overload").0 > before.0);
+    wait(round_trip(&neighbour, Bytes::from(vec![9; 50_000])));
+    assert_eq!(dropped("overload"), (before.0 + 1, before.1 + 1));
+    assert_eq!(pair.counter("quic_connections_opened", "q", ""), 1, "the neighbour's alone");
+    eventually("it is on time again", || pair.mesh.delay(0) < Duration::from_millis(50));
+    let newcomer = wait(clients.connect(&pair));
+    wait(round_trip(&newcomer, Bytes::from("let in")));
+    drop((streams, neighbour, newcomer));
+    clients.end();
+    pair.end();
 }
 
 /// A packet of no connection that names this arbiter.
@@ -163,18 +240,14 @@ fn naming(arbiter: usize) -> Vec<u8> {
 
 #[test]
 fn a_full_way_between_arbiters_is_counted_and_costs_a_neighbour_nothing() {
-    let gate = Arc::new((Mutex::new(false), Condvar::new()));
-    let held = Arc::new(AtomicBool::new(false));
-    let (open, holds) = (gate.clone(), held.clone());
-    let applications: Applications =
-        Arc::new(move |_| Some(Box::new(Gate(open.clone(), holds.clone(), Echo::default()))));
+    let gate = Gate::default();
     // Without the kernel's steering a socket is chosen by addresses.
     let patient = Duration::from_secs(300);
     let change = |server: &mut portway::transports::quic::ServerSettings| {
         server.steer = false;
         server.transport.idle_timeout = patient;
     };
-    let pair = Pair::with(2, "127.0.0.1:0", Some(applications), change, |_| ());
+    let pair = Pair::with(2, "127.0.0.1:0", gate.applications(), change, |_| ());
     let clients = Elsewhere::new(|client| client.transport.idle_timeout = patient);
     let forwarded = || pair.counter("quic_forwarded", "q", "");
     // A connection lives where its first packet said, and its packets come by the socket that the kernel chose. The
@@ -214,7 +287,7 @@ fn a_full_way_between_arbiters_is_counted_and_costs_a_neighbour_nothing() {
         let stream = gated.open_uni(Priority::default()).await.expect("a stream");
         stream.write("hold").await.expect("accepted");
     });
-    eventually("its arbiter is held up", || held.load(Ordering::SeqCst));
+    eventually("its arbiter is held up", || gate.begun() == 1);
     // Nor is it asked again and again whether it is there.
     network.cut.store(true, Ordering::SeqCst);
 
@@ -237,8 +310,7 @@ fn a_full_way_between_arbiters_is_counted_and_costs_a_neighbour_nothing() {
     assert_eq!(full(), before + 1);
 
     network.cut.store(false, Ordering::SeqCst);
-    *gate.0.lock() = true;
-    gate.1.notify_all();
+    gate.release(usize::MAX);
     wait(round_trip(&gated, Bytes::from("it goes on")));
     drop((gated, neighbour));
     clients.end();

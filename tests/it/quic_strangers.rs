@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use portway::transports::quic::{ClientSettings, Connection, Priority, QuicClient, RetryMode, ServerSettings, Who};
+use quinn_udp::{Transmit, UdpSocketState};
 
 use crate::probe::{SOON, eventually, now, wait};
 use crate::quic::{Pair, echo, round_trip};
 use crate::quic_moving::Translator;
 
 /// A client's first packet as far as anybody can read it; what follows is noise.
-fn initial(dcid: &[u8], token: &[u8], length: usize) -> Vec<u8> {
+pub(crate) fn initial(dcid: &[u8], token: &[u8], length: usize) -> Vec<u8> {
     let mut packet = vec![0xc0, 0, 0, 0, 1, dcid.len() as u8];
     packet.extend(dcid);
     packet.extend([8, 1, 2, 3, 4, 5, 6, 7, 8]);
@@ -84,6 +85,34 @@ fn each_kind_of_garbage_has_its_counter() {
     let mut handshake = initial(&[7; 16], &[], 1_200);
     handshake[0] = 0xe0;
     stranger.raises(dropped, "unknown_connection", || stranger.send(&handshake));
+    assert_eq!(stranger.pair.counter("quic_connections_opened", "q", ""), 1, "the neighbour's alone");
+    stranger.end();
+}
+
+#[test]
+fn random_datagrams_are_dropped_and_counted_one_by_one() {
+    let stranger = Stranger::new(2, |_| ());
+    let dropped = || crate::probe::view(&stranger.pair.mesh).totals.family("quic_packets_dropped");
+    let before = dropped();
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = || {
+        // xorshift64*: the same datagrams each time.
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32
+    };
+    for round in 1..=40_u64 {
+        for _ in 0..50 {
+            let length = 1 + random() as usize % 1_400;
+            let datagram: Vec<u8> = (0..length).map(|_| random() as u8).collect();
+            stranger.send(&datagram);
+        }
+        // In pieces, so that the socket has room for all of them.
+        eventually("all have come", || dropped() >= before + round * 50);
+    }
+    wait(round_trip(&stranger.neighbour, Bytes::from(vec![9; 50_000])));
+    assert_eq!(dropped(), before + 2_000);
     assert_eq!(stranger.pair.counter("quic_connections_opened", "q", ""), 1, "the neighbour's alone");
     stranger.end();
 }
@@ -292,8 +321,10 @@ fn truncated_reordered_and_replayed_initials_make_one_connection_at_most() {
     let lost = std::thread::spawn(move || wait(client.connect(address, tls)));
     let recorded = recorder.first.join().expect("no panic");
     // Cut: too short to be let in, or its only packet is cut and nothing of it can be read.
-    for cut in [1, 20, 100, 600, 1_199] {
-        stranger.send(&recorded[0][..cut]);
+    for (cut, reason) in
+        [(1, "truncated"), (20, "truncated"), (100, "short_initial"), (600, "short_initial"), (1_199, "short_initial")]
+    {
+        stranger.raises("quic_packets_dropped", reason, || stranger.send(&recorded[0][..cut]));
     }
     // In the wrong order, and again and again, from the same address and from others.
     for datagram in recorded.iter().rev().chain(&recorded).cycle().take(200) {
@@ -326,6 +357,10 @@ fn initials_of_a_living_connection_may_come_again() {
     pair.end();
 }
 
+/// Packets that are sent in one go.
+const TRAIN: usize = 40;
+
+/// 50,000 and more a second, and others connect all the while.
 #[test]
 fn a_flood_of_initials_from_one_source_keeps_nobody_else_out() {
     let pair = Pair::with(
@@ -342,22 +377,29 @@ fn a_flood_of_initials_from_one_source_keeps_nobody_else_out() {
     let flood = UdpSocket::bind("127.0.0.6:0").expect("a port");
     flood.connect(pair.address()).expect("connected");
     let (began, connected) = (now(), AtomicU64::new(0));
-    let sent = std::thread::scope(|scope| {
+    let state = UdpSocketState::new((&flood).into()).expect("a socket");
+    let whole =
+        Transmit { destination: pair.address(), ecn: None, contents: &[], segment_size: Some(1_200), src_ip: None };
+    let (sent, took) = std::thread::scope(|scope| {
         let flooding = scope.spawn(|| {
+            let mut train = initial(&[0; 8], &[], 1_200).repeat(TRAIN);
             let mut count = 0_u64;
             // Two seconds' worth at least, and until enough others have come meanwhile.
             while count < 100_000 || connected.load(Ordering::SeqCst) < 20 {
-                // Paced to 50,000 a second.
-                let due = now().duration_since(began).as_micros() as u64 / 20;
+                // Paced to 60,000 a second, in trains, so that it costs the machine little to send them.
+                let due = now().duration_since(began).as_micros() as u64 * 6 / 100;
                 while count < due {
-                    let mut id = [0; 8];
-                    id.copy_from_slice(&count.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-                    let _full = flood.send(&initial(&id, &[], 1_200));
-                    count += 1;
+                    for packet in train.chunks_mut(1_200) {
+                        // Behind the first byte, the version and the length of the id.
+                        packet[6..14].copy_from_slice(&count.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+                        count += 1;
+                    }
+                    // A full socket buffer drops it, as a network would.
+                    let _full = state.try_send((&flood).into(), &Transmit { contents: &train, ..whole });
                 }
                 std::thread::yield_now();
             }
-            count
+            (count, now().duration_since(began))
         });
         while !flooding.is_finished() {
             wait(async { round_trip(&pair.connect().await, Bytes::from("hello")).await });
@@ -366,6 +408,10 @@ fn a_flood_of_initials_from_one_source_keeps_nobody_else_out() {
         flooding.join().expect("no panic")
     });
     let connected = connected.into_inner();
+    // Both at once: the flood had its rate, and others came in all the while.
+    let rate = sent as f64 / took.as_secs_f64();
+    assert!(rate >= 50_000.0, "{rate:.0} a second");
+    assert!(connected >= 20, "{connected} others");
     let took = now().duration_since(began).as_secs() + 1;
     let limited = pair.counter("quic_packets_dropped", "q", "rate_limited");
     assert!(limited > sent / 4, "{limited} of {sent}");
@@ -400,6 +446,8 @@ fn a_peer_that_acknowledges_nothing_is_let_go() {
     eventually("it is let go", || pair.counter("quic_connections_closed", "q", "no_acknowledgement") == 1);
     assert!(heard() > before, "it was silent");
     wait(round_trip(&neighbour, Bytes::from(vec![9; 50_000])));
+    assert_eq!(pair.counter("quic_connections_closed", "q", "no_acknowledgement"), 1);
+    assert!(neighbour.end().is_none());
     drop((send, connection, neighbour));
     pair.end();
 }

@@ -75,6 +75,16 @@ impl Running {
         neighbour
     }
 
+    /// The same where the servers are in the hands of the test: this one's sends back what it gets.
+    pub(crate) fn beside(&self, servers: &TcpListener) -> Neighbour {
+        let client = self.client();
+        let (served, _) = servers.accept().unwrap();
+        std::thread::spawn(move || io::copy(&mut &served, &mut &served));
+        let mut neighbour = Neighbour(client);
+        neighbour.works();
+        neighbour
+    }
+
     pub(crate) fn totals(&self) -> Totals {
         view(&self.mesh).totals
     }
@@ -459,7 +469,7 @@ fn the_upstream_ends_first_and_takes_everything() {
 #[test]
 fn a_side_that_stalls_costs_one_read_and_the_idle_limit_ends_it() {
     let server = Server::start();
-    let running = Running::with(server.servers(), |settings| settings.idle = Some(Duration::from_millis(800)));
+    let running = Running::with(server.servers(), |settings| settings.idle = Some(Duration::from_millis(2_500)));
     let mut neighbour = running.neighbour();
     let mut client = running.asks(STALL);
     client.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
@@ -536,6 +546,7 @@ fn a_proxy_header_that_is_garbage_or_never_ends() {
     running.counts("connections_closed", "relay", "proxy_timeout", 2);
     slow.join().unwrap();
     neighbour.works();
+    assert_eq!(running.totals().family("connections_closed"), 5, "each once, and nobody else");
     assert_eq!(running.totals().family("upstream_failures"), 0, "no server was bothered");
 }
 

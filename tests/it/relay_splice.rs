@@ -9,7 +9,7 @@ use portway::transports::relay::{Header, ProxyVersion};
 
 use crate::probe::{SOON, eventually, wait};
 use crate::relay::{
-    ECHO, FLOOD, Running, SINK, Server, UnixServer, goes_round, is_reset, patient, pattern, rest, writing,
+    ECHO, FLOOD, Neighbour, Running, SINK, Server, UnixServer, goes_round, is_reset, patient, pattern, rest, writing,
 };
 
 /// More than any buffer on the way takes.
@@ -19,13 +19,14 @@ fn spliced(running: &Running) -> u64 {
     running.totals().get("relay_bytes_spliced", "relay", "")
 }
 
-/// A client and its server, both in the hands of the test.
-fn joined() -> (Running, TcpStream, TcpStream) {
+/// A client and its server, both in the hands of the test, and a neighbour beside them.
+fn joined() -> (Running, Neighbour, TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let running = Running::to(vec![Address::Tcp(listener.local_addr().unwrap())]);
+    let neighbour = running.beside(&listener);
     let client = running.client();
     let served = patient(listener.accept().unwrap().0);
-    (running, client, served)
+    (running, neighbour, client, served)
 }
 
 /// A client that takes a little of what its server floods it with, and then nothing: some of it is in a pipe.
@@ -66,18 +67,40 @@ fn few_bytes_are_not_spliced() {
 #[test]
 fn a_unix_socket_is_spliced_too_behind_a_proxy_header() {
     let (address, server) = UnixServer::start();
-    let running = Running::with(vec![address], |settings| settings.proxy_out = Some(ProxyVersion::V2));
+    let beside = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Servers take turns: the neighbour has the first.
+    let servers = vec![Address::Tcp(beside.local_addr().unwrap()), address];
+    let running = Running::with(servers, |settings| settings.proxy_out = Some(ProxyVersion::V2));
+    let header = |client: &TcpStream| {
+        let (source, destination) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        Header::Proxied { source, destination }.encode(ProxyVersion::V2)
+    };
+    let mut neighbour = running.client();
+    let mut beside = patient(beside.accept().unwrap().0);
+    let mut named = vec![0; header(&neighbour).len()];
+    beside.read_exact(&mut named).unwrap();
+    assert_eq!(named, header(&neighbour));
+    let mut works = || {
+        let mut got = [0; 5];
+        neighbour.write_all(b"hello").unwrap();
+        beside.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"hello");
+    };
+    works();
     let bytes = pattern(MUCH);
     let client = running.client();
-    let header = Header::Proxied { source: client.local_addr().unwrap(), destination: client.peer_addr().unwrap() };
+    let expected = [&header(&client)[..], &bytes].concat();
     let writing = writing(&client, &bytes);
     let got = rest(&client);
     writing.join().unwrap();
     drop(server.served());
-    assert!(got == [&header.encode(ProxyVersion::V2)[..], &bytes].concat());
+    assert!(got == expected);
     running.closed("finished");
+    works();
     assert!(spliced(&running) > MUCH as u64, "{}", spliced(&running));
-    assert_eq!(running.totals().get("relay_bytes_up", "relay", ""), MUCH as u64, "the header is not counted");
+    let up = || running.totals().get("relay_bytes_up", "relay", "");
+    eventually("all is counted", || up() >= MUCH as u64 + 10);
+    assert_eq!(up(), MUCH as u64 + 10, "headers are not counted");
 }
 
 #[test]
@@ -108,13 +131,14 @@ fn a_pipe_that_cannot_be_emptied_is_leased_and_holds_one_piece() {
 
 #[test]
 fn a_half_close_behind_a_full_pipe_waits_for_it() {
-    let (running, client, mut served) = joined();
+    let (running, mut neighbour, client, mut served) = joined();
     let bytes = pattern(MUCH);
     let writing = writing(&client, &bytes);
     // Some of it is taken, the rest stands in the pipe and in the sockets until the sender has long been waiting.
     let mut got = vec![0; 4 << 20];
     served.read_exact(&mut got).unwrap();
     eventually("it stands", || running.held() > 0);
+    neighbour.works();
     served.write_all(b"answer").unwrap();
     served.shutdown(Shutdown::Write).unwrap();
     assert_eq!(rest(&client), b"answer", "the other direction ends on its own");
@@ -122,6 +146,8 @@ fn a_half_close_behind_a_full_pipe_waits_for_it() {
     writing.join().unwrap();
     assert!(got == bytes && spliced(&running) > 0);
     running.closed("finished");
+    neighbour.works();
+    drop(neighbour);
     running.is_empty();
 }
 
@@ -146,7 +172,7 @@ fn a_reset_over_a_full_pipe_is_passed_on_and_the_pipe_is_not_used_again() {
 
 #[test]
 fn an_upstream_that_resets_under_a_full_pipe() {
-    let (running, mut client, mut served) = joined();
+    let (running, mut neighbour, mut client, mut served) = joined();
     client.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
     let reading = std::thread::spawn(move || {
         served.read_exact(&mut vec![0; 4 << 20]).unwrap();
@@ -156,21 +182,33 @@ fn an_upstream_that_resets_under_a_full_pipe() {
     let served = reading.join().unwrap();
     while client.write(&[7; 65_536]).is_ok() {}
     assert!(running.held() > 0 && spliced(&running) > 0);
+    neighbour.works();
     socket2::SockRef::from(&served).set_linger(Some(Duration::ZERO)).unwrap();
     drop(served);
     is_reset(&mut client);
     running.closed("upstream_reset");
     running.counts("upstream_failures", "app", "upstream_reset", 1);
+    assert_eq!(running.totals().family("upstream_failures"), 1);
+    neighbour.works();
+    drop(neighbour);
     running.is_empty();
 }
 
 #[test]
 fn the_idle_limit_cuts_a_stream_that_stands_in_a_pipe() {
     let server = Server::start();
-    let running = Running::with(server.servers(), |settings| settings.idle = Some(Duration::from_millis(600)));
+    let running = Running::with(server.servers(), |settings| settings.idle = Some(Duration::from_millis(2_500)));
+    let mut neighbour = running.neighbour();
     let _client = stalls(&running, 4 << 20);
+    // Who is not idle stays.
+    eventually("it is cut", || {
+        neighbour.works();
+        running.totals().family("connections_closed") > 0
+    });
     running.closed("idle");
     server.fate(FLOOD);
+    neighbour.works();
+    drop(neighbour);
     running.is_empty();
 }
 
@@ -179,12 +217,14 @@ fn the_idle_limit_cuts_a_stream_that_stands_in_a_pipe() {
 fn urgent_data_does_not_stop_a_spliced_stream() {
     let server = Server::start();
     let running = Running::to(server.servers());
+    let mut neighbour = running.neighbour();
     let mut client = running.asks(SINK);
     let piece = [5; 64 << 10];
     for n in 0..300 {
         client.write_all(&piece).unwrap();
         if n % 10 == 9 {
             assert_eq!(socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap(), 1);
+            neighbour.works();
         }
     }
     client.shutdown(Shutdown::Write).unwrap();
@@ -193,12 +233,13 @@ fn urgent_data_does_not_stop_a_spliced_stream() {
     assert!((300 * 65_536..=300 * 65_536 + 30).contains(&got), "{got}");
     running.closed("finished");
     assert!(spliced(&running) > 0);
+    neighbour.works();
 }
 
 /// Both ends of a stall at once: neither side reads, both have sent all they could.
 #[test]
 fn both_sides_that_stall_hold_one_piece_each() {
-    let (running, mut client, mut served) = joined();
+    let (running, mut neighbour, mut client, mut served) = joined();
     let give = |stream: &mut TcpStream| {
         stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
         let mut sent = 0;
@@ -216,12 +257,15 @@ fn both_sides_that_stall_hold_one_piece_each() {
         }
     }
     assert!(running.held() <= 512 << 10, "{}", running.held());
+    neighbour.works();
     client.shutdown(Shutdown::Write).unwrap();
     served.shutdown(Shutdown::Write).unwrap();
     let reading = std::thread::spawn(move || rest(&served).len());
     assert_eq!(rest(&client).len() + (3 << 20), down);
     assert_eq!(reading.join().unwrap() + (3 << 20), up);
     running.closed("finished");
+    neighbour.works();
+    drop(neighbour);
     running.is_empty();
 }
 
@@ -229,7 +273,7 @@ fn both_sides_that_stall_hold_one_piece_each() {
 #[test]
 fn a_drain_with_bytes_in_a_pipe_delivers_them() {
     for from_client in [true, false] {
-        let (running, client, served) = joined();
+        let (running, mut neighbour, client, served) = joined();
         let (sender, mut taker) = if from_client { (client, served) } else { (served, client) };
         let bytes = pattern(MUCH);
         let writing = writing(&sender, &bytes);
@@ -241,12 +285,15 @@ fn a_drain_with_bytes_in_a_pipe_delivers_them() {
         let draining = std::thread::spawn(move || wait(async move { mesh.drain(SOON * 3).await }));
         eventually("nobody new comes in", || TcpStream::connect(running.address).is_err());
         assert!(running.held() > 0, "it is still there");
+        neighbour.works();
         taker.write_all(b"answer").unwrap();
         taker.shutdown(Shutdown::Write).unwrap();
         assert_eq!(rest(&sender), b"answer");
         taker.read_to_end(&mut got).unwrap();
         writing.join().unwrap();
         assert!(got == bytes, "{} of {MUCH} bytes", got.len());
+        neighbour.works();
+        drop(neighbour);
         let report = draining.join().unwrap();
         assert!(report.complete(), "{report:?}");
     }
@@ -257,11 +304,18 @@ fn a_drain_with_bytes_in_a_pipe_delivers_them() {
 fn a_drain_does_not_wait_for_a_pipe_beyond_its_deadline() {
     let server = Server::start();
     let running = Running::to(server.servers());
+    let mut neighbour = running.neighbour();
     let mut client = stalls(&running, 4 << 20);
     let mesh = running.mesh.clone();
-    let report = wait(async move { mesh.drain(Duration::from_millis(300)).await });
+    let draining = std::thread::spawn(move || wait(async move { mesh.drain(SOON / 10).await }));
+    eventually("nobody new comes in", || TcpStream::connect(running.address).is_err());
+    // Who ends in time loses nothing.
+    neighbour.works();
+    drop(neighbour);
+    let report = draining.join().unwrap();
     assert!(!report.complete(), "{report:?}");
     is_reset(&mut client);
     server.fate(FLOOD);
+    running.counts("connections_closed", "relay", "drain_deadline", 1);
     assert_eq!(running.budget.used(), 0);
 }

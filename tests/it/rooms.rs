@@ -194,17 +194,18 @@ fn wrong_commands_are_answered_in_their_order_and_change_nothing() {
     second.send(b"Jthree");
     assert_eq!(second.recv(), b"Etoo many rooms");
     // Four places, two on each arbiter; the rest is refused.
-    let mut more: Vec<_> = (0..8).map(|_| Client::to(chat.address)).collect();
-    let mut inside = 0;
-    for client in &mut more {
+    let more: Vec<_> = (0..8).map(|_| Client::to(chat.address)).collect();
+    let mut inside = Vec::new();
+    for mut client in more {
         client.send(b"Jok");
         match &*client.recv() {
-            b"Jok" => inside += 1,
+            b"Jok" => inside.push(client),
             other => assert_eq!(other, b"Ethe room is full"),
         }
     }
-    assert_eq!(inside, 3);
+    assert_eq!(inside.len(), 3);
     client.send(b"Mstill here");
+    inside.iter_mut().for_each(|member| assert_eq!(member.recv(), b"Mstill here"));
     let totals = chat.totals();
     for (reason, count) in
         [("unknown_verb", 2), ("bad_name", 3), ("not_in_a_room", 2), ("too_large", 1), ("too_many_rooms", 1)]
@@ -212,7 +213,8 @@ fn wrong_commands_are_answered_in_their_order_and_change_nothing() {
         assert_eq!(totals.get("rooms_refused", "chat", reason), count, "{reason}");
     }
     assert_eq!(totals.get("rooms_refused", "chat", "room_full"), 5);
-    drop((client, second, more));
+    assert_eq!(totals.family("rooms_refused"), 14, "nothing else was");
+    drop((client, second, inside));
     chat.is_empty();
 }
 
@@ -314,6 +316,9 @@ fn a_disconnect_in_the_middle_of_a_message_hurts_nobody() {
     }
     a.send(b"Mstill here");
     assert_eq!(b.recv(), b"Mstill here");
+    eventually("each was counted", || chat.totals().family("connections_closed") >= 20);
+    assert_eq!(chat.totals().get("connections_closed", "chat", "eof_in_message"), 20);
+    assert_eq!(chat.totals().family("connections_closed"), 20);
     drop((a, b));
     chat.is_empty();
 }

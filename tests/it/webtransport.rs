@@ -68,13 +68,12 @@ impl<'a> Session<'a> {
     }
 
     pub(crate) async fn casts(&self, what: &[u8]) -> Bytes {
-        // Asked once: who asks and goes takes what comes next along.
-        let mut back = std::pin::pin!(self.client.connection.datagrams());
         loop {
             let sent = Datagram::new(datagram(self.id(), what));
             self.client.connection.send_datagram(sent).await.expect("sent");
             // One may be lost.
-            if let Ok(back) = tokio::time::timeout(Duration::from_millis(500), &mut back).await {
+            if let Ok(back) = tokio::time::timeout(Duration::from_millis(500), self.client.connection.datagrams()).await
+            {
                 return back.expect("alive").remove(0);
             }
         }

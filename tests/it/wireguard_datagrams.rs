@@ -6,6 +6,7 @@ use crate::gateway::Running;
 use crate::probe::{SOON, eventually, view};
 use crate::wireguard::{Mode, Raw, in_both, ipv4};
 use crate::wireguard_gateway::{Text, inside, key_file};
+use crate::wireguard_services::reload;
 
 /// Answers every datagram with itself.
 fn server() -> SocketAddr {
@@ -70,6 +71,51 @@ fn a_service_over_udp_has_a_flow_for_each_client_and_forgets_it() {
         eventually("they are forgotten", || flows(&running) == 0);
         echoes(&mut one, &inside(10), 4000, b"and made again");
         assert_eq!(flows(&running), 1);
+    });
+}
+
+#[test]
+fn services_over_udp_change_while_sessions_and_other_flows_stay() {
+    in_both(|mode| {
+        let (names, times, key) = (server(), server(), key_file());
+        let text = |second: &str| {
+            let more = format!(
+                "[[listener.wireguard.service]]\nlisten = \"10.98.0.1:53\"\nprotocol = \"udp\"\nupstream = \"names\"\n\
+                 {second}[[upstream]]\nname = \"names\"\nservers = [\"udp://{names}\"]\n\
+                 [[upstream]]\nname = \"times\"\nservers = [\"udp://{times}\"]\n"
+            );
+            Text::new(mode, [10]).with(&more).write("127.0.0.1:0", &key)
+        };
+        let second =
+            "[[listener.wireguard.service]]\nlisten = \"10.98.0.1:123\"\nprotocol = \"udp\"\nupstream = \"times\"\n";
+        let running = Running::start(&text(second));
+        let mut client = Raw::new(10, running.address("wg0"), "127.0.0.2").connect();
+        echoes(&mut client, &inside(10), 4000, b"before");
+        let to_second = || {
+            let mut packet = datagram(&inside(10), 4000, b"what time is it?");
+            packet[22..24].copy_from_slice(&123u16.to_be_bytes());
+            packet
+        };
+        client.say(&to_second());
+        assert!(std::iter::repeat_with(|| client.recv()).flatten().next().is_some());
+        let actors = || -> std::collections::BTreeSet<u64> {
+            view(running.gateway().mesh()).of_kind("udp_flow").map(|flow| flow.id.number()).collect()
+        };
+        let before = actors();
+        assert_eq!(before.len(), 2);
+        assert_eq!(reload(&running, &text("")), ["wg0"]);
+        eventually("the flow of the service that is gone has ended", || flows(&running) == 1);
+        assert!(actors().is_subset(&before), "the other one is the same actor");
+        echoes(&mut client, &inside(10), 4000, b"the same flow");
+        client.say(&to_second());
+        let answer = std::iter::repeat_with(|| client.recv()).flatten().next().unwrap();
+        assert_eq!((answer[9], answer[20]), (1, 3), "ICMP says that nobody is there");
+        assert_eq!(flows(&running), 1);
+        assert_eq!(reload(&running, &text(second)), ["wg0"]);
+        client.say(&to_second());
+        assert!(std::iter::repeat_with(|| client.recv()).flatten().next().is_some());
+        assert!(actors().intersection(&before).count() == 1 && flows(&running) == 2);
+        assert_eq!(running.totals().get("wireguard_handshakes", "wg0", ""), 1, "one session all the time");
     });
 }
 

@@ -54,7 +54,7 @@ fn server(body: &'static str) -> SocketAddr {
     address
 }
 
-fn reload(running: &Running, text: &str) -> Vec<String> {
+pub(crate) fn reload(running: &Running, text: &str) -> Vec<String> {
     running.gateway().reload(check::parse("test.toml", text, &check::Known::default()).unwrap()).unwrap().changed
 }
 

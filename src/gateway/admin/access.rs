@@ -1,9 +1,11 @@
 //! Who may ask what of the admin listener: decided from the head of a request alone, before anything is done.
 //!
-//! A `Host` that is no IP address and not `localhost` is refused, so that a web page cannot reach the listener through
-//! a name of its own (DNS rebinding); an `Origin` must be this very listener. Whoever changes something shows the
-//! token, on loopback too: other users and web pages of this machine are there as well. Where others than this machine
-//! can listen in, whoever reads shows it too. A refusal is counted by its reason (`admin_refused`).
+//! A `Host` that is no IP address, not `localhost` and no name of the listener's certificates is refused, so that a web
+//! page cannot reach the listener through a name of its own (DNS rebinding); an `Origin` must be this very listener.
+//! Whoever changes something shows the token, on loopback too: other users and web pages of this machine are there as
+//! well. Where others than this machine can listen in, whoever reads shows it too. A trusted client certificate stands
+//! for the token: to read in any case, to change where there is no token. A refusal is counted by its reason
+//! (`admin_refused`).
 
 use std::net::IpAddr;
 
@@ -29,6 +31,10 @@ const fn refused(status: StatusCode, reason: &'static str, words: &'static str) 
     Refused { status, reason, words }
 }
 
+/// The connection came by TLS, or by none, that is not spoken any more.
+pub(super) const OTHER_TERMS: Refused =
+    refused(StatusCode::MISDIRECTED_REQUEST, "terms", "the terms have changed: connect again\n");
+
 /// What a request wants to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wish {
@@ -46,6 +52,28 @@ pub(super) struct Rules<'a> {
     pub(super) token: Option<&'a Secret>,
     /// The listener is on loopback.
     pub(super) local: bool,
+    /// The names of its certificates, if it speaks TLS.
+    pub(super) names: Option<&'a Names>,
+    /// The caller has shown a certificate that is trusted.
+    pub(super) certified: bool,
+}
+
+/// Host names of certificates.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Names(Vec<String>);
+
+impl Names {
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "there are none without TLS"))]
+    pub(super) fn new<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        Self(names.map(str::to_ascii_lowercase).collect())
+    }
+
+    /// Whether one of them stands for this name; a wildcard does for one label (RFC 9525, section 6.3).
+    fn cover(&self, name: &str) -> bool {
+        let name = name.to_ascii_lowercase();
+        let parent = name.split_once('.').filter(|(label, _)| !label.is_empty()).map(|(_, parent)| parent);
+        self.0.iter().any(|known| *known == name || (parent.is_some() && known.strip_prefix("*.") == parent))
+    }
 }
 
 /// What the method and the path of a request wish for.
@@ -74,22 +102,28 @@ pub(super) fn judge(wish: Wish, headers: &HeaderMap, rules: Rules<'_>) -> Result
         return Err(refused(StatusCode::FORBIDDEN, "host", "one Host, please\n"));
     }
     let host = text(&HOST).unwrap_or_default();
-    if !names_this_machine(host) {
-        return Err(refused(StatusCode::FORBIDDEN, "host", "the Host must be an IP address or localhost\n"));
+    let name = name_of(host);
+    if !names_this_machine(name) && !rules.names.is_some_and(|names| names.cover(name)) {
+        let words = "the Host must be an IP address, localhost or a name of the certificate\n";
+        return Err(refused(StatusCode::FORBIDDEN, "host", words));
     }
+    let scheme = if rules.names.is_some() { "https://" } else { "http://" };
     let foreign = refused(StatusCode::FORBIDDEN, "origin", "requests of other web pages are refused\n");
     if let Some(origin) = headers.get(ORIGIN)
-        && origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://")) != Some(host)
+        && origin.to_str().ok().and_then(|origin| origin.strip_prefix(scheme)) != Some(host)
     {
         return Err(foreign);
     }
     if !matches!(text(&FETCH_SITE), None | Some("same-origin" | "none")) && wish != Wish::Knock {
         return Err(foreign);
     }
-    if wish == Wish::Knock || (wish == Wish::Read && rules.local) {
+    if wish == Wish::Knock || (wish == Wish::Read && (rules.local || rules.certified)) {
         return Ok(());
     }
     let Some(token) = rules.token else {
+        if rules.certified {
+            return Ok(());
+        }
         let words = "changes over HTTP need a `token` in [admin]; the control socket needs none\n";
         return Err(refused(StatusCode::FORBIDDEN, "no_token", words));
     };
@@ -104,13 +138,17 @@ pub(super) fn judge(wish: Wish, headers: &HeaderMap, rules: Rules<'_>) -> Result
     }
 }
 
-/// RFC 9110 section 7.2 makes `Host` the client's idea of who we are: a browser led here by a foreign name says that
-/// name.
-fn names_this_machine(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
+/// `Host` without its port.
+fn name_of(host: &str) -> &str {
+    match host.strip_prefix('[') {
         Some(v6) => v6.split(']').next().unwrap_or_default(),
         None => host.split(':').next().unwrap_or_default(),
-    };
+    }
+}
+
+/// RFC 9110 section 7.2 makes `Host` the client's idea of who we are: a browser led here by a foreign name says that
+/// name.
+fn names_this_machine(name: &str) -> bool {
     name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
 }
 
@@ -131,16 +169,61 @@ mod tests {
         let mut all = vec![("host", "127.0.0.1:9180")];
         all.extend_from_slice(pairs);
         let token = token.map(|token| Secret::from(token.to_owned()));
-        judge(wish, &headers(&all), Rules { token: token.as_ref(), local }).map_err(|refused| refused.reason)
+        let rules = Rules { token: token.as_ref(), local, names: None, certified: false };
+        judge(wish, &headers(&all), rules).map_err(|refused| refused.reason)
+    }
+
+    /// Over TLS, from elsewhere, for `admin.example`.
+    fn judged_over_tls(
+        wish: Wish,
+        (host, origin): (&str, &str),
+        token: Option<&str>,
+        certified: bool,
+    ) -> Result<(), &'static str> {
+        let token = token.map(|token| Secret::from(token.to_owned()));
+        let names = Names::new(["admin.example", "*.wild.example", "127.0.0.1"].into_iter());
+        let rules = Rules { token: token.as_ref(), local: false, names: Some(&names), certified };
+        let headers = headers(&[("host", host), ("origin", origin)]);
+        judge(wish, &headers, rules).map_err(|refused| refused.reason)
+    }
+
+    #[test]
+    fn a_certificate_stands_for_the_token_and_its_listener_has_names() {
+        let own = ("admin.example:9180", "https://admin.example:9180");
+        let token = Some("0123456789abcdef");
+        for (wish, token, certified, expected) in [
+            (Wish::Knock, token, false, Ok(())),
+            (Wish::Read, token, false, Err("token")),
+            (Wish::Read, token, true, Ok(())),
+            (Wish::Read, None, true, Ok(())),
+            (Wish::Change, None, true, Ok(())),
+            // With both, both are asked for.
+            (Wish::Change, token, true, Err("token")),
+            (Wish::Change, None, false, Err("no_token")),
+        ] {
+            assert_eq!(judged_over_tls(wish, own, token, certified), expected, "{wish:?} {token:?} {certified}");
+        }
+        for host in ["ADMIN.example", "a.wild.example:1", "127.0.0.1:9180", "localhost"] {
+            let origin = format!("https://{host}");
+            assert_eq!(judged_over_tls(Wish::Change, (host, &origin), None, true), Ok(()), "{host}");
+        }
+        for host in ["evil.example", "b.a.wild.example", "wild.example", ".wild.example", "*.wild.example.evil", ""] {
+            let origin = format!("https://{host}");
+            assert_eq!(judged_over_tls(Wish::Change, (host, &origin), None, true), Err("host"), "{host}");
+        }
+        for origin in ["http://admin.example:9180", "https://admin.example", "https://evil.example", "null"] {
+            let from = ("admin.example:9180", origin);
+            assert_eq!(judged_over_tls(Wish::Change, from, None, true), Err("origin"), "{origin}");
+        }
     }
 
     #[test]
     fn only_addresses_and_localhost_name_this_machine() {
         for good in ["127.0.0.1", "127.0.0.1:9180", "localhost:9180", "LOCALHOST", "[::1]:9180", "[::1]"] {
-            assert!(names_this_machine(good), "{good}");
+            assert!(names_this_machine(name_of(good)), "{good}");
         }
         for bad in ["", "example.com", "localhost.example.com:9180", "127.0.0.1.example.com", "[::1", "["] {
-            assert_eq!(names_this_machine(bad), bad == "[::1", "{bad}");
+            assert_eq!(names_this_machine(name_of(bad)), bad == "[::1", "{bad}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::actors::MeshView;
+use crate::actors::{ActorView, MeshView};
 use crate::gateway::{LastReload, Status};
 
 const LIMIT: usize = 1_000;
@@ -54,6 +54,13 @@ struct Actor<'a> {
     parent: Option<u64>,
     arbiter: usize,
     age_ms: u128,
+    #[serde(flatten)]
+    work: Work,
+}
+
+/// What an actor has to do and has done: the same for one and in the list of all.
+#[derive(Debug, Serialize)]
+pub(super) struct Work {
     inbox: usize,
     inbox_bytes: usize,
     inbox_high: usize,
@@ -65,7 +72,26 @@ struct Actor<'a> {
     longest_turn_us: u128,
     held_bytes: usize,
     restarts: u32,
-    last_failure: Option<&'a str>,
+    last_failure: Option<&'static str>,
+}
+
+impl From<&ActorView> for Work {
+    fn from(actor: &ActorView) -> Self {
+        Self {
+            inbox: actor.inbox,
+            inbox_bytes: actor.inbox_bytes,
+            inbox_high: actor.inbox_high,
+            inbox_oldest_us: actor.inbox_oldest.map(|age| age.as_micros()),
+            refused: actor.refused,
+            handled: actor.handled,
+            turns: actor.turns,
+            busy_us: actor.busy.as_micros(),
+            longest_turn_us: actor.longest_turn.as_micros(),
+            held_bytes: actor.held,
+            restarts: actor.restarts,
+            last_failure: actor.last_failure,
+        }
+    }
 }
 
 pub(super) fn actors(view: &MeshView, filter: &Filter) -> Result<String, serde_json::Error> {
@@ -95,18 +121,7 @@ pub(super) fn actors(view: &MeshView, filter: &Filter) -> Result<String, serde_j
                 parent: actor.parent.map(|parent| parent.number()),
                 arbiter: actor.arbiter,
                 age_ms: actor.age.as_millis(),
-                inbox: actor.inbox,
-                inbox_bytes: actor.inbox_bytes,
-                inbox_high: actor.inbox_high,
-                inbox_oldest_us: actor.inbox_oldest.map(|age| age.as_micros()),
-                refused: actor.refused,
-                handled: actor.handled,
-                turns: actor.turns,
-                busy_us: actor.busy.as_micros(),
-                longest_turn_us: actor.longest_turn.as_micros(),
-                held_bytes: actor.held,
-                restarts: actor.restarts,
-                last_failure: actor.last_failure,
+                work: actor.into(),
             })
             .collect(),
     };
@@ -122,6 +137,8 @@ struct Running {
     last_reload: Option<LastReload>,
     kept: Vec<String>,
     changed: Vec<String>,
+    /// Those of the changed that were made anew: their sessions ended.
+    renewed: Vec<String>,
     added: Vec<String>,
     removed: Vec<String>,
     /// Tables of the file that have changed and need a restart.
@@ -138,6 +155,7 @@ pub(super) fn config(status: &Status) -> Result<String, serde_json::Error> {
         last_reload: status.last_reload(),
         kept: done.kept.clone(),
         changed: done.changed.clone(),
+        renewed: done.renewed.clone(),
         added: done.added.clone(),
         removed: done.removed.clone(),
         needs_restart: restart.collect(),

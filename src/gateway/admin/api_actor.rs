@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::api::Work;
 use super::sample;
 use crate::actors::Mesh;
 use crate::gateway::Status;
@@ -24,18 +25,8 @@ pub(super) struct OneActor {
     peer: Option<String>,
     bytes_in: u64,
     bytes_out: u64,
-    inbox: usize,
-    inbox_bytes: usize,
-    inbox_high: usize,
-    inbox_oldest_us: Option<u128>,
-    refused: u64,
-    handled: u64,
-    turns: u64,
-    busy_us: u128,
-    longest_turn_us: u128,
-    held_bytes: usize,
-    restarts: u32,
-    last_failure: Option<&'static str>,
+    #[serde(flatten)]
+    work: Work,
     draining: bool,
     /// Of a QUIC connection.
     path: Option<Path>,
@@ -81,18 +72,7 @@ pub(super) async fn actor(mesh: &Mesh, status: &Status, id: u64) -> Option<OneAc
         peer: actor.traffic.peer.map(|peer| peer.to_string()),
         bytes_in: actor.traffic.bytes_in,
         bytes_out: actor.traffic.bytes_out,
-        inbox: actor.inbox,
-        inbox_bytes: actor.inbox_bytes,
-        inbox_high: actor.inbox_high,
-        inbox_oldest_us: actor.inbox_oldest.map(|age| age.as_micros()),
-        refused: actor.refused,
-        handled: actor.handled,
-        turns: actor.turns,
-        busy_us: actor.busy.as_micros(),
-        longest_turn_us: actor.longest_turn.as_micros(),
-        held_bytes: actor.held,
-        restarts: actor.restarts,
-        last_failure: actor.last_failure,
+        work: (&actor).into(),
         draining: actor.draining,
         path: if actor.kind == "quic" { path(status, id).await } else { None },
     })

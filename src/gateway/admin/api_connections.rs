@@ -21,6 +21,8 @@ struct Row {
     peer: String,
     rtt_us: u128,
     cwnd_bytes: usize,
+    /// Of BBR2 alone.
+    bandwidth_bytes_s: Option<u64>,
     mtu: usize,
     packets_sent: u64,
     packets_received: u64,
@@ -51,6 +53,7 @@ fn row(of: &str, info: &Info) -> Row {
         peer: info.peer.to_string(),
         rtt_us: info.rtt.as_micros(),
         cwnd_bytes: info.window,
+        bandwidth_bytes_s: info.bandwidth,
         mtu: info.mtu,
         packets_sent,
         packets_received,

@@ -70,12 +70,15 @@ impl Hub {
     /// Notes what somebody has done, for all who watch.
     pub(in crate::gateway) fn note(&self, level: &'static str, text: String) {
         let event = self.event(level, text);
-        self.done.update(|before| {
+        let noted = self.done.update(|before| {
             let mut all = before.clone();
             all.push(event.clone());
             all.drain(..all.len().saturating_sub(TAIL));
             all
         });
+        if let Err(overtaken) = noted {
+            tracing::warn!(%overtaken, text = event.text, "an event is missing on the dashboard");
+        }
     }
 
     fn event(&self, level: &'static str, text: String) -> Happened {

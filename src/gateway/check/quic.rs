@@ -172,7 +172,7 @@ fn certificates_of(certificates: &Texts) -> impl Iterator<Item = &At<Text>> {
 }
 
 /// A PEM file of authorities that can be read now.
-fn authorities(key: &str, file: &At<Text>, folder: &Path, mistakes: &mut Mistakes) -> Option<PathBuf> {
+pub(super) fn authorities(key: &str, file: &At<Text>, folder: &Path, mistakes: &mut Mistakes) -> Option<PathBuf> {
     let path = folder.join(&file.value.text);
     if let Err(why) = library::authorities(&path) {
         let hint = "name a PEM file of certificates; paths count from the folder of this file";
@@ -429,8 +429,24 @@ pub(super) fn upstream_tls(
         certificate: is(&raw.certificate).and_then(|name| certificates.need(name, mistakes)),
         curves: curves(&raw.both.curves, mistakes).unwrap_or_else(|| default.curves.clone()),
         keylog: path(&raw.both.keylog, folder),
+        qlog: upstream_qlog(&raw.qlog, over_quic, folder, mistakes),
         ..default
     })
+}
+
+/// As [`qlog`], of servers over QUIC alone.
+fn upstream_qlog(raw: &Field<Text>, over_quic: bool, folder: &Path, mistakes: &mut Mistakes) -> Option<PathBuf> {
+    if let Field::Is(at) = raw
+        && !over_quic
+    {
+        mistakes.add(
+            at.span,
+            "`qlog` is for servers over QUIC",
+            "take it out, or write servers as \"quic://HOST:PORT\"",
+        );
+        return None;
+    }
+    qlog(raw, folder, mistakes)
 }
 
 pub(super) fn is<T>(field: &Field<T>) -> Option<&At<T>> {

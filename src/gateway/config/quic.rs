@@ -66,6 +66,9 @@ pub struct UpstreamTls {
     pub curves: Vec<String>,
     /// A file to which the secrets of all connections are written. Default none.
     pub keylog: Option<PathBuf>,
+    /// Of servers over QUIC: a folder in which each connection gets a log in the qlog format, for 256 connections of up to
+    /// 4 MiB each. Needs a build with the feature `qlog`. Default none.
+    pub qlog: Option<PathBuf>,
 }
 
 fn curves() -> Vec<String> {
@@ -82,7 +85,16 @@ impl UpstreamTls {
     /// This protocol, with the defaults of everything else.
     #[must_use]
     pub fn new(alpn: impl Into<String>) -> Self {
-        Self { ca: None, trust: None, name: None, alpn: alpn.into(), certificate: None, curves: curves(), keylog: None }
+        Self {
+            ca: None,
+            trust: None,
+            name: None,
+            alpn: alpn.into(),
+            certificate: None,
+            curves: curves(),
+            keylog: None,
+            qlog: None,
+        }
     }
 }
 

@@ -17,7 +17,8 @@ pub(crate) const LIMITS: &str = "[upstream.limits]";
 pub(crate) const HEALTH: &str = "[upstream.health]";
 pub(crate) const TLS: &str = "[upstream.tls]";
 pub(crate) const KEYS: &[&str] = &["name", "servers", "balance", "resolve", "limits", "health", "http", "tls", "via"];
-pub(crate) const TLS_KEYS: &[&str] = &["ca", "trust", "name", "alpn", "certificate", "curves", "keylog", "early_data"];
+pub(crate) const TLS_KEYS: &[&str] =
+    &["ca", "trust", "name", "alpn", "certificate", "curves", "keylog", "qlog", "early_data"];
 pub(crate) const LIMITS_KEYS: &[&str] = &["connections", "connect_timeout"];
 pub(crate) const HEALTH_KEYS: &[&str] = &[
     "eject_after",
@@ -69,6 +70,7 @@ pub(crate) struct RawUpstreamTls {
     pub(crate) name: Field<Text>,
     pub(crate) alpn: Field<Text>,
     pub(crate) certificate: Field<Text>,
+    pub(crate) qlog: Field<Text>,
     pub(crate) both: RawTlsBoth,
 }
 
@@ -144,6 +146,7 @@ fn tls(mut section: Section<'_, '_>) -> At<RawUpstreamTls> {
         name: section.text("name", "\"app.example\""),
         alpn: section.text("alpn", "\"app\""),
         certificate: section.text("certificate", "\"local\""),
+        qlog: section.text("qlog", "\"/var/log/qlog\""),
         both: tls_both(&mut section),
     };
     let span = section.header;

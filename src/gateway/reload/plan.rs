@@ -25,6 +25,8 @@ pub enum Fate {
     Keep,
     /// Told of what differs; its sessions go on.
     Change,
+    /// Made anew: its sessions end at once, and their peers find that out by themselves.
+    Renew,
     /// Takes no more; its sessions finish.
     Drain,
     /// New.
@@ -36,6 +38,7 @@ impl fmt::Display for Fate {
         f.pad(match self {
             Self::Keep => "keep",
             Self::Change => "change",
+            Self::Renew => "renew",
             Self::Drain => "drain",
             Self::Start => "start",
         })
@@ -83,6 +86,7 @@ impl Plan {
                 Fate::Start => String::new(),
                 Fate::Drain => format!("{sessions} {plural} to finish"),
                 Fate::Keep | Fate::Change => format!("{sessions} {plural}"),
+                Fate::Renew => format!("made anew, {sessions} {plural} cut off"),
             };
             // Writing to a String does not fail.
             let _ = writeln!(out, "{}", format!("{fate:<7} {of:<9} {name:<width$}  {tail}").trim_end());
@@ -132,8 +136,7 @@ impl Gateway {
                     None => Fate::Start,
                     Some(tunnel) => {
                         let same = |name: &str| !changed.contains(name);
-                        let stays = tunnels::stays(tunnel, listener, same, (&before, &certificates));
-                        if stays { Fate::Keep } else { Fate::Change }
+                        tunnels::fate(tunnel, listener, same, (&before, &certificates))
                     }
                 }
             } else if was.is_none() {

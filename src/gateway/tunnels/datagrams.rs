@@ -1,5 +1,6 @@
 //! UDP of tunnels: services on upstreams over UDP, and forwarding, beside whatever is inside.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,20 +9,19 @@ use crate::actors::Place;
 use crate::gateway::StartError;
 use crate::gateway::config::Listener;
 use crate::gateway::config::wireguard::{Speaks, Wireguard};
+use crate::transports::kit::balance::Balancer;
 use crate::transports::netstack::{Beside, DatagramSettings, FlowLimits};
 use crate::transports::wireguard::Interface;
 
 /// How long a flow of datagrams is remembered without one (RFC 4787, section 4.3, wants two minutes at least).
 const IDLE: Duration = Duration::from_secs(120);
 
-/// Starts what takes datagrams out before the inside of a tunnel; nothing if the configuration wants none.
-pub(crate) fn start(
+/// The services over UDP of a tunnel, and where they lead.
+pub(crate) fn services(
     around: Around<'_>,
     listener: &Listener,
     wireguard: &Wireguard,
-    interface: &Interface,
-    place: Place,
-) -> Result<Option<Beside>, StartError> {
+) -> Result<Vec<(SocketAddr, Arc<Balancer>)>, StartError> {
     let mut services = Vec::new();
     for service in &wireguard.services {
         let Speaks::Udp(upstream) = &service.speaks else { continue };
@@ -32,6 +32,18 @@ pub(crate) fn start(
         })?;
         services.push((service.listen, balancer.clone()));
     }
+    Ok(services)
+}
+
+/// Starts what takes datagrams out before the inside of a tunnel; nothing if the configuration wants none.
+pub(crate) fn start(
+    around: Around<'_>,
+    listener: &Listener,
+    wireguard: &Wireguard,
+    interface: &Interface,
+    place: Place,
+) -> Result<Option<Beside>, StartError> {
+    let services = services(around, listener, wireguard)?;
     if services.is_empty() && wireguard.forward.is_empty() {
         return Ok(None);
     }

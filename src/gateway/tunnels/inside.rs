@@ -120,10 +120,13 @@ impl Inside {
             }
             Running::Tun(kernel) => {
                 kernel.adjust(around, listener, wireguard)?;
-                kernel.reroute(&listener.name, wireguard);
+                kernel.reroute(&listener.name, &kernel::routes(kernel::settings_of(wireguard)));
                 Running::Tun(kernel.clone())
             }
         };
+        if let Some(beside) = &self.beside {
+            beside.serve(datagrams::services(around, listener, wireguard)?);
+        }
         Ok(Self { running, why: self.why.clone(), beside: self.beside.clone(), stacked })
     }
 }

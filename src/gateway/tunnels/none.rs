@@ -7,6 +7,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::config::{Config, Listener, Protocol};
+use super::passed::Passed;
+use super::reload::plan::Fate;
 use super::sites::Certificates;
 use super::upstreams::Upstreams;
 use super::{Reloaded, StartError};
@@ -27,6 +29,7 @@ pub(super) struct Around<'a> {
     pub(super) certificates: &'a Certificates,
     pub(super) before: Option<(&'a Upstreams, &'a Certificates)>,
     pub(super) budget: &'a Budget,
+    pub(super) passed: &'a Passed,
     pub(super) helper: Option<&'a PathBuf>,
 }
 
@@ -56,7 +59,7 @@ pub(super) const fn apart(_: &Config) -> Vec<String> {
     Vec::new()
 }
 
-pub(super) fn bind(_: &Config) -> Result<Vec<Step>, StartError> {
+pub(super) fn bind(_: &Config, _: &Passed) -> Result<Vec<Step>, StartError> {
     Ok(Vec::new())
 }
 
@@ -68,12 +71,7 @@ pub(super) fn plan(_: Around<'_>, _: &[Arc<Tunnel>], _: &Config) -> Result<Vec<S
     Ok(Vec::new())
 }
 
-pub(super) fn stays(
-    tunnel: &Tunnel,
-    _: &Listener,
-    _: impl Fn(&str) -> bool,
-    _: (&Certificates, &Certificates),
-) -> bool {
+pub(super) fn fate(tunnel: &Tunnel, _: &Listener, _: impl Fn(&str) -> bool, _: (&Certificates, &Certificates)) -> Fate {
     match *tunnel {}
 }
 

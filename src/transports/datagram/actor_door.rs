@@ -42,6 +42,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(super) enum ToDoor {
     /// A flow has ended.
     Ended(Key),
+    /// For tests: fail in the midst of a turn.
+    #[cfg(test)]
+    Panic,
 }
 
 /// What a door is made of, and made of again after a failure.
@@ -272,8 +275,11 @@ impl Protocol for Door {
     }
 
     fn on(&mut self, m: ToDoor, _: &mut Turn<'_, ToDoor>) -> Result<(), Fault> {
-        let ToDoor::Ended(key) = m;
-        self.flows.remove(key);
+        match m {
+            ToDoor::Ended(key) => self.flows.remove(key),
+            #[cfg(test)]
+            ToDoor::Panic => panic!("told to"),
+        }
         Ok(())
     }
 

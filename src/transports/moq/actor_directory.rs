@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::actor_relay::{Relay, RelayView, ToSession, TrackRef, tell};
 use super::actor_track::{ToTrack, TrackActor};
+use super::model_codes::RequestCode;
 use super::model_names::{FullTrackName, Namespace};
 use super::state_directory::{Asked, Directory, Limits, Say, SessionId};
 use crate::actors::{Exit, Fault, Mail, Protocol, Reply, Turn};
@@ -53,6 +54,13 @@ pub(super) enum ToDirectory {
     Leave {
         session: SessionId,
         name: FullTrackName,
+        /// With a last word, after which no more comes.
+        over: bool,
+    },
+    /// It publishes a track that has ended: the name needs another.
+    Late {
+        asked: Asked,
+        track: TrackRef,
     },
     /// It wants to hear of namespaces, or of tracks, below a prefix, or no more.
     WatchNamespaces {
@@ -137,7 +145,7 @@ impl DirectoryActor {
                     self.tell(session, ToSession::Offer { request, track });
                 }
                 Say::Pull(source, track, hold) => {
-                    self.source(&track, source, false);
+                    self.source(&track, source, None);
                     self.tell(source, ToSession::Pull(track, hold));
                 }
                 Say::SourceGone(track, source) => drop(track.mail.tell(ToTrack::Gone(source, None))),
@@ -145,9 +153,23 @@ impl DirectoryActor {
         }
     }
 
-    fn source(&self, track: &TrackRef, source: SessionId, offers: bool) {
-        if let Some(known) = self.sessions.get(&source) {
-            drop(track.mail.tell(ToTrack::Source { source, door: known.door.clone(), offers }));
+    /// A session publishes a track, which answers it: only a track that lives takes a source.
+    fn publish(&mut self, asked: Asked, name: &FullTrackName) {
+        let Asked { session, request } = asked;
+        let mut out = Vec::new();
+        match self.change(|names, make, _| names.publish(session, name, make, &mut out)) {
+            Ok(track) => self.source(&track, session, Some(request)),
+            Err(code) => self.tell(session, ToSession::Granted { request, refused: Some(code) }),
+        }
+        self.say(out);
+    }
+
+    fn source(&self, track: &TrackRef, source: SessionId, offers: Option<u64>) {
+        let Some(known) = self.sessions.get(&source) else { return };
+        if track.mail.tell(ToTrack::Source { source, door: known.door.clone(), offers }).is_err()
+            && let Some(request) = offers
+        {
+            tell(&known.door, ToSession::Granted { request, refused: Some(RequestCode::ExcessiveLoad) });
         }
     }
 }
@@ -190,18 +212,12 @@ impl Protocol for DirectoryActor {
             ToDirectory::WithdrawNamespace { session, namespace } => {
                 self.change(|names, _, out| names.withdraw_namespace(session, &namespace, out));
             }
-            ToDirectory::Publish { asked: Asked { session, request }, name } => {
-                let mut out = Vec::new();
-                match self.change(|names, make, _| names.publish(session, &name, make, &mut out)) {
-                    Ok(track) => {
-                        self.source(&track, session, true);
-                        self.tell(session, ToSession::Published { request, track });
-                    }
-                    Err(code) => self.tell(session, ToSession::Granted { request, refused: Some(code) }),
-                }
-                self.say(out);
+            ToDirectory::Publish { asked, name } => self.publish(asked, &name),
+            ToDirectory::Late { asked, track } => {
+                self.names.ended(&track.name, &track);
+                self.publish(asked, &track.name);
             }
-            ToDirectory::Leave { session, name } => self.names.leave(session, &name),
+            ToDirectory::Leave { session, name, over } => self.names.leave(session, &name, over),
             ToDirectory::WatchNamespaces { asked, prefix } => {
                 let mut out = Vec::new();
                 let done = self.names.watch_namespaces(asked, &prefix, &mut out);

@@ -311,7 +311,8 @@ impl MoqSession {
             };
             drop(track.mail.tell(last));
         }
-        self.tell_directory(ToDirectory::Leave { session: source, name: up.name.clone() });
+        let over = up.done.is_some() || up.refused.is_some() && !up.established;
+        self.tell_directory(ToDirectory::Leave { session: source, name: up.name.clone(), over });
         if let Some(session) = session {
             for stream in up.open {
                 self.incoming.remove(&stream);

@@ -94,7 +94,7 @@ pub(super) enum ToSession {
     NotFound { request: u64, code: RequestCode },
     /// What it asked of the directory is granted, or not.
     Granted { request: u64, refused: Option<RequestCode> },
-    /// The track that it publishes.
+    /// The track that it publishes, which has taken it as a source.
     Published { request: u64, track: TrackRef },
     /// A namespace below a prefix is published, or not any more.
     Namespace { request: u64, prefix: Namespace, namespace: Namespace, is: bool },

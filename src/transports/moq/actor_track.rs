@@ -17,7 +17,7 @@ use super::model_codes::{DoneCode, RequestCode};
 use super::model_names::FullTrackName;
 use super::model_params::Properties;
 use super::state_cache::Item;
-use super::state_directory::SessionId;
+use super::state_directory::{Asked, SessionId};
 use super::state_track::{Status, Track};
 use crate::actors::clock::later;
 use crate::actors::{Counter, Exit, Fault, Mail, Progress, Protocol, Refused, Reply, Turn};
@@ -30,8 +30,8 @@ const LAST: Duration = Duration::from_secs(2);
 
 /// What a track is told.
 pub(super) enum ToTrack {
-    /// A publisher was asked for it, or offers it by itself.
-    Source { source: SessionId, door: Door, offers: bool },
+    /// A publisher was asked for it, or offers it by itself with this request, which is answered.
+    Source { source: SessionId, door: Door, offers: Option<u64> },
     /// A publisher has accepted, or publishes it by itself.
     Live { source: SessionId, largest: Option<Location>, properties: Properties },
     /// A publisher refuses.
@@ -276,20 +276,30 @@ impl Protocol for TrackActor {
 
     fn on(&mut self, m: ToTrack, turn: &mut Turn<'_, ToTrack>) -> Result<(), Fault> {
         match m {
+            // It was not known yet that this track ends.
+            ToTrack::Source { door, offers: None, .. } if self.ending.is_some() => {
+                tell(&door, ToSession::Drop { track: self.id, malformed: false });
+            }
+            ToTrack::Source { source, door, offers: Some(request) } if self.ending.is_some() => {
+                let asked = Asked { session: source, request };
+                let late = self.me.clone().map(|track| ToDirectory::Late { asked, track });
+                if !late.is_some_and(|late| self.relay.tell_directory(late)) {
+                    tell(&door, ToSession::Granted { request, refused: Some(RequestCode::ExcessiveLoad) });
+                }
+            }
             ToTrack::Source { source, door, offers } => {
                 self.state.add(source);
                 self.fed = true;
-                if offers {
+                if let Some(request) = offers {
                     self.offered.insert(source);
+                    if let Some(track) = self.me.clone() {
+                        tell(&door, ToSession::Published { request, track });
+                    }
                 }
                 if self.forward {
                     tell(&door, ToSession::Forward { track: self.id, forward: true });
                 }
-                if self.ending.is_some() {
-                    tell(&door, ToSession::Drop { track: self.id, malformed: false });
-                } else {
-                    self.doors.insert(source, door);
-                }
+                self.doors.insert(source, door);
             }
             ToTrack::Live { source, largest, properties } => {
                 if self.state.live(source, largest, &properties) {

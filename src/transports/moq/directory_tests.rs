@@ -182,3 +182,22 @@ fn a_publisher_that_comes_back_is_asked_again() {
     bench.directory.ended(&name, &t);
     assert_eq!(bench.directory.counts()[1], 0);
 }
+
+/// A track says itself that it has ended, but later: its name is free with its last publisher's last word.
+#[test]
+fn a_name_is_free_as_soon_as_its_last_publisher_is_done() {
+    let mut bench = bench();
+    let name = track("a", "t");
+    bench.publish(1, &name);
+    bench.publish(2, &name);
+    bench.directory.leave(SessionId(1), &name, true);
+    assert_eq!(bench.directory.counts()[1], 1, "another one feeds it");
+    bench.directory.leave(SessionId(3), &name, true);
+    assert_eq!(bench.directory.counts()[1], 1, "it never fed it");
+    bench.directory.leave(SessionId(2), &name, false);
+    assert_eq!(bench.directory.counts()[1], 1, "it may come back");
+    bench.publish(2, &name);
+    bench.directory.leave(SessionId(2), &name, true);
+    assert_eq!(bench.directory.counts()[1], 0);
+    assert_eq!(bench.find(asked(7, 1), &name, 0), [Say::NotFound(asked(7, 1), RequestCode::DoesNotExist)]);
+}

@@ -261,11 +261,14 @@ impl<T: Clone + PartialEq> Directory<T> {
         Ok(track)
     }
 
-    /// A session feeds a track no more.
-    pub fn leave(&mut self, session: SessionId, name: &FullTrackName) {
-        if let Some(entry) = self.tracks.get_mut(name) {
-            entry.sources.remove(&session);
-            entry.published.remove(&session);
+    /// A session feeds a track no more. With its last publisher's last word a track is over (`over`): whoever publishes
+    /// the name next begins another one, however late the track itself is to say that it has ended.
+    pub fn leave(&mut self, session: SessionId, name: &FullTrackName, over: bool) {
+        let Some(entry) = self.tracks.get_mut(name) else { return };
+        let fed = entry.sources.remove(&session);
+        entry.published.remove(&session);
+        if over && fed && entry.sources.is_empty() {
+            self.tracks.remove(name);
         }
     }
 

@@ -21,7 +21,7 @@ use super::flow::{Flow, Kind, inward, outward};
 use super::phy::{Card, Incoming};
 use super::state_flows::{Ends, FlowLimits, Flows};
 use super::stream::{Far, NetStream, pair};
-use crate::actors::{Counter, Fault, Progress, Protocol, SpawnError, Turn, clock};
+use crate::actors::{Counter, Fault, Layer, Progress, Protocol, SpawnError, Turn, clock};
 use crate::transports::kit::packets::{Deliver, Packets};
 use crate::transports::kit::routes::{Network, is_elsewhere};
 use crate::transports::wireguard::codec_inner::{ICMP, ICMP_V6, Inner, TCP};
@@ -155,6 +155,8 @@ pub struct Stack<U> {
     rung: Vec<usize>,
     /// Flows whose last segment may not have been sent.
     closing: Vec<usize>,
+    /// It ends with its last flow.
+    leaving: bool,
     born: Instant,
     due: bool,
     wakes: Option<Instant>,
@@ -209,6 +211,7 @@ impl<U: Uplink> Stack<U> {
             bells: Bells::new(settings.limits.flows),
             rung: Vec::new(),
             closing: Vec::new(),
+            leaving: false,
             born,
             due: false,
             wakes: None,
@@ -333,6 +336,7 @@ impl<U: Uplink> Stack<U> {
             waker,
             opened: now,
             stands: false,
+            peer_ended: false,
             heard_end: false,
             said_end: false,
             aborted: false,
@@ -432,6 +436,11 @@ impl<U: Uplink> Stack<U> {
                 flow.aborted = true;
             }
         }
+        let half_open = !flow.stands && flow.kind != Kind::Ours;
+        flow.peer_ended |= matches!(
+            socket.state(),
+            tcp::State::CloseWait | tcp::State::LastAck | tcp::State::Closing | tcp::State::TimeWait
+        );
         let waker = flow.waker.clone();
         let mut cx = Context::from_waker(&waker);
         self.counters.bytes_in.add(inward(flow, socket, &mut cx));
@@ -441,7 +450,14 @@ impl<U: Uplink> Stack<U> {
         match socket.state() {
             // A reset still has to be sent as long as the endpoints are known.
             tcp::State::Closed if socket.remote_endpoint().is_some() => self.closing.push(number),
-            tcp::State::Closed | tcp::State::TimeWait => self.leave(number),
+            // Its reader has no room: what came and was acknowledged is not lost with the connection.
+            tcp::State::Closed | tcp::State::TimeWait if socket.recv_queue() > 0 && !flow.aborted => {}
+            tcp::State::Closed | tcp::State::TimeWait => {
+                self.leave(number);
+                if half_open {
+                    self.drop_packet(turn, "half_open_too_long");
+                }
+            }
             tcp::State::Listen
             | tcp::State::SynSent
             | tcp::State::SynReceived
@@ -453,6 +469,12 @@ impl<U: Uplink> Stack<U> {
             | tcp::State::LastAck => {}
         }
         self.due = true;
+    }
+
+    fn leave_when_empty(&self, turn: &mut Turn<'_, NetMsg>) {
+        if self.leaving && self.flows.is_empty() {
+            turn.stop_when_empty();
+        }
     }
 
     fn leave(&mut self, number: usize) {
@@ -563,6 +585,7 @@ impl<U: Uplink> Stack<U> {
 impl<U: Uplink> Protocol for Stack<U> {
     type Msg = NetMsg;
     const KIND: &'static str = "netstack";
+    const LAYER: Layer = Layer::Transport;
 
     fn size(m: &NetMsg) -> usize {
         match m {
@@ -610,7 +633,15 @@ impl<U: Uplink> Protocol for Stack<U> {
     }
 
     fn flush(&mut self, turn: &mut Turn<'_, NetMsg>) -> Result<Progress, Fault> {
-        Ok(self.run(turn))
+        let progress = self.run(turn);
+        self.leave_when_empty(turn);
+        Ok(progress)
+    }
+
+    /// Who spoke through it is gone; what they said last is still sent and acknowledged.
+    fn drain(&mut self, _: Instant, turn: &mut Turn<'_, NetMsg>) {
+        self.leaving = true;
+        self.leave_when_empty(turn);
     }
 
     fn held(&self) -> usize {

@@ -3,7 +3,7 @@
 //! [`Beside`] stands before whatever is inside a tunnel and takes out the datagrams that are for a service or for a
 //! network that may be forwarded to, so that all kinds of inside serve them alike. The actor here judges them and knows
 //! the flows; each flow is an actor of its own (`datagram_flow`), with its socket. A flow that finds no room is not
-//! made, and what is for it is dropped and counted.
+//! made, and what is for it is dropped and counted. Services may change while it runs: flows of those that stay go on.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,8 @@ use super::actor::Uplink;
 use super::codec_datagram::{is_udp, read};
 use super::datagram_flow::{DatagramFlow, FlowParts, ToFlow};
 use super::state_flows::{Ends, FlowLimits, Flows};
-use crate::actors::{Control, Fault, Mail, Mesh, Place, Protocol, Refused, SpawnError, Spec, Turn};
+use crate::actors::{Control, Fault, Layer, Mail, Mesh, Place, Protocol, Refused, SpawnError, Spec, Turn};
+use crate::memory::{Snapshot, View};
 use crate::transports::kit::balance::{Address, Balancer, Picked};
 use crate::transports::kit::packets::{Deliver, Packets};
 use crate::transports::kit::routes::{Network, is_elsewhere};
@@ -53,6 +54,8 @@ pub enum ToDatagrams {
     Write(Packets),
     /// A flow has ended.
     Ended(usize, u64),
+    /// Other services have been published.
+    Changed,
 }
 
 impl fmt::Debug for ToDatagrams {
@@ -60,6 +63,7 @@ impl fmt::Debug for ToDatagrams {
         f.write_str(match self {
             Self::Write(_) => "Write",
             Self::Ended(..) => "Ended",
+            Self::Changed => "Changed",
         })
     }
 }
@@ -67,7 +71,7 @@ impl fmt::Debug for ToDatagrams {
 /// What stands before the inside of a tunnel. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Beside {
-    wanted: Arc<Wanted>,
+    wanted: Snapshot<Wanted>,
     flows: Mail<ToDatagrams>,
 }
 
@@ -105,17 +109,27 @@ impl Beside {
         uplink: impl Fn() -> U + Send + Sync + 'static,
     ) -> Result<Self, SpawnError> {
         let services = settings.services.iter().cloned().collect();
-        let wanted = Arc::new(Wanted { services, forward: settings.forward.clone() });
+        let wanted = Snapshot::new(Wanted { services, forward: settings.forward.clone() });
         let spec = Spec::named(settings.name.clone()).inbox(INBOX.0 + settings.limits.flows, INBOX.1);
-        let known = wanted.clone();
-        let flows = mesh.spawn(place, spec, move || Datagrams::new(settings, known, Arc::new(uplink)))?;
+        let view = wanted.view();
+        let flows = mesh.spawn(place, spec, move || Datagrams::new(settings, view, Arc::new(uplink)))?;
         Ok(Self { wanted, flows })
+    }
+
+    /// Takes datagrams out for these services from now on. Flows of a service that is not among them, or that leads to
+    /// another upstream, end; all others stay.
+    pub fn serve(&self, services: Vec<(SocketAddr, Arc<Balancer>)>) {
+        // What is forwarded never changes: of two who call at once the later one's services count.
+        let forward = self.wanted.read().forward.clone();
+        self.wanted.publish(Wanted { services: services.into_iter().collect(), forward });
+        // When its mailbox is full, it sees the change with what is in there.
+        let _full = self.flows.tell(ToDatagrams::Changed);
     }
 
     /// The same inside without the datagrams that are taken out before it.
     #[must_use]
     pub fn of<D: Deliver>(&self, inside: D) -> Box<dyn Deliver> {
-        Box::new(Before { beside: self.clone(), inside })
+        Box::new(Before { wanted: self.wanted.view(), beside: self.clone(), inside })
     }
 
     /// Whether its actor lives.
@@ -131,7 +145,7 @@ impl Beside {
 
     fn tell(&self, packets: Packets) -> Result<(), Packets> {
         match self.flows.tell(ToDatagrams::Write(packets)).map_err(Refused::into_inner) {
-            Ok(()) | Err(ToDatagrams::Ended(..)) => Ok(()),
+            Ok(()) | Err(ToDatagrams::Ended(..) | ToDatagrams::Changed) => Ok(()),
             Err(ToDatagrams::Write(packets)) => Err(packets),
         }
     }
@@ -139,12 +153,14 @@ impl Beside {
 
 struct Before<D> {
     beside: Beside,
+    wanted: View<Wanted>,
     inside: D,
 }
 
 impl<D: Deliver> Deliver for Before<D> {
     fn deliver(&mut self, mut packets: Packets) -> Result<Packets, Packets> {
-        let wanted = packets.iter().filter(|packet| self.beside.wanted.wants(packet)).count();
+        let wants = self.wanted.get();
+        let wanted = packets.iter().filter(|packet| wants.wants(packet)).count();
         if wanted == 0 {
             return self.inside.deliver(packets);
         }
@@ -154,7 +170,7 @@ impl<D: Deliver> Deliver for Before<D> {
         let room = || Packets::with_capacity(packets.held(), packets.len());
         let (mut taken, mut left) = (room(), room());
         for packet in packets.iter() {
-            let to = if self.beside.wanted.wants(packet) { &mut taken } else { &mut left };
+            let to = if wants.wants(packet) { &mut taken } else { &mut left };
             to.push(packet);
         }
         let inside = self.inside.deliver(left);
@@ -171,22 +187,31 @@ impl<D: Deliver> Deliver for Before<D> {
 
 type MakeUplink<U> = Arc<dyn Fn() -> U + Send + Sync>;
 
+/// A flow, and the service it is for if it is not forwarded.
+struct Running {
+    mail: Mail<ToFlow>,
+    service: Option<(SocketAddr, Arc<Balancer>)>,
+}
+
 /// The actor.
 struct Datagrams<U> {
     settings: DatagramSettings,
-    wanted: Arc<Wanted>,
+    wanted: View<Wanted>,
+    /// Of what `wanted` showed last.
+    seen: Arc<Wanted>,
     make: MakeUplink<U>,
     uplink: U,
     flows: Flows,
-    running: Vec<Option<Mail<ToFlow>>>,
+    running: Vec<Option<Running>>,
     parts: Vec<(usize, Packets)>,
     random: RandomState,
     drawn: u64,
 }
 
 impl<U: Uplink> Datagrams<U> {
-    fn new(settings: DatagramSettings, wanted: Arc<Wanted>, make: MakeUplink<U>) -> Self {
+    fn new(settings: DatagramSettings, mut wanted: View<Wanted>, make: MakeUplink<U>) -> Self {
         Self {
+            seen: wanted.shared().clone(),
             uplink: make(),
             flows: Flows::new(settings.limits),
             settings,
@@ -237,7 +262,8 @@ impl<U: Uplink> Datagrams<U> {
             self.running.resize_with(number + 1, || None);
         }
         if let Some(place) = self.running.get_mut(number) {
-            *place = Some(mail);
+            let service = self.seen.services.get(&ends.local).map(|balancer| (ends.local, balancer.clone()));
+            *place = Some(Running { mail, service });
         }
         Ok(())
     }
@@ -247,8 +273,8 @@ impl<U: Uplink> Datagrams<U> {
         ends: Ends,
         turn: &Turn<'_, ToDatagrams>,
     ) -> Result<(SocketAddr, Option<Picked>), &'static str> {
-        let Some(balancer) = self.wanted.services.get(&ends.local) else {
-            return if self.wanted.forwards(ends.local.ip()) { Ok((ends.local, None)) } else { Err("not_ours") };
+        let Some(balancer) = self.seen.services.get(&ends.local) else {
+            return if self.seen.forwards(ends.local.ip()) { Ok((ends.local, None)) } else { Err("not_ours") };
         };
         self.drawn = self.drawn.wrapping_add(1);
         let seed = balancer.seed(self.random.hash_one(self.drawn), ends.remote.ip());
@@ -260,10 +286,27 @@ impl<U: Uplink> Datagrams<U> {
     }
 
     fn hand_over(&self, number: usize, packets: Packets, turn: &Turn<'_, ToDatagrams>) {
-        let Some(mail) = self.running.get(number).and_then(Option::as_ref) else { return };
-        if let Err(refused) = mail.tell(ToFlow::Send(packets)) {
+        let Some(running) = self.running.get(number).and_then(Option::as_ref) else { return };
+        if let Err(refused) = running.mail.tell(ToFlow::Send(packets)) {
             let ToFlow::Send(packets) = refused.into_inner();
             turn.counter(DROPPED, &self.settings.name, "flow_busy").add(packets.len() as u64);
+        }
+    }
+
+    /// Ends the flows of services that are there no more, or are others.
+    fn look(&mut self) {
+        let wanted = self.wanted.shared();
+        if Arc::ptr_eq(wanted, &self.seen) {
+            return;
+        }
+        self.seen = wanted.clone();
+        for running in self.running.iter().flatten() {
+            let stays = |(at, balancer): &(SocketAddr, Arc<Balancer>)| {
+                self.seen.services.get(at).is_some_and(|now| Arc::ptr_eq(now, balancer))
+            };
+            if !running.service.as_ref().is_none_or(stays) {
+                running.mail.control(Control::Stop);
+            }
         }
     }
 
@@ -324,21 +367,24 @@ fn add(parts: &mut Vec<(usize, Packets)>, number: usize, packet: &[u8], of: &Pac
 impl<U: Uplink> Protocol for Datagrams<U> {
     type Msg = ToDatagrams;
     const KIND: &'static str = "udp_flows";
+    const LAYER: Layer = Layer::Transport;
 
     fn size(m: &ToDatagrams) -> usize {
         match m {
             ToDatagrams::Write(packets) => packets.held(),
-            ToDatagrams::Ended(..) => 0,
+            ToDatagrams::Ended(..) | ToDatagrams::Changed => 0,
         }
     }
 
     fn on(&mut self, m: ToDatagrams, turn: &mut Turn<'_, ToDatagrams>) -> Result<(), Fault> {
+        self.look();
         match m {
+            ToDatagrams::Changed => {}
             ToDatagrams::Write(packets) => self.sort(packets, turn),
             ToDatagrams::Ended(number, actor) => {
                 let place = self.running.get_mut(number);
                 if let Some(place) =
-                    place.filter(|place| place.as_ref().is_some_and(|mail| mail.id().number() == actor))
+                    place.filter(|place| place.as_ref().is_some_and(|running| running.mail.id().number() == actor))
                 {
                     *place = None;
                     self.flows.remove(number);

@@ -23,7 +23,7 @@ const OTHERS: usize = 64;
 impl Endpoint {
     /// Makes a connection for a client.
     pub(super) fn connect(&mut self, connect: Connect, turn: &Turn<'_, ToEndpoint>) {
-        let Connect { to, tls, session, reply, application } = connect;
+        let Connect { to, tls, session, log, reply, application } = connect;
         let fail = |error| Err(error);
         if self.quiet {
             drop(reply.send(fail(ConnectError::Closed)));
@@ -40,7 +40,10 @@ impl Endpoint {
                 return;
             }
         };
-        let (quic, id) = quic;
+        let (mut quic, id) = quic;
+        if let Some(log) = log.as_ref().or(self.plan.log.as_ref()) {
+            log.attach(&mut quic, Role::Client);
+        }
         // If it cannot be started, the reply is dropped with its purpose, and says `Closed`.
         let _started = self.start(quic, Role::Client, id, None, Purpose::Wanted(reply, application), turn);
     }

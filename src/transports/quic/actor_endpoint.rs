@@ -350,7 +350,7 @@ impl Endpoint {
         let at = self.free.pop().unwrap_or(self.slots.len());
         let slot = SlotId { slot: at, serial: self.plan.serials.fetch_add(1, Ordering::Relaxed) };
         let transport = self.terms().map_or_else(|| self.plan.transport.clone(), |terms| terms.transport.clone());
-        if let Some(log) = self.terms().map_or(self.plan.log.as_ref(), |terms| terms.log.as_ref()) {
+        if let Some(log) = self.terms().and_then(|terms| terms.log.as_ref()) {
             log.attach(&mut quic, role);
         }
         let engine = Engine::new(Box::new(quic), transport, role, self.arbiter, turn.now());

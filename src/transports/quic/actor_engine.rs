@@ -60,6 +60,15 @@ pub(super) type Quic = quiche::Connection<SharedBytes>;
 /// Somebody who waits for a write to be taken.
 pub(super) type Done = Reply<Result<(), StreamError>>;
 
+/// What became of datagrams that came. QUIC drops the oldest of those that nobody reads, and says nothing.
+#[derive(Debug, Default)]
+pub(super) struct Received {
+    pub(super) read: usize,
+    pub(super) dropped: usize,
+    /// QUIC had as many as it keeps since this was last looked at.
+    pub(super) full: bool,
+}
+
 /// How far a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -108,6 +117,7 @@ pub(super) struct Engine {
     pub(super) freed: bool,
     /// Datagrams were announced and not all read.
     pub(super) announced: bool,
+    pub(super) received: Received,
     /// Streams whose end is on its way and was not acknowledged when last looked at.
     leaving: Vec<StreamId>,
     look_at: usize,
@@ -149,6 +159,7 @@ impl Engine {
             next: [bit, 2 + bit],
             freed: false,
             announced: false,
+            received: Received::default(),
             leaving: Vec::new(),
             look_at: LEAVING,
             stops: Stops::default(),
@@ -558,6 +569,11 @@ impl Engine {
             let _known = self.quic.stream_priority(stream.0, 0, false);
             self.give_end(stream);
         }
+    }
+
+    /// Whether ends wait for a packet.
+    pub(super) fn has_ends(&self) -> bool {
+        !self.ends.is_empty()
     }
 
     /// When an end has waited long enough.

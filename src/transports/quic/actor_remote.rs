@@ -2,17 +2,21 @@
 //!
 //! Each waits with a reply; how many may is bounded, and one more is told `Busy`. News for an event reader are kept as
 //! flags of streams, not as a list, so that they take as much room as there are streams, however long nobody reads.
+//!
+//! Whoever waits may go away, before the answer is given or after. What an answer takes from the connection is not lost
+//! then: it stays here, or comes back ([`Back`]), for the next who asks.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
 use super::actor_engine::Engine;
-use super::messages::{Asked, Direction, Granted, NewStream, SendShared};
+use super::messages::{Asked, Back, Direction, Granted, NewStream, SendShared};
 use super::session::{Event, OpenError, Read, Session, StreamError, StreamId, StreamKind};
 use super::state_credit::take_both;
 use super::state_datagrams::{Datagram, NotQueued};
 use super::state_events::News;
+use super::state_kept::{Answered, Kept};
 use super::state_streams::Priority;
 use crate::actors::Reply;
 
@@ -23,7 +27,7 @@ const DATAGRAMS: usize = 64;
 /// Bytes answered to one read, at most.
 const READ: usize = 1 << 20;
 
-type Reading = (usize, Reply<Result<Read, StreamError>>);
+type Reading = (usize, Reply<Answered>);
 
 type Opening = (StreamKind, Priority, Reply<Result<NewStream, OpenError>>);
 
@@ -51,6 +55,8 @@ pub(super) struct Remote {
     /// Somebody has asked for events: they are kept from then on.
     watched: bool,
     news: News,
+    /// Read for somebody who is gone.
+    kept: Kept,
     waiting: usize,
 }
 
@@ -72,6 +78,16 @@ impl Remote {
     #[cfg(test)]
     pub(super) fn unaccepted(&self) -> usize {
         self.opened.iter().map(BTreeSet::len).sum()
+    }
+
+    /// Bytes that were read for somebody who is gone.
+    pub(super) const fn held(&self) -> usize {
+        self.kept.bytes()
+    }
+
+    /// Datagrams read for somebody who is gone and dropped since this was last asked.
+    pub(super) fn take_dropped(&mut self) -> u64 {
+        self.kept.take_dropped()
     }
 
     /// Whether one more may wait.
@@ -98,6 +114,7 @@ impl Remote {
             Asked::Read { stream, max, reply } => self.read(stream, max.clamp(1, READ), reply, engine),
             Asked::Stop(stream, code) => {
                 let _known = engine.stop(stream, code);
+                self.kept.forget(stream);
                 self.end_reading(stream, StreamError::Finished);
             }
             Asked::Released(stream, Direction::Send) => {
@@ -105,9 +122,10 @@ impl Remote {
             }
             Asked::Released(stream, Direction::Receive) => {
                 let _known = engine.stop(stream, 0);
+                self.kept.forget(stream);
             }
             Asked::Open { kind, priority, reply } => match engine.open(kind, priority) {
-                Ok(stream) => drop(reply.send(Ok(new_stream(stream, engine)))),
+                Ok(stream) => hand_out(stream, reply, engine),
                 Err(OpenError::Limit) if self.has_room() => {
                     self.waiting += 1;
                     self.opening.push_back((kind, priority, reply));
@@ -143,6 +161,40 @@ impl Remote {
             Asked::Info(reply) => drop(reply.send(engine.info())),
             Asked::Session(reply) => {
                 drop(reply.send(engine.quic.session().map(Bytes::copy_from_slice)));
+            }
+            Asked::Back(back) => self.take_back(back, engine),
+        }
+    }
+
+    /// Somebody has gone away with an answer: it is for the next.
+    fn take_back(&mut self, back: Back, engine: &mut Engine) {
+        if engine.end.is_some() && !matches!(back, Back::Events(_)) {
+            return;
+        }
+        match back {
+            Back::Read(stream, read) => {
+                self.kept.keep_read(stream, read);
+                self.serve_reads(stream, engine);
+            }
+            Back::Opened(Ok(new)) => unwanted(new.stream, engine),
+            Back::Accepted(Ok(new)) => {
+                if engine.is_open(new.stream) && !engine.is_given_up_unread(new.stream) {
+                    self.opened_of(new.stream.kind()).insert(new.stream);
+                    self.accept(engine);
+                }
+            }
+            Back::Opened(Err(_)) | Back::Accepted(Err(_)) => {}
+            Back::Credit(granted) => {
+                drop(granted);
+                self.serve_room(engine);
+            }
+            Back::Datagrams(batch) => {
+                self.kept.keep_datagrams(batch, engine.settings.datagrams_in);
+                self.give_datagrams(engine);
+            }
+            Back::Events(events) => {
+                self.news.put_back(events);
+                self.give_events();
             }
         }
     }
@@ -268,15 +320,14 @@ impl Remote {
     fn serve_reads(&mut self, stream: StreamId, engine: &mut Engine) {
         let Some(line) = self.reading.get_mut(&stream) else { return };
         while let Some((max, _)) = line.front() {
-            let read = engine.read(stream, *max);
+            let read = self.kept.read(stream, *max).unwrap_or_else(|| engine.read(stream, *max));
             if read == Ok(Read::Nothing) {
                 return;
             }
             if let Some((_, reply)) = line.pop_front() {
                 self.waiting -= 1;
-                if let Err(Ok(Read::Data(bytes))) = reply.send(read) {
-                    // Whoever asked is gone; a read that is given up loses what it had got, as its documentation says.
-                    tracing::trace!(%stream, bytes = bytes.len(), "read and not wanted any more");
+                if let Err(read) = reply.send(read) {
+                    self.kept.keep_read(stream, read);
                 }
             }
         }
@@ -297,10 +348,7 @@ impl Remote {
                 Err(OpenError::Limit) => self.opening.push_back((kind, priority, reply)),
                 Ok(stream) => {
                     self.waiting -= 1;
-                    if let Err(Ok(new)) = reply.send(Ok(new_stream(stream, engine))) {
-                        let _known = engine.reset(new.stream, 0);
-                        let _known = engine.stop(new.stream, 0);
-                    }
+                    hand_out(stream, reply, engine);
                 }
                 Err(error) => {
                     self.waiting -= 1;
@@ -341,13 +389,16 @@ impl Remote {
 
     fn give_datagrams(&mut self, engine: &mut Engine) {
         while !self.datagrams.is_empty() {
-            let batch: Vec<Bytes> = std::iter::from_fn(|| engine.read_datagram()).take(DATAGRAMS).collect();
+            let next = || self.kept.datagram().or_else(|| engine.read_datagram());
+            let batch: Vec<Bytes> = std::iter::from_fn(next).take(DATAGRAMS).collect();
             if batch.is_empty() {
                 return;
             }
             if let Some(reply) = self.datagrams.pop_front() {
                 self.waiting -= 1;
-                drop(reply.send(batch));
+                if let Err(batch) = reply.send(batch) {
+                    self.kept.keep_datagrams(batch, engine.settings.datagrams_in);
+                }
             }
         }
     }
@@ -374,9 +425,7 @@ impl Remote {
         if let Some(reply) = self.events.take()
             && let Err(events) = reply.send(self.news.take())
         {
-            for event in events {
-                self.news.add(&event);
-            }
+            self.news.put_back(events);
         }
     }
 
@@ -399,6 +448,7 @@ impl Remote {
             drop(reply.send(Err(NotQueued::TooLarge { max: 0 })));
         }
         self.datagrams.clear();
+        self.kept = Kept::default();
         self.opened = Default::default();
         self.waiting = 0;
     }
@@ -408,6 +458,19 @@ fn fits(waiting: &Crediting, engine: &Engine) -> bool {
     engine.send_shared(waiting.stream).is_none_or(|shared: std::sync::Arc<SendShared>| {
         waiting.bytes <= shared.credit.free() && waiting.bytes <= engine.credit.free()
     })
+}
+
+/// Gives a stream to whoever asked for one to be opened.
+fn hand_out(stream: StreamId, reply: Reply<Result<NewStream, OpenError>>, engine: &mut Engine) {
+    if reply.send(Ok(new_stream(stream, engine))).is_err() {
+        unwanted(stream, engine);
+    }
+}
+
+/// Nobody uses a stream that was opened.
+fn unwanted(stream: StreamId, engine: &mut Engine) {
+    let _known = engine.reset(stream, 0);
+    let _known = engine.stop(stream, 0);
 }
 
 fn new_stream(stream: StreamId, engine: &mut Engine) -> NewStream {

@@ -33,6 +33,21 @@ impl Engine {
         self.unread.settle()
     }
 
+    /// Packets have come.
+    pub(super) fn note_datagrams(&mut self) {
+        self.received.full |= self.quic.is_dgram_recv_queue_full();
+    }
+
+    /// Datagrams that QUIC has dropped unread since this was last asked.
+    pub(super) fn dropped_unread(&mut self) -> usize {
+        if !std::mem::take(&mut self.received.full) {
+            return 0;
+        }
+        let there = self.received.read + self.quic.dgram_recv_queue_len();
+        let dropped = self.quic.stats().dgram_recv.saturating_sub(there);
+        dropped - std::mem::replace(&mut self.received.dropped, dropped).min(dropped)
+    }
+
     /// Writes bytes, all or none, and the end behind them if they are the `last`.
     fn write_bytes(&mut self, stream: StreamId, bytes: Bytes, last: bool) -> Result<(), StreamError> {
         let credit = self.credit.free();
@@ -96,6 +111,7 @@ impl Session for Engine {
             peer: path.as_ref().map_or(unknown, |path| path.peer_addr),
             rtt: path.as_ref().map(|path| path.rtt).unwrap_or_default(),
             window: path.as_ref().map_or(0, |path| path.cwnd),
+            bandwidth: path.as_ref().and_then(|path| path.max_bandwidth),
             mtu: self.quic.max_send_udp_payload_size(),
             packets: [stats.sent as u64, stats.recv as u64, stats.lost as u64],
             bytes: [stats.sent_bytes, stats.recv_bytes, stats.lost_bytes],
@@ -261,6 +277,7 @@ impl Session for Engine {
     fn read_datagram(&mut self) -> Option<Bytes> {
         let datagram = self.quic.dgram_recv_buf().ok();
         self.announced = datagram.is_some();
+        self.received.read += usize::from(datagram.is_some());
         datagram
     }
 

@@ -119,9 +119,11 @@ pub(super) struct Counters {
     pub(super) send_errors: Counter,
     pub(super) send_blocked: Counter,
     pub(super) inbox_full: Counter,
+    pub(super) retired_id: Counter,
     pub(super) datagrams_full: Counter,
     pub(super) datagrams_expired: Counter,
     pub(super) datagrams_too_large: Counter,
+    pub(super) datagrams_unread: Counter,
     pub(super) migrations: Counter,
 }
 
@@ -136,9 +138,11 @@ impl Counters {
             send_errors: turn.counter("quic_send_errors", scope, ""),
             send_blocked: turn.counter("quic_send_blocked", scope, ""),
             inbox_full: turn.counter("quic_packets_dropped", scope, "inbox_full"),
+            retired_id: turn.counter("quic_packets_dropped", scope, "retired_id"),
             datagrams_full: turn.counter("quic_datagrams_dropped", scope, "full"),
             datagrams_expired: turn.counter("quic_datagrams_dropped", scope, "expired"),
             datagrams_too_large: turn.counter("quic_datagrams_dropped", scope, "too_large"),
+            datagrams_unread: turn.counter("quic_datagrams_dropped", scope, "unread"),
             migrations: turn.counter("quic_migrations", scope, ""),
         }
     }

@@ -12,9 +12,11 @@ use super::actor_endpoint::{Peers, Plan};
 use super::actor_qlog::Log;
 use super::handle::Connection;
 use super::messages::{Connect, ConnectError, Made, Status, ToEndpoint};
-use super::server::{StartError, connections, secrets, start_endpoint, status};
+use super::server::{A_DAY, StartError, connections, secrets, start_endpoint, status};
 use super::session::{Application, Info};
 use super::settings::ClientSettings;
+#[cfg(feature = "qlog")]
+use super::settings::Transport;
 use crate::actors::clock::{later, now};
 use crate::actors::{Budget, Control, Mail, Mesh, Reply, Strategy};
 use crate::transports::tls;
@@ -24,6 +26,8 @@ use crate::transports::udp::Group;
 #[derive(Clone)]
 pub struct QuicClient {
     inner: Arc<Inner>,
+    /// Where connections made through this handle are logged.
+    log: Option<Log>,
 }
 
 struct Inner {
@@ -68,7 +72,23 @@ impl QuicClient {
                 return Err(error);
             }
         }
-        Ok(Self { inner: Arc::new(client) })
+        Ok(Self { inner: Arc::new(client), log: None })
+    }
+
+    /// The same client; connections made through this handle and its clones are logged there, under the name `scope`.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    #[cfg(feature = "qlog")]
+    pub fn logged(&self, scope: &Arc<str>, qlog: super::Qlog) -> Result<Self, StartError> {
+        let transport = Transport { qlog: Some(qlog), ..Transport::default() };
+        let log = Log::of(&self.inner.mesh, scope, &transport).map_err(StartError::Spawn)?;
+        Ok(Self { inner: self.inner.clone(), log })
+    }
+
+    /// No more connections are made through this handle: its log ends with the last of them.
+    pub fn end_log(&self) {
+        self.log.iter().for_each(|log| log.end(later(now(), A_DAY)));
     }
 
     /// Connects; `tls` says whom the server's certificate must name, whom to trust and which protocols to offer. The
@@ -123,7 +143,8 @@ impl QuicClient {
         let at = here.unwrap_or_else(|| self.inner.turn.fetch_add(1, Ordering::Relaxed) % endpoints.len().max(1));
         let endpoint = endpoints.get(at).ok_or(ConnectError::NoSocket)?;
         let (reply, answer) = Reply::new();
-        let connect = ToEndpoint::Connect(Box::new(Connect { to, tls, session, reply, application }));
+        let log = self.log.clone();
+        let connect = ToEndpoint::Connect(Box::new(Connect { to, tls, session, log, reply, application }));
         let room = endpoint.permit(0).await.map_err(|_| ConnectError::Closed)?;
         room.tell(connect).map_err(|_| ConnectError::Closed)?;
         answer.0.await.unwrap_or(Err(ConnectError::Closed))
@@ -146,13 +167,13 @@ impl QuicClient {
     /// Makes no more connections, lets streams finish, and closes the sockets last; by `by` at the latest.
     pub fn drain(&self, by: Instant) {
         self.all().for_each(|mail| mail.control(Control::Drain(by)));
-        self.inner.log.iter().for_each(|log| log.end(by));
+        self.logs().for_each(|log| log.end(by));
     }
 
     /// Ends all connections now; handles that live elsewhere answer that theirs has ended.
     pub fn stop(&self) {
         self.all().for_each(|mail| mail.control(Control::Stop));
-        self.inner.log.iter().for_each(|log| log.end(later(now(), Duration::from_secs(1))));
+        self.logs().for_each(|log| log.end(later(now(), Duration::from_secs(1))));
     }
 
     /// Waits until all its endpoints have ended.
@@ -160,6 +181,10 @@ impl QuicClient {
         for mail in self.all() {
             mail.closed().await;
         }
+    }
+
+    fn logs(&self) -> impl Iterator<Item = &Log> {
+        self.inner.log.iter().chain(&self.log)
     }
 
     fn all(&self) -> impl Iterator<Item = &Mail<ToEndpoint>> {

@@ -14,8 +14,9 @@ use bytes::Bytes;
 
 use super::actor_engine::Engine;
 use super::handle_io::Duplex;
+use super::handle_kept::Kept;
 use super::handle_stream::{RecvStream, SendStream};
-use super::messages::{Asked, Farewell, MigrateError, NewStream, Request, ToConnection};
+use super::messages::{Asked, Back, Farewell, MigrateError, NewStream, Request, ToConnection};
 use super::session::{Code, End, Event, Info, OpenError, Role, Session, StreamId, StreamKind, Who};
 use super::state_credit::Credit;
 use super::state_datagrams::{Datagram, NotQueued};
@@ -174,6 +175,21 @@ impl Connection {
         answer.0.await.map_err(|_| Closed)
     }
 
+    /// As [`answer`](Self::answer), for an answer that takes something from the connection: if nobody takes it, it goes
+    /// back.
+    pub(super) async fn answer_kept<R: Send>(
+        &self,
+        make: impl FnOnce(Reply<R>) -> Asked,
+        back: impl FnOnce(R) -> Back,
+    ) -> Result<R, Closed> {
+        let room = self.inner.mail.permit(0).await.map_err(|_| Closed)?;
+        let (reply, answer) = Reply::new();
+        let back = |answer| ToConnection::Request(Request::OfStreams(Asked::Back(back(answer))));
+        let kept = Kept::new(answer, room, back);
+        self.tell_asked(make(reply)).await?;
+        kept.answer().await
+    }
+
     /// Which end this is.
     #[must_use]
     pub fn role(&self) -> Role {
@@ -210,61 +226,70 @@ impl Connection {
         self.inner.ended.get().map(|farewell| farewell.end.clone())
     }
 
-    /// Opens a bidirectional stream; waits until the peer allows one.
+    /// Opens a bidirectional stream; waits until the peer allows one. A call that is given up leaves none open.
     ///
     /// # Errors
     /// See [`OpenError`]; never `Limit`.
     pub async fn open(&self, priority: Priority) -> Result<(SendStream, RecvStream), OpenError> {
-        let new = self.opened(StreamKind::Bidirectional, priority).await?;
-        let id = new.stream;
-        let send = self.send_stream(new).await?;
-        Ok((send, RecvStream::new(self.clone(), id, self.room().await?)))
+        let rooms = [self.room().await?, self.room().await?];
+        self.both(self.opened(StreamKind::Bidirectional, priority).await?, rooms)
     }
 
-    /// Opens a unidirectional stream; waits until the peer allows one.
+    /// Opens a unidirectional stream; waits until the peer allows one. A call that is given up leaves none open.
     ///
     /// # Errors
     /// See [`OpenError`]; never `Limit`.
     pub async fn open_uni(&self, priority: Priority) -> Result<SendStream, OpenError> {
-        let new = self.opened(StreamKind::Unidirectional, priority).await?;
-        self.send_stream(new).await
+        let room = self.room().await?;
+        self.send_stream(self.opened(StreamKind::Unidirectional, priority).await?, room)
     }
 
     /// Takes a bidirectional stream the peer has opened; waits for one. A stream that its peer gives up before it is
-    /// taken is given up here too, and not handed out.
+    /// taken is given up here too, and not handed out. A call that is given up leaves its stream for the next.
     ///
     /// # Errors
     /// See [`OpenError`]; never `Limit`.
     pub async fn accept(&self) -> Result<(SendStream, RecvStream), OpenError> {
-        let new = self.accepted(StreamKind::Bidirectional).await?;
-        let id = new.stream;
-        let send = self.send_stream(new).await?;
-        Ok((send, RecvStream::new(self.clone(), id, self.room().await?)))
+        let rooms = [self.room().await?, self.room().await?];
+        self.both(self.accepted(StreamKind::Bidirectional).await?, rooms)
     }
 
     /// Takes a unidirectional stream the peer has opened; waits for one. One that its peer gives up before it is taken
-    /// is not handed out.
+    /// is not handed out. A call that is given up leaves its stream for the next.
     ///
     /// # Errors
     /// See [`OpenError`]; never `Limit`.
     pub async fn accept_uni(&self) -> Result<RecvStream, OpenError> {
+        let room = self.room().await?;
         let new = self.accepted(StreamKind::Unidirectional).await?;
-        Ok(RecvStream::new(self.clone(), new.stream, self.room().await?))
+        Ok(RecvStream::new(self.clone(), new.stream, room))
     }
 
     async fn opened(&self, kind: StreamKind, priority: Priority) -> Result<NewStream, OpenError> {
-        let answer = self.answer(|reply| Asked::Open { kind, priority, reply }).await;
+        let answer = self.answer_kept(|reply| Asked::Open { kind, priority, reply }, Back::Opened).await;
         answer.map_err(|_| OpenError::Closed)?
     }
 
     async fn accepted(&self, kind: StreamKind) -> Result<NewStream, OpenError> {
-        self.answer(|reply| Asked::Accept { kind, reply }).await.map_err(|_| OpenError::Closed)?
+        let answer = self.answer_kept(|reply| Asked::Accept { kind, reply }, Back::Accepted).await;
+        answer.map_err(|_| OpenError::Closed)?
     }
 
-    async fn send_stream(&self, new: NewStream) -> Result<SendStream, OpenError> {
+    /// The room for the last word of its handles was kept before the stream was asked for: nothing waits any more once
+    /// it is here.
+    fn both(
+        &self,
+        new: NewStream,
+        [sending, receiving]: [Permit<ToConnection>; 2],
+    ) -> Result<(SendStream, RecvStream), OpenError> {
+        let receive = RecvStream::new(self.clone(), new.stream, receiving);
+        Ok((self.send_stream(new, sending)?, receive))
+    }
+
+    fn send_stream(&self, new: NewStream, room: Permit<ToConnection>) -> Result<SendStream, OpenError> {
         // A stream without a send side was stopped before it came here.
         let shared = new.send.ok_or(OpenError::Closed)?;
-        Ok(SendStream::new(self.clone(), new.stream, shared, self.room().await?))
+        Ok(SendStream::new(self.clone(), new.stream, shared, room))
     }
 
     async fn room(&self) -> Result<Permit<ToConnection>, OpenError> {
@@ -304,12 +329,13 @@ impl Connection {
         self.answer(Asked::MaxDatagram).await
     }
 
-    /// Waits for datagrams; answers at least one and at most 64, in the order they came.
+    /// Waits for datagrams; answers at least one and at most 64, in the order they came. A call that is given up loses
+    /// none.
     ///
     /// # Errors
     /// [`Closed`].
     pub async fn datagrams(&self) -> Result<Vec<Bytes>, Closed> {
-        self.answer(Asked::Datagrams).await
+        self.answer_kept(Asked::Datagrams, Back::Datagrams).await
     }
 
     /// What happens from now on. One reader at a time: a second one takes over from the first.
@@ -391,6 +417,7 @@ impl Connection {
                 peer: self.inner.peer,
                 rtt: std::time::Duration::ZERO,
                 window: 0,
+                bandwidth: None,
                 mtu: 0,
                 packets: [0; 3],
                 bytes: [0; 3],
@@ -418,13 +445,13 @@ impl Events {
         self.over
     }
 
-    /// The next event; `None` after the end.
+    /// The next event; `None` after the end. A call that is given up loses none.
     pub async fn next(&mut self) -> Option<Event> {
         if self.over {
             return None;
         }
         if self.queue.is_empty() {
-            match self.connection.answer(Asked::Events).await {
+            match self.connection.answer_kept(Asked::Events, Back::Events).await {
                 Ok(events) => self.queue.extend(events),
                 Err(Closed) if self.connection.mail().is_closed() => {
                     self.queue.push_back(Event::Closed(self.connection.farewell().end));

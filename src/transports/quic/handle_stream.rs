@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 
 use super::handle::{Closed, Connection};
-use super::messages::{Asked, Direction, Granted, Request, SendShared, ToConnection};
+use super::messages::{Asked, Back, Direction, Granted, Request, SendShared, ToConnection};
 use super::session::{Read, StreamError, StreamId};
 use super::state_credit::take_both;
 use super::state_streams::Priority;
@@ -155,9 +155,8 @@ impl SendStream {
 
     /// Waits for credit for `bytes`, and for room in the mailbox to say it.
     pub(super) async fn reserve(&self, bytes: usize) -> Result<(Granted, Permit<ToConnection>), StreamError> {
-        let granted = self.credit(bytes).await?;
         let room = self.inner.connection.mail().permit(0).await.map_err(|_| self.why())?;
-        Ok((granted, room))
+        Ok((self.credit(bytes).await?, room))
     }
 
     /// Writes bytes for which both were reserved.
@@ -186,7 +185,8 @@ impl SendStream {
             return Ok(Granted { stream: shared.clone(), connection: connection.clone(), bytes });
         }
         let stream = self.inner.id;
-        let asked = self.inner.connection.answer(|reply| Asked::Credit { stream, bytes, reply }).await;
+        let asked =
+            self.inner.connection.answer_kept(|reply| Asked::Credit { stream, bytes, reply }, Back::Credit).await;
         match asked {
             // The actor's word for a stream that is over; the reason is in `fate`.
             Ok(Err(StreamError::Finished)) => Err(self.why_finished()),
@@ -296,13 +296,14 @@ impl RecvStream {
     /// Waits for data: at most `max` bytes (1 MiB at most), or `None` at the end. What nobody reads stays with QUIC,
     /// whose flow control then holds the peer back.
     ///
-    /// A call that is given up while it waits may take data with it that came in the same moment.
+    /// A call that is given up while it waits loses nothing: what it had got is for the next.
     ///
     /// # Errors
     /// See [`StreamError`].
     pub async fn read(&self, max: usize) -> Result<Option<Bytes>, StreamError> {
         let stream = self.inner.id;
-        let read = self.inner.connection.answer(|reply| Asked::Read { stream, max, reply }).await;
+        let back = |read| Back::Read(stream, read);
+        let read = self.inner.connection.answer_kept(|reply| Asked::Read { stream, max, reply }, back).await;
         match read {
             Ok(Ok(Read::Data(bytes))) => Ok(Some(bytes)),
             Ok(Ok(Read::End | Read::Nothing)) => Ok(None),

@@ -7,12 +7,14 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::actor_qlog::Log;
 use super::codec::Cid;
 use super::handle::Connection;
-use super::session::{Application, End, Event, Info, OpenError, Read, StreamError, StreamId, StreamKind};
+use super::session::{Application, End, Event, Info, OpenError, StreamError, StreamId, StreamKind};
 use super::settings::Terms;
 use super::state_credit::Credit;
 use super::state_datagrams::{Datagram, NotQueued};
+use super::state_kept::Answered;
 use super::state_streams::Priority;
 use crate::actors::{Mail, Reply};
 use crate::transports::tls;
@@ -88,7 +90,7 @@ pub(super) enum Asked {
     Read {
         stream: StreamId,
         max: usize,
-        reply: Reply<Result<Read, StreamError>>,
+        reply: Reply<Answered>,
     },
     Stop(StreamId, u64),
     /// The last handle of a direction is gone.
@@ -113,6 +115,19 @@ pub(super) enum Asked {
     Events(Reply<Vec<Event>>),
     Info(Reply<Info>),
     Session(Reply<Option<Bytes>>),
+    /// An answer that nobody took.
+    Back(Back),
+}
+
+/// Answers that are not lost when nobody takes them.
+pub(super) enum Back {
+    Read(StreamId, Answered),
+    Opened(Result<NewStream, OpenError>),
+    Accepted(Result<NewStream, OpenError>),
+    /// The credit is given back with it.
+    Credit(Result<Granted, StreamError>),
+    Datagrams(Vec<Bytes>),
+    Events(Vec<Event>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,6 +222,8 @@ pub(super) struct Connect {
     pub(super) to: SocketAddr,
     pub(super) tls: Arc<tls::ClientSettings>,
     pub(super) session: Option<Bytes>,
+    /// Where it is logged, instead of where the client's are.
+    pub(super) log: Option<Log>,
     pub(super) reply: Reply<Result<Connection, ConnectError>>,
     /// What runs inside the connection, if not its handle's users.
     pub(super) application: Option<Made>,

@@ -18,14 +18,15 @@ use super::actor_listen::Listen;
 use super::actor_qlog::Log;
 use super::codec_token::Secrets;
 use super::handle::{Closed, Connection};
+use super::handle_kept::Kept;
 use super::messages::{Asked, Request, Status, ToConnection, ToEndpoint};
 use super::session::{Application, Info, Session};
 use super::settings::{ServerSettings, Terms};
 use super::state_admission::Limits;
 use crate::actors::clock::{later, now};
 use crate::actors::{
-    AskError, Budget, Control, Exit, Fault, Group as Supervised, Mail, Mesh, Place, Protocol, Reply, SpawnError, Spec,
-    Strategy, Turn,
+    AskError, Budget, Control, Exit, Fault, Group as Supervised, Mail, Mesh, Permit, Place, Protocol, Reply,
+    SpawnError, Spec, Strategy, Turn,
 };
 use crate::memory::{Secret, Snapshot};
 use crate::transports::tls;
@@ -39,7 +40,7 @@ const INBOX_BYTES: usize = 8 << 20;
 /// Messages each connection may have on the way to its endpoint at once.
 const EACH: usize = 4;
 /// Longer than connections go on, mostly.
-const A_DAY: Duration = Duration::from_secs(86_400);
+pub(super) const A_DAY: Duration = Duration::from_secs(86_400);
 /// Connections on each arbiter for whose messages there is room, at least: so many a reload may allow.
 const MOST: usize = 100_000;
 /// Those who may wait for a connection at once.
@@ -136,7 +137,7 @@ impl QuicServer {
         // One that gives up takes the others along: a port that is read in part would lose a part of all clients.
         let supervised = mesh.group(Strategy::OneForOne, Budget::default());
         let backlog = settings.backlog;
-        let spec = Spec::named(settings.name.clone()).inbox(backlog.max(1) + ACCEPTING, usize::MAX);
+        let spec = Spec::named(settings.name.clone()).inbox(backlog.max(1) + 2 * ACCEPTING, usize::MAX);
         let scope = settings.name.clone();
         let make =
             move || Backlog { scope: scope.clone(), most: backlog, arrived: VecDeque::new(), waiting: VecDeque::new() };
@@ -208,15 +209,20 @@ impl QuicServer {
         self.inner.steered
     }
 
-    /// Takes a connection that no application took; waits for one.
+    /// Takes a connection that no application took; waits for one. A call that is given up leaves its connection for the
+    /// next.
     ///
     /// # Errors
     /// [`Closed`] when the server has been stopped.
     pub async fn accept(&self) -> Result<Connection, Closed> {
         let (reply, answer) = Reply::new();
-        let room = self.inner.backlog.permit(0).await.map_err(|_| Closed)?;
-        room.tell(ToBacklog::Next(reply)).map_err(|_| Closed)?;
-        answer.0.await.map_err(|_| Closed)
+        let kept = Kept::new(answer, self.room().await?, ToBacklog::Back);
+        self.room().await?.tell(ToBacklog::Next(reply)).map_err(|_| Closed)?;
+        kept.answer().await
+    }
+
+    async fn room(&self) -> Result<Permit<ToBacklog>, Closed> {
+        self.inner.backlog.permit(0).await.map_err(|_| Closed)
     }
 
     /// Uses other certificates for new connections, on all arbiters or on none; answers which generation they are.
@@ -271,7 +277,9 @@ impl QuicServer {
         let generation = inner.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let terms = Arc::new(Terms { generation, ..terms });
         let publish = || {
-            inner.terms.update(|now| if now.generation < generation { terms.clone() } else { now.clone() });
+            // Overtaken a hundred times, it would have been by newer ones.
+            let _newer =
+                inner.terms.update(|now| if now.generation < generation { terms.clone() } else { now.clone() });
         };
         let before = inner.terms.read().log.clone();
         let done = tls::reload(&inner.endpoints, generation, &terms, PATIENCE * 5, ToEndpoint::Reload, publish).await;
@@ -391,6 +399,8 @@ pub(super) async fn connections(endpoints: &[Mail<ToEndpoint>], most: usize) -> 
 enum ToBacklog {
     Arrived(Connection),
     Next(Reply<Connection>),
+    /// An answer that nobody took.
+    Back(Connection),
 }
 
 /// The line of connections that wait to be accepted.
@@ -408,6 +418,7 @@ impl Protocol for Backlog {
     fn on(&mut self, m: ToBacklog, turn: &mut Turn<'_, ToBacklog>) -> Result<(), Fault> {
         match m {
             ToBacklog::Arrived(connection) => self.arrived.push_back(connection),
+            ToBacklog::Back(connection) => self.arrived.push_front(connection),
             ToBacklog::Next(reply) if self.waiting.len() < ACCEPTING => self.waiting.push_back(reply),
             // Dropped: whoever asked learns `Closed`.
             ToBacklog::Next(_) => {}

@@ -255,6 +255,8 @@ pub struct Info {
     pub rtt: Duration,
     /// The congestion window, in bytes.
     pub window: usize,
+    /// What congestion control takes for the path's bandwidth, in bytes a second: BBR2 alone does.
+    pub bandwidth: Option<u64>,
     /// Bytes of a full datagram.
     pub mtu: usize,
     /// Packets sent, received, and found lost.

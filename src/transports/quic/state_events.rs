@@ -74,6 +74,15 @@ impl News {
         }
     }
 
+    /// Takes back what was taken and not read: it is older than what has become new since.
+    pub(super) fn put_back(&mut self, older: Vec<Event>) {
+        let newer = self.take();
+        self.over = false;
+        for event in older.into_iter().chain(newer) {
+            self.add(&event);
+        }
+    }
+
     fn fresh(&mut self, stream: StreamId) -> &mut Fresh {
         if self.streams.len() >= STREAMS && !self.streams.contains_key(&stream) {
             self.streams.pop_first();
@@ -167,5 +176,22 @@ mod tests {
         assert_eq!(news.take(), [Event::Closed(end("first"))]);
         news.add(&Event::Closed(end("third")));
         assert!(news.is_empty() && news.take().is_empty());
+    }
+
+    #[test]
+    fn what_comes_back_is_older_and_the_end_stays_last() {
+        let mut news = News::default();
+        let (old, new) = (SocketAddr::from(([127, 0, 0, 1], 1)), SocketAddr::from(([127, 0, 0, 1], 2)));
+        let moved = |peer| Event::PathChanged { local: old, peer };
+        news.add(&moved(old));
+        news.add(&Event::Readable(StreamId(4)));
+        let taken = news.take();
+        news.add(&moved(new));
+        news.add(&Event::Closed(end("first")));
+        news.put_back(taken);
+        let all = [moved(new), Event::Readable(StreamId(4)), Event::Closed(end("first"))];
+        assert_eq!(news.take(), all);
+        news.put_back(all.to_vec());
+        assert_eq!((news.take(), news.is_empty()), (all.to_vec(), true));
     }
 }

@@ -106,6 +106,7 @@ fn a_stream_that_has_ended_unread_leaves_room_for_others() {
                 ends.client.reset(stream, 9).unwrap();
                 ends.settle();
             }
+            assert!(ends.server.quic.stream_readable(stream.0), "nobody has read it");
             ends.server.stop(stream, 5).unwrap();
             if kind == StreamKind::Bidirectional {
                 ends.server.finish(stream).unwrap();
@@ -113,6 +114,8 @@ fn a_stream_that_has_ended_unread_leaves_room_for_others() {
                 assert_eq!(ends.client.read(stream, 100), Ok(Read::End));
             }
             ends.settle();
+            let news = happened(&mut ends.client);
+            assert!(!news.contains(&Event::Stopped(stream, 5)), "all of it was here: there is nothing to stop");
             assert_eq!((ends.server.info().streams, ends.client.info().streams), (0, 0), "round {round}");
         }
     }

@@ -131,11 +131,23 @@ impl Pipes {
 }
 
 impl<C: Wire, U: Wire> Ends<C, U> {
-    fn plain(&self, side: Side) -> Option<Plain<'_>> {
+    /// One of them, if it is there. What is read and written goes another way: each kind is compiled for itself there.
+    fn end(&self, side: Side) -> Option<&dyn Wire> {
         match side {
-            Side::Client => self.client.as_ref().ok()?.plain(),
-            Side::Upstream => self.upstream.as_ref()?.plain(),
+            Side::Client => self.client.as_ref().ok().map(|end| end as &dyn Wire),
+            Side::Upstream => self.upstream.as_ref().map(|end| end as &dyn Wire),
         }
+    }
+
+    fn end_mut(&mut self, side: Side) -> Option<&mut dyn Wire> {
+        match side {
+            Side::Client => self.client.as_mut().ok().map(|end| end as &mut dyn Wire),
+            Side::Upstream => self.upstream.as_mut().map(|end| end as &mut dyn Wire),
+        }
+    }
+
+    fn plain(&self, side: Side) -> Option<Plain<'_>> {
+        self.end(side)?.plain()
     }
 
     fn are_plain(&self) -> bool {
@@ -169,34 +181,6 @@ impl<C: Wire, U: Wire> Ends<C, U> {
             Side::Upstream => self.upstream.as_mut().map(|end| Pin::new(end).poll_shutdown(cx)),
         };
         answer.unwrap_or(Poll::Pending)
-    }
-
-    fn is_broken(&self, side: Side) -> bool {
-        match side {
-            Side::Client => self.client.as_ref().is_ok_and(Wire::is_broken),
-            Side::Upstream => self.upstream.as_ref().is_some_and(Wire::is_broken),
-        }
-    }
-
-    fn refuse(&mut self, side: Side) {
-        match side {
-            Side::Client => self.client.iter_mut().for_each(Wire::refuse),
-            Side::Upstream => self.upstream.iter_mut().for_each(Wire::refuse),
-        }
-    }
-
-    fn end_as_one(&self, side: Side) -> bool {
-        match side {
-            Side::Client => self.client.iter().all(Wire::ends_as_one),
-            Side::Upstream => self.upstream.iter().all(Wire::ends_as_one),
-        }
-    }
-
-    fn abort(&mut self, side: Side) {
-        match side {
-            Side::Client => self.client.iter_mut().for_each(Wire::abort),
-            Side::Upstream => self.upstream.iter_mut().for_each(Wire::abort),
-        }
     }
 }
 
@@ -482,8 +466,11 @@ impl<C: Wire, D: Dial> Relay<C, D> {
     /// Cuts what has not ended in order.
     fn abort(&mut self) {
         for side in [Side::Client, Side::Upstream] {
-            if self.state.aborts(side, self.ends.end_as_one(side)) {
-                self.ends.abort(side);
+            let as_one = self.ends.end(side).is_none_or(Wire::ends_as_one);
+            if self.state.aborts(side, as_one)
+                && let Some(end) = self.ends.end_mut(side)
+            {
+                end.abort();
             }
         }
     }
@@ -537,7 +524,7 @@ impl<C: Wire + 'static, D: Dial> Protocol for Relay<C, D> {
         self.state.handle(Input::Deadline, turn.now());
         if self.state.take_probe() {
             for side in [Side::Client, Side::Upstream] {
-                if !self.state.wants_read(side) && self.ends.is_broken(side) {
+                if !self.state.wants_read(side) && self.ends.end(side).is_some_and(Wire::is_broken) {
                     self.state.handle(Input::Reset(side), turn.now());
                 }
             }
@@ -548,8 +535,10 @@ impl<C: Wire + 'static, D: Dial> Protocol for Relay<C, D> {
     fn flush(&mut self, turn: &mut Turn<'_, Never>) -> Result<Progress, Fault> {
         self.account(turn);
         for side in [Side::Client, Side::Upstream] {
-            if self.state.take_refused(side) {
-                self.ends.refuse(side);
+            if self.state.take_refused(side)
+                && let Some(end) = self.ends.end_mut(side)
+            {
+                end.refuse();
             }
         }
         let Some(end) = self.state.end() else { return Ok(Progress::Idle) };

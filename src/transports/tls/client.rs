@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use boring::ssl::{SslContextBuilder, SslMethod, SslVerifyMode, SslVersion};
 use boring::x509::store::X509StoreBuilder;
-use boring::x509::verify::X509CheckFlags;
+use boring::x509::verify::{X509CheckFlags, X509VerifyFlags};
 
 use super::TlsError;
 use super::certificate::{Certificate, certificates};
@@ -133,7 +133,11 @@ impl ClientSettings {
                     store.add_cert(&authority)?;
                 }
             }
-            Roots::Only(certificate) => store.add_cert(&certificate.leaf)?,
+            Roots::Only(certificate) => {
+                store.add_cert(&certificate.leaf)?;
+                // Also one that an authority signed, which is not asked for.
+                store.verify_param_mut().try_set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
+            }
         }
         // The name is demanded here and not by each connection, since a connection to an address sends no SNI, and
         // without SNI quiche checks no name.

@@ -3,7 +3,8 @@
 //! What goes out of the kernel: super-packets, cut into a batch, handed to a [`Deliver`]; one that has no room makes
 //! this actor stop reading and try again within a millisecond, while the kernel queues and then drops as for any slow
 //! link. What comes in: batches ([`TunMsg::Write`]), joined to super-packets, one write each. Writing never waits. An
-//! interface that is removed while it runs ends the actor, with the reason `tun_gone`.
+//! interface that is removed while it runs ends the actor, with the reason `tun_gone`: the next packet shows it, or one
+//! read a second where there is none, since the event loop is not told.
 //!
 //! Counted by the interface's scope: `tun_packets_out`, `tun_packets_in` and `tun_writes`; `tun_dropped` with its
 //! reason; `tun_offload_off` when joining was given up.
@@ -21,13 +22,18 @@ use super::codec_merge::{Item, Joins, LONGEST_HEADERS, MOST_JOINED, Merge};
 use super::codec_split::Cut;
 use super::device::Tun;
 use super::state::{After, State};
-use crate::actors::{Counter, Fault, Mail, Progress, Protocol, Refused, Turn, clock};
+use crate::actors::{Counter, Fault, Layer, Mail, Progress, Protocol, Refused, Turn, clock};
 use crate::transports::kit::packets::{Deliver, Packets};
 
 /// Reads in one turn, at most: some 2 MiB of super-packets.
 const READS_PER_TURN: usize = 32;
 /// How long a receiver without room is given before it is offered the batch again.
 const RETRY: Duration = Duration::from_micros(500);
+/// How often it is looked whether the interface is still there.
+const LOOK: Duration = Duration::from_secs(1);
+/// At its end: a kernel that has sent nothing for so long has nothing more to send. Longer than Linux waits for an
+/// acknowledgement on a short path (200 ms at least, RFC 6298 asks for a second).
+const QUIET: Duration = Duration::from_millis(250);
 
 /// What others may tell the actor of an interface.
 #[derive(Debug)]
@@ -78,6 +84,10 @@ pub struct TunActor<D> {
     filling: Packets,
     /// The receiver had no room; reading goes on then.
     retry_at: Option<Instant>,
+    /// When it is looked whether the interface is still there.
+    look_at: Instant,
+    /// It is to end, and does then unless something comes before.
+    quiet_at: Option<Instant>,
     gone: bool,
 }
 
@@ -103,12 +113,15 @@ impl<D: Deliver> TunActor<D> {
             cutting: None,
             filling: Packets::none(),
             retry_at: None,
+            look_at: clock::later(clock::now(), LOOK),
+            quiet_at: None,
             gone: false,
         }
     }
 
     /// Reads until there is nothing more, the turn's share is used up, or the receiver has no room.
     fn read(&mut self, turn: &Turn<'_, TunMsg>) -> Progress {
+        self.look(turn);
         let mut reads = 0;
         while self.retry_at.is_none() && !self.gone {
             if let Some((length, mut cut)) = self.cutting.take() {
@@ -144,19 +157,44 @@ impl<D: Deliver> TunActor<D> {
             match ready.try_io(|tun| tun.get_ref().read(&mut self.buffer)) {
                 Err(_would_block) => {}
                 Ok(Ok(length)) => self.take_in(turn, length),
-                Ok(Err(error)) => match self.state.read_failed(error.raw_os_error().unwrap_or(0)) {
-                    After::Gone => self.gone = true,
-                    After::Lost(reason) => self.drop_packets(turn, reason, 1),
-                    After::Singly => {}
-                },
+                Ok(Err(error)) => self.read_failed(turn, &error),
             }
         }
         self.hand_over(turn);
         Progress::Idle
     }
 
+    /// Reads without having been called: a read is what tells that the interface is gone.
+    fn look(&mut self, turn: &Turn<'_, TunMsg>) {
+        if turn.now() < self.look_at {
+            return;
+        }
+        self.look_at = clock::later(turn.now(), LOOK);
+        // What is cut lies in the buffer.
+        if self.gone || self.cutting.is_some() {
+            return;
+        }
+        let Ok(tun) = &self.tun else { return };
+        match tun.get_ref().read(&mut self.buffer) {
+            Ok(length) => self.take_in(turn, length),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => self.read_failed(turn, &error),
+        }
+    }
+
+    fn read_failed(&mut self, turn: &Turn<'_, TunMsg>, error: &io::Error) {
+        match self.state.read_failed(error.raw_os_error().unwrap_or(0)) {
+            After::Gone => self.gone = true,
+            After::Lost(reason) => self.drop_packets(turn, reason, 1),
+            After::Singly => {}
+        }
+    }
+
     /// Looks at what was read.
     fn take_in(&mut self, turn: &Turn<'_, TunMsg>, length: usize) {
+        if let Some(quiet_at) = &mut self.quiet_at {
+            *quiet_at = clock::later(turn.now(), QUIET);
+        }
         let read = self.buffer.get(..length).unwrap_or_default();
         let cut = if self.header {
             VirtioHeader::decode(read)
@@ -265,6 +303,7 @@ impl<D: Deliver> TunActor<D> {
 impl<D: Deliver> Protocol for TunActor<D> {
     type Msg = TunMsg;
     const KIND: &'static str = "tun";
+    const LAYER: Layer = Layer::Transport;
 
     fn size(m: &TunMsg) -> usize {
         match m {
@@ -303,11 +342,19 @@ impl<D: Deliver> Protocol for TunActor<D> {
         if self.gone { Err(Fault::local("tun_gone", "the interface was removed")) } else { Ok(Progress::Idle) }
     }
 
+    /// Who spoke through it is gone, but the kernel still sends what they said last.
+    fn drain(&mut self, _: Instant, turn: &mut Turn<'_, TunMsg>) {
+        self.quiet_at = Some(clock::later(turn.now(), QUIET));
+    }
+
     fn deadline(&self) -> Option<Instant> {
-        self.retry_at
+        [self.retry_at, self.quiet_at, Some(self.look_at)].into_iter().flatten().min()
     }
 
     fn on_deadline(&mut self, turn: &mut Turn<'_, TunMsg>) -> Result<(), Fault> {
+        if self.quiet_at.is_some_and(|at| at <= turn.now()) {
+            turn.stop();
+        }
         // `io` follows in this turn and reads on.
         self.retry_at = self.retry_at.filter(|at| *at > turn.now());
         self.hand_over(turn);

@@ -32,7 +32,7 @@ use super::state_limits::Sources;
 use super::state_replay::Seen;
 use super::state_train::{ROOM, Train};
 use super::table::{InsideSlot, Published};
-use crate::actors::{Control, Counter, Exit, Fault, Mail, Progress, Protocol, Reply, Turn, clock};
+use crate::actors::{Control, Counter, Exit, Fault, Layer, Mail, Progress, Protocol, Reply, Turn, clock};
 use crate::transports::kit::packets::Packets;
 use crate::transports::udp::{Options, RecvMeta, UdpSocket};
 
@@ -392,6 +392,7 @@ fn canonical(from: SocketAddr) -> SocketAddr {
 impl Protocol for Device {
     type Msg = DeviceMsg;
     const KIND: &'static str = "wireguard";
+    const LAYER: Layer = Layer::Link;
 
     fn size(m: &DeviceMsg) -> usize {
         match m {

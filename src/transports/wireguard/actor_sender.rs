@@ -13,7 +13,7 @@ use std::task::Poll;
 use super::actor_session::SessionMsg;
 use super::counts::Drops;
 use super::state_train::Train;
-use crate::actors::{Counter, Fault, Mail, Progress, Protocol, Turn};
+use crate::actors::{Counter, Fault, Layer, Mail, Progress, Protocol, Turn};
 use crate::transports::udp::{Options, Transmit, UdpSocket};
 
 /// Bytes that wait for the kernel, at most.
@@ -121,6 +121,7 @@ fn reachable(to: SocketAddr, local: SocketAddr) -> SocketAddr {
 impl Protocol for Sender {
     type Msg = SenderMsg;
     const KIND: &'static str = "wireguard_tx";
+    const LAYER: Layer = Layer::Link;
 
     fn size(m: &SenderMsg) -> usize {
         let SenderMsg::Send(train, _) = m;

@@ -20,7 +20,7 @@ use super::settings::{PeerSettings, PeerToPeer};
 use super::state_limits::PeerBuckets;
 use super::state_train::{MOST_BYTES, ROOM, Train};
 use super::table::{InsideSlot, View};
-use crate::actors::{Counter, Exit, Fault, Mail, Progress, Protocol, Refused, Traffic, Turn, clock};
+use crate::actors::{Counter, Exit, Fault, Layer, Mail, Progress, Protocol, Refused, Traffic, Turn, clock};
 use crate::transports::kit::packets::{Deliver, Packets};
 
 /// How often the device hears of traffic.
@@ -519,6 +519,7 @@ fn add_to(across: &mut Vec<(u32, Packets)>, peer: u32, packet: &[u8]) {
 impl<E: Engine> Protocol for Session<E> {
     type Msg = SessionMsg;
     const KIND: &'static str = "wireguard_peer";
+    const LAYER: Layer = Layer::Link;
 
     fn size(m: &SessionMsg) -> usize {
         match m {
