@@ -291,7 +291,7 @@ impl Builder {
         );
         let upstreams = upstreams.map_err(StartError::Spawn)?;
         #[cfg(feature = "moq")]
-        upstreams.relays().prepare(mesh, config).map_err(StartError::Spawn)?;
+        upstreams.relays().prepare(mesh, config, &upstreams).map_err(StartError::Spawn)?;
         let mut prepared = Vec::new();
         let tcp = config.listeners.iter().filter(|listener| tunnels::is_tcp(listener));
         for (listener, socket) in tcp.zip(parts.bound) {
@@ -300,7 +300,14 @@ impl Builder {
             let port = listeners::port_of(listener, &socket);
             let (made, web) = listeners::prepare(listener, around, None, port)?;
             let occupancy = Arc::default();
-            prepared.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
+            prepared.push(listeners::Prepared {
+                listener: listener.clone(),
+                socket,
+                made,
+                web,
+                occupancy,
+                inside: None,
+            });
         }
         // Before listeners: whoever they let in may be led into a tunnel.
         let around = tunnels::Around {

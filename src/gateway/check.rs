@@ -20,6 +20,8 @@ pub(super) mod upstream;
 #[cfg(feature = "wireguard")]
 pub(super) mod wireguard;
 #[cfg(feature = "wireguard")]
+mod wireguard_peer;
+#[cfg(feature = "wireguard")]
 pub(super) mod wireguard_service;
 
 use std::collections::BTreeSet;

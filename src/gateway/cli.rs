@@ -105,7 +105,7 @@ pub(super) enum KeyKind {
 pub(super) enum WireguardCommand {
     /// Print a wg-quick file for a peer of this configuration
     Client {
-        /// The peer's name in the configuration
+        /// The peer's name in the configuration, or its public key
         name: String,
         /// Where the client finds this gateway; default: where it listens
         #[arg(long, value_name = "HOST:PORT")]

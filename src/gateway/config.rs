@@ -28,7 +28,7 @@ pub use quic::{
     Certificate, CertificateSource, Congestion, ListenerTls, Quic, QuicService, QuicSettings, Retry, Route, UpstreamTls,
 };
 
-pub use moq::{Moq, MoqScope, MoqToken, MoqWhenSlow};
+pub use moq::{Moq, MoqOrigin, MoqScope, MoqToken, MoqWhenSlow};
 pub use udp::Udp;
 #[cfg(feature = "wireguard")]
 pub use wireguard::{InsideService, Key, Mode, Offload, Peer, Speaks, ThreadingMode, Wireguard};

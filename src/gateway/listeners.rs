@@ -251,6 +251,8 @@ pub(super) struct Prepared {
     pub(super) web: Option<Web>,
     /// Who is in: of the listener's predecessor, if it has one.
     pub(super) occupancy: Arc<Occupancy>,
+    /// The tunnel in which its address is, if it is not the host's.
+    pub(super) inside: Option<String>,
 }
 
 /// Starts the acceptors. They share the data arbiters by turns.
@@ -261,7 +263,7 @@ pub(super) fn start_all(
     passed: &Passed,
 ) -> Result<Vec<Arc<ListenerStatus>>, StartError> {
     let mut started = Vec::new();
-    for (index, Prepared { listener, socket, made, web, occupancy }) in bound.into_iter().enumerate() {
+    for (index, Prepared { listener, socket, made, web, occupancy, inside }) in bound.into_iter().enumerate() {
         let address = socket.local_addr().unwrap_or(listener.listen);
         let name: Arc<str> = Arc::from(listener.name.as_str());
         let settings = AcceptorSettings {
@@ -281,7 +283,8 @@ pub(super) fn start_all(
                 return Err(StartError::Spawn(error));
             }
         };
-        tracing::info!(listener = %name, %address, protocol = name_of(&listener.protocol), "listening");
+        let (protocol, inside) = (name_of(&listener.protocol), inside.as_deref().map(tracing::field::display));
+        tracing::info!(listener = %name, %address, inside, protocol, "listening");
         started.push(Arc::new(ListenerStatus {
             name,
             address,

@@ -3,7 +3,8 @@
 //! A relay goes on over a reload as long as its listener keeps its name and its `[listener.moq]`; else clients from then
 //! on get another, and those of before go on with theirs. Routes of WebTransport lead to the relay of the first
 //! listener that has one, to its scope of the same path if there is one; without such a listener they have one of their
-//! own.
+//! own. A scope with an `upstream` is an edge of the relay there; when its relay is replaced, those who stay with the one
+//! of before have no upstream any more.
 
 #[cfg(feature = "moq")]
 pub(super) mod api;
@@ -12,15 +13,20 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::config::{Config, HttpAction, Moq, MoqWhenSlow, Protocol};
+use super::upstreams::Upstreams;
 use crate::actors::{Mesh, SpawnError};
+use crate::transports::kit::balance::Balancer;
 use crate::transports::moq::model_names::Namespace;
+use crate::transports::moq::model_params::Token;
 use crate::transports::moq::state_cache;
 use crate::transports::moq::state_directory;
 use crate::transports::moq::state_rights::{Grant, Rights, Static};
-use crate::transports::moq::{Relay, RelaySettings, Scope, Site, WhenSlow};
+use crate::transports::moq::{Origin, OriginSettings, Relay, RelaySettings, Scope, Site, WhenSlow};
+use crate::transports::relay::{LinkSettings, Links};
 
 /// The name of the relay that routes have without a listener.
 const OWN: &str = "webtransport";
@@ -31,8 +37,20 @@ pub(super) struct Relays {
     shared: Arc<Shared>,
 }
 
-/// A relay as it was configured, what sessions see of it, and its scopes.
-type Running = (Moq, Arc<Site>, Vec<Scope>);
+/// A relay as it was configured, what sessions see of it, and its scopes with their origins.
+struct Running {
+    moq: Moq,
+    site: Arc<Site>,
+    scopes: Vec<Scope>,
+    origins: Vec<Option<Way>>,
+}
+
+/// The way to an origin: which servers, over what, and what goes there.
+struct Way {
+    servers: Arc<Balancer>,
+    links: Links,
+    _origin: Origin,
+}
 
 #[derive(Default)]
 struct Shared {
@@ -50,7 +68,7 @@ impl Relays {
     ///
     /// # Errors
     /// See [`Mesh::spawn`].
-    pub(super) fn prepare(&self, mesh: &Mesh, config: &Config) -> Result<(), SpawnError> {
+    pub(super) fn prepare(&self, mesh: &Mesh, config: &Config, upstreams: &Upstreams) -> Result<(), SpawnError> {
         let mut wanted: Vec<(String, Moq)> = Vec::new();
         for listener in &config.listeners {
             if let Protocol::Quic(quic) = &listener.protocol
@@ -72,9 +90,10 @@ impl Relays {
             wanted.push((OWN.to_owned(), Moq::default()));
         }
         let mut by_listener = self.shared.by_listener.lock();
-        by_listener.retain(|name, (moq, ..)| wanted.iter().any(|(wanted, settings)| wanted == name && settings == moq));
+        by_listener.retain(|name, running| wanted.iter().any(|(wanted, moq)| wanted == name && *moq == running.moq));
         for (name, moq) in wanted {
-            if by_listener.contains_key(&name) {
+            if let Some(running) = by_listener.get_mut(&name) {
+                running.lead(mesh, upstreams)?;
                 continue;
             }
             let scope: Arc<str> = Arc::from(name.as_str());
@@ -85,20 +104,23 @@ impl Relays {
                 scopes.push(Scope { path: of.path.clone(), authority: of.authority.clone(), relay });
             }
             let site = Site::over_quic(scope, scopes.clone());
-            by_listener.insert(name, (moq, site, scopes));
+            let origins = moq.scopes.iter().map(|_| None).collect();
+            let mut running = Running { moq, site, scopes, origins };
+            running.lead(mesh, upstreams)?;
+            by_listener.insert(name, running);
         }
         Ok(())
     }
 
     /// What a listener serves over QUIC.
     pub(super) fn of_listener(&self, name: &str) -> Option<Arc<Site>> {
-        self.shared.by_listener.lock().get(name).map(|(_, site, _)| site.clone())
+        self.shared.by_listener.lock().get(name).map(|running| running.site.clone())
     }
 
     /// What a route of WebTransport serves, by its path.
     pub(super) fn of_route(&self, path: Option<&str>, listener: &str) -> Option<Arc<Site>> {
         let by_listener = self.shared.by_listener.lock();
-        let (_, _, scopes) = by_listener.values().next()?;
+        let scopes = &by_listener.values().next()?.scopes;
         let same = scopes.iter().find(|scope| scope.path.is_some() && scope.path.as_deref() == path);
         let scope = same.or_else(|| scopes.iter().find(|scope| scope.path.is_none())).or_else(|| scopes.first())?;
         Some(Site::over_webtransport(Arc::from(listener), scope.relay.clone()))
@@ -108,8 +130,38 @@ impl Relays {
     pub(super) fn all(&self) -> Vec<(String, Option<String>, Arc<Relay>)> {
         let by_listener = self.shared.by_listener.lock();
         let scopes =
-            by_listener.iter().flat_map(|(name, (_, _, scopes))| scopes.iter().map(move |scope| (name, scope)));
+            by_listener.iter().flat_map(|(name, running)| running.scopes.iter().map(move |scope| (name, scope)));
         scopes.map(|(name, scope)| (name.clone(), scope.path.clone(), scope.relay.clone())).collect()
+    }
+}
+
+impl Running {
+    /// Leads scopes to their origins, anew where the way there is another.
+    fn lead(&mut self, mesh: &Mesh, upstreams: &Upstreams) -> Result<(), SpawnError> {
+        for ((scope, of), way) in self.scopes.iter().zip(&self.moq.scopes).zip(&mut self.origins) {
+            let Some(origin) = &of.origin else { continue };
+            let Some((servers, links)) = upstreams.over_quic(&origin.upstream) else { continue };
+            if way.as_ref().is_some_and(|way| Arc::ptr_eq(&way.servers, &servers) && way.links == links) {
+                continue;
+            }
+            let LinkSettings { client, tls } = links.settings().clone();
+            let token = origin
+                .token
+                .as_ref()
+                .map(|token| Token::UseValue { kind: 0, value: Bytes::copy_from_slice(token.expose()) });
+            let settings = OriginSettings {
+                client,
+                tls,
+                servers: servers.clone(),
+                path: origin.path.clone(),
+                authority: of.authority.clone(),
+                tokens: token.into_iter().collect(),
+            };
+            let name = Arc::from(origin.upstream.as_str());
+            let origin = Origin::start(mesh, &name, &scope.relay, settings)?;
+            *way = Some(Way { servers, links, _origin: origin });
+        }
+        Ok(())
     }
 }
 

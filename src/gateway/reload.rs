@@ -154,7 +154,7 @@ impl Gateway {
         );
         let started = upstreams.map_err(StartError::Spawn).and_then(|upstreams| {
             #[cfg(feature = "moq")]
-            upstreams.relays().prepare(&self.mesh, &new).map_err(StartError::Spawn)?;
+            upstreams.relays().prepare(&self.mesh, &new, &upstreams).map_err(StartError::Spawn)?;
             let step = Step {
                 running: &running,
                 new: &new,
@@ -304,7 +304,7 @@ impl Gateway {
             let port = listeners::port_of(listener, &socket);
             let (made, web) = listeners::prepare(listener, around, predecessor.map(|status| &**status), port)?;
             let occupancy = predecessor.map_or_else(Arc::default, |status| status.occupancy.clone());
-            start.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy });
+            start.push(listeners::Prepared { listener: listener.clone(), socket, made, web, occupancy, inside: None });
         }
         listeners::start_all(&self.mesh, start, &self.status.budget, &self.passed)
     }

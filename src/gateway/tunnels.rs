@@ -1,6 +1,6 @@
 //! WireGuard listeners: from their configuration to running interfaces with what is inside, and through reloads.
 //!
-//! A reload that changes peers alone changes peers alone: sessions of the others go on. Services of streams change
+//! A reload that changes peers alone changes peers alone, also those that `wg` has changed: sessions of the others go on. Services of streams change
 //! without touching the interface. Anything else makes it anew, on the same socket.
 
 #[cfg(feature = "wireguard")]
@@ -12,12 +12,15 @@ pub(super) mod inside;
 #[cfg(feature = "wireguard")]
 pub(super) mod kernel;
 #[cfg(feature = "wireguard")]
+mod live;
+#[cfg(feature = "wireguard")]
 pub(super) mod names;
 #[cfg(feature = "wireguard")]
 pub(super) mod way;
 
 use std::convert::Infallible;
 use std::fmt;
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -35,14 +38,14 @@ use super::sites;
 use super::sites::Certificates;
 use super::upstreams::Upstreams;
 use super::{StartError, keygen};
-use crate::actors::{Control, Mail, Mesh, Place, Spec, clock};
+use crate::actors::{Control, Mail, Mesh, clock};
 use crate::memory::Budget;
-use crate::transports::wireguard::uapi::{self, Uapi};
 use crate::transports::wireguard::{
-    self as wg, DeviceMsg, Interface, Live, PeerSettings, PublicKey, SecretKey, Settings, Threading, public_key,
+    self as wg, DeviceMsg, Interface, PeerSettings, PublicKey, SecretKey, Settings, Threading, public_key,
 };
 pub(super) use api::api;
 use inside::{Inside, Running};
+use live::ByWg;
 
 /// Arbiters for cryptography of one pipeline, at most.
 const MOST_CRYPTO: usize = 16;
@@ -60,6 +63,7 @@ pub(crate) struct Tunnel {
     names: Option<Mail<Infallible>>,
     /// Serves `wg`.
     uapi: Option<Mail<Infallible>>,
+    by_wg: ByWg,
 }
 
 impl fmt::Debug for Tunnel {
@@ -185,9 +189,7 @@ fn start(
         message,
     };
     let Some(wireguard) = of(&listener) else { return Err(refuse("this is no tunnel".to_owned())) };
-    for warning in &wireguard.warnings {
-        tracing::warn!(listener = %listener.name, "{warning}");
-    }
+    warn(&listener, wireguard);
     let secret = match (&wireguard.key, generated) {
         (Key::Given(secret), _) => secret.clone(),
         (Key::Generated, Some(secret)) => secret,
@@ -221,33 +223,41 @@ fn start(
         "listening"
     );
     if let Some(why) = &inside.why {
-        tracing::info!(listener = %name, mode = inside.mode(), "no private network: {why}");
+        tracing::warn!(listener = %name, mode = inside.mode(), "no private network: {why}");
     }
-    if matches!(inside.running, Running::Tun(_)) && kernel::takes_all(wireguard) {
-        let marked = SockRef::from(&kept).set_mark(kernel::mark(&listener));
+    if matches!(inside.running, Running::Tun(_)) {
+        let marked = mark(&kept, &listener, kernel::settings_of(wireguard));
         marked.map_err(|error| refuse(format!("the socket cannot be marked: {error}")))?;
     }
     let names = names::start(around.mesh, &name, wireguard, &interface);
-    let uapi = uapi(around.mesh, &name, wireguard, &interface, &kept, &secret);
-    Ok(Tunnel { name, address, configured: listener, socket: kept, secret, interface, inside, names, uapi })
+    let by_wg = ByWg::default();
+    let served = live::Served {
+        listener: &listener,
+        wireguard,
+        interface: &interface,
+        inside: &inside,
+        socket: &kept,
+        secret: &secret,
+        by_wg: &by_wg,
+    };
+    let uapi = live::start(around.mesh, &served);
+    Ok(Tunnel { name, address, configured: listener, socket: kept, secret, interface, inside, names, uapi, by_wg })
 }
 
-/// Starts serving `wg`. An interface works without.
-fn uapi(
-    mesh: &Mesh,
-    name: &Arc<str>,
-    wireguard: &Wireguard,
-    interface: &Interface,
+/// Marks the tunnel's own datagrams where everything else on the host goes into it.
+fn mark<'a>(
     socket: &UdpSocket,
-    secret: &SecretKey,
-) -> Option<Mail<Infallible>> {
-    let folder = wireguard.uapi.clone()?;
-    let live = Live::new(interface.clone(), socket, secret.clone()).ok()?;
-    let scope = name.clone();
-    let started = mesh.drive::<Uapi, _>(Place::System, Spec::named(name.clone()), move |driver| {
-        uapi::run(folder, scope, live, driver)
-    });
-    started.inspect_err(|error| tracing::warn!(listener = %name, %error, "wg is not served")).ok()
+    listener: &Listener,
+    peers: impl IntoIterator<Item = &'a PeerSettings>,
+) -> io::Result<()> {
+    if kernel::takes_all(peers) { SockRef::from(socket).set_mark(kernel::mark(listener)) } else { Ok(()) }
+}
+
+/// Says what is doubtful.
+fn warn(listener: &Listener, wireguard: &Wireguard) {
+    for warning in &wireguard.warnings {
+        tracing::warn!(listener = %listener.name, "{warning}");
+    }
 }
 
 fn settings(wireguard: &Wireguard, name: &str, secret: SecretKey, threading: Threading) -> Settings {
@@ -374,8 +384,8 @@ pub(super) fn plan(around: Around<'_>, old: &[Arc<Tunnel>], new: &Config) -> Res
             }
             Some(tunnel) if !tunnel.accepting() => Step::Start(bind_one(listener, around.passed)?),
             Some(tunnel) => match compare(|one| around.is_as_before(&one.speaks), &tunnel.configured, listener) {
-                Difference::None => Step::Keep(tunnel.clone()),
-                Difference::PeersOrServices => Step::Adjust(tunnel.clone(), listener.clone()),
+                Difference::None if !tunnel.by_wg.has_changed() => Step::Keep(tunnel.clone()),
+                Difference::None | Difference::PeersOrServices => Step::Adjust(tunnel.clone(), listener.clone()),
                 Difference::Address => Step::Start(bind_one(listener, around.passed)?),
                 Difference::Interface => Step::Renew(tunnel.clone(), listener.clone()),
             },
@@ -395,8 +405,8 @@ pub(super) fn fate(
         return Fate::Renew;
     }
     match compare(|one| leads_alike(&one.speaks, &same, certificates), &tunnel.configured, new) {
-        Difference::None => Fate::Keep,
-        Difference::PeersOrServices => Fate::Change,
+        Difference::None if !tunnel.by_wg.has_changed() => Fate::Keep,
+        Difference::None | Difference::PeersOrServices => Fate::Change,
         Difference::Interface | Difference::Address => Fate::Renew,
     }
 }
@@ -492,8 +502,14 @@ fn adjust(around: Around<'_>, tunnel: &Tunnel, listener: Listener) -> Result<Tun
     };
     let Some(wireguard) = of(&listener) else { return Err(refuse("this is no tunnel")) };
     let socket = tunnel.socket.try_clone().map_err(|_| refuse("the socket cannot be shared"))?;
+    warn(&listener, wireguard);
+    if matches!(tunnel.inside.running, Running::Tun(_)) {
+        mark(&socket, &listener, kernel::settings_of(wireguard)).map_err(|_| refuse("the socket cannot be marked"))?;
+    }
+    let changed_by_wg = tunnel.by_wg.forget();
     let inside = tunnel.inside.adjusted(around, &listener, wireguard)?;
     if tunnel.device().tell(DeviceMsg::Replace(peers(wireguard))).is_err() {
+        tunnel.by_wg.remember(changed_by_wg);
         return Err(refuse("the interface is too busy to take its peers"));
     }
     // Before another begins: this one knows the settings of before.
@@ -505,6 +521,7 @@ fn adjust(around: Around<'_>, tunnel: &Tunnel, listener: Listener) -> Result<Tun
         address: tunnel.address,
         secret: tunnel.secret.clone(),
         uapi: tunnel.uapi.clone(),
+        by_wg: tunnel.by_wg.clone(),
         interface: tunnel.interface.clone(),
         configured: listener,
         socket,

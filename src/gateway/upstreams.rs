@@ -6,49 +6,36 @@
 //! [`Mesh::drain`] leaves the system arbiter alone, so relays that still connect find true balancers until
 //! [`Upstreams::drain`], or the end of the mesh.
 
+mod checks;
+mod keeper;
+mod names;
 pub(super) mod secure;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fmt;
-use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::future::{LocalBoxFuture, join, join_all};
-use futures_util::stream;
-use rustix::io::Errno;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::oneshot;
-
-use super::config::{self, Balance, Check, Health, Host, Server};
+use super::config::{self, Balance, Check};
 #[cfg(feature = "quic")]
 use super::links::AllLinks;
 use super::moq::Relays;
-use crate::actors::clock::{later, now, sleep, sleep_until, within};
-use crate::actors::{Budget, Control, Fault, Mail, Mesh, Place, Progress, Protocol, SpawnError, Spec, Tally, Turn};
-use crate::transports::kit::balance::{Address, BalanceSettings, Balancer, Policy, ServerId, ServerView};
+use crate::actors::clock::{later, now};
+use crate::actors::{Budget, Control, Mail, Mesh, Place, SpawnError, Spec};
+use crate::transports::kit::balance::{BalanceSettings, Balancer, Policy};
 #[cfg(feature = "quic")]
 use crate::transports::relay::Links;
 #[cfg(feature = "wireguard")]
 use crate::transports::relay::Way;
-use crate::transports::relay::{Dial, Network, RelaySettings, Through};
+use crate::transports::relay::{Network, RelaySettings, Through};
+#[cfg(feature = "wireguard")]
+pub(super) use keeper::look_up;
+use keeper::{Keeper, Lookup, lookup};
+use names::Answers;
 use secure::Secure;
 
-/// Servers of one upstream that are checked at the same time.
-const CHECKS: usize = 64;
-/// Addresses taken from one name: whoever answers for it does not decide how much we keep.
-const ADDRESSES: usize = 256;
-/// How soon a name is looked up again that has never been found.
-const FIRST_ANSWER: Duration = Duration::from_secs(1);
 /// When a keeper that does not end by itself is ended.
 const DRAIN: Duration = Duration::from_secs(1);
-
-type Lookup = Arc<dyn Fn(String, u16) -> LocalBoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
 
 /// The upstreams by name.
 #[derive(Debug, Clone, Default)]
@@ -109,6 +96,13 @@ impl Upstreams {
     #[cfg(feature = "moq")]
     pub(super) const fn relays(&self) -> &Relays {
         &self.relays
+    }
+
+    /// The servers of an upstream over QUIC, and the way to them.
+    #[cfg(feature = "moq")]
+    pub(super) fn over_quic(&self, name: &str) -> Option<(Arc<Balancer>, Links)> {
+        let running = self.by_name.get(name)?;
+        Some((running.balancer.clone(), running.links.clone()?))
     }
 
     #[cfg(feature = "quic")]
@@ -284,10 +278,6 @@ fn network_of(through: Option<&Through>) -> Network {
     through.map_or_else(Network::default, |way| Network::through(way.clone()))
 }
 
-fn lookup() -> Lookup {
-    Arc::new(|host, port| Box::pin(apart(move || Ok((host.as_str(), port).to_socket_addrs()?.collect()))))
-}
-
 fn settings_of(upstream: &config::Upstream) -> BalanceSettings {
     BalanceSettings {
         policy: match upstream.balance {
@@ -304,412 +294,17 @@ fn settings_of(upstream: &config::Upstream) -> BalanceSettings {
     }
 }
 
-/// The actor of one upstream.
-enum Keeper {
-    Made {
-        upstream: Box<config::Upstream>,
-        balancer: Arc<Balancer>,
-        lookup: Lookup,
-        through: Option<Through>,
-        #[cfg(feature = "http")]
-        http: Arc<crate::transports::http::Upstream>,
-    },
-    Runs(Pin<Box<dyn Future<Output = Infallible>>>),
-    Ended,
-}
-
-impl Protocol for Keeper {
-    type Msg = Infallible;
-    const KIND: &'static str = "upstream";
-
-    fn started(&mut self, turn: &mut Turn<'_, Infallible>) -> Result<(), Fault> {
-        #[cfg(feature = "http")]
-        if let Self::Made { upstream, balancer, lookup, through, http } = std::mem::replace(self, Self::Ended) {
-            let asked = Asked { network: network_of(through.as_ref()), http };
-            *self = Self::Runs(Box::pin(keep(*upstream, balancer, lookup, asked, turn.tally())));
-        }
-        #[cfg(not(feature = "http"))]
-        if let Self::Made { upstream, balancer, lookup, through } = std::mem::replace(self, Self::Ended) {
-            let asked = Asked { network: network_of(through.as_ref()) };
-            *self = Self::Runs(Box::pin(keep(*upstream, balancer, lookup, asked, turn.tally())));
-        }
-        Ok(())
-    }
-
-    fn on(&mut self, m: Infallible, _: &mut Turn<'_, Infallible>) -> Result<(), Fault> {
-        match m {}
-    }
-
-    fn io(&mut self, turn: &mut Turn<'_, Infallible>) -> Result<Progress, Fault> {
-        match self {
-            Self::Runs(future) => match future.as_mut().poll(&mut turn.cx()) {
-                std::task::Poll::Pending => Ok(Progress::Idle),
-            },
-            Self::Made { .. } | Self::Ended => Ok(Progress::Idle),
-        }
-    }
-
-    fn drain(&mut self, _: Instant, turn: &mut Turn<'_, Infallible>) {
-        *self = Self::Ended;
-        turn.stop();
-    }
-}
-
-impl fmt::Debug for Keeper {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keeper").finish_non_exhaustive()
-    }
-}
-
-/// What one keeper counts under.
-struct Count {
-    tally: Tally,
-    upstream: Arc<str>,
-}
-
-impl Count {
-    fn raise(&self, family: &'static str, reason: &'static str) {
-        self.tally.raise(family, &self.upstream, reason);
-    }
-}
-
-async fn keep(
-    upstream: config::Upstream,
-    balancer: Arc<Balancer>,
-    lookup: Lookup,
-    asked: Asked,
-    tally: Tally,
-) -> Infallible {
-    let count = Count { tally, upstream: Arc::from(upstream.name.as_str()) };
-    let answers = RefCell::new(Answers::new(&upstream));
-    let names = upstream.servers.iter().enumerate().filter_map(|(at, server)| match server {
-        Server::Name { host, port }
-        | Server::Quic { host: Host::Name(host), port }
-        | Server::Udp { host: Host::Name(host), port } => Some((at, host, *port)),
-        Server::Tcp(_) | Server::Unix(_) | Server::Quic { .. } | Server::Udp { .. } => None,
-    });
-    // Each name goes round on its own: a slow one does not hold up the others.
-    let names = names.map(|(at, host, port)| {
-        let (count, lookup, answers, balancer) = (&count, &lookup, &answers, &balancer);
-        async move {
-            resolve(
-                upstream.resolve,
-                host,
-                count,
-                || lookup(host.clone(), port),
-                |addresses| {
-                    let mut answers = answers.borrow_mut();
-                    if answers.set(at, addresses) {
-                        balancer.set_servers(answers.servers());
-                    }
-                },
-            )
-            .await
-        }
-    });
-    let checks = async {
-        match upstream.health.check {
-            Check::Off => std::future::pending().await,
-            Check::Tcp | Check::Http => check(&upstream.health, &balancer, &asked, &count).await,
-        }
-    };
-    join(join_all(names), checks).await.1
-}
-
-/// Looks a name up once, on a thread of its own.
-#[cfg(feature = "wireguard")]
-pub(super) async fn look_up(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
-    apart(move || Ok((host.as_str(), port).to_socket_addrs()?.collect())).await
-}
-
-/// Runs what blocks on a thread of its own, which nobody waits for: the end of a runtime waits for its blocking
-/// threads, and the resolver of the system may take half a minute. One per name at a time.
-async fn apart<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    let (tell, told) = oneshot::channel();
-    std::thread::Builder::new().name("lookup".to_owned()).spawn(move || {
-        let _nobody_waits = tell.send(work());
-    })?;
-    told.await.unwrap_or_else(|_| Err(io::Error::other("the look-up panicked")))
-}
-
-/// What is known of the servers, in the order of the file.
-struct Answers(Vec<Answer>);
-
-enum Answer {
-    Given(Address),
-    /// What a name led to last, and what is spoken there.
-    Found(Spoken, Vec<Address>),
-}
-
-/// What is spoken at an address that a name led to.
-enum Spoken {
-    Tcp,
-    Udp,
-    /// QUIC, by a server whose certificate names this.
-    Quic(Arc<str>),
-    /// TLS, by a server whose certificate names this.
-    Tls(Arc<str>),
-}
-
-impl Spoken {
-    fn at(&self, address: SocketAddr) -> Address {
-        match self {
-            Self::Tcp => Address::Tcp(address),
-            Self::Udp => Address::Udp(address),
-            Self::Quic(name) => Address::Quic { address, name: name.clone() },
-            Self::Tls(name) => Address::Tls { address, name: name.clone() },
-        }
-    }
-}
-
-impl Answers {
-    fn new(upstream: &config::Upstream) -> Self {
-        let demanded = upstream.tls.as_ref().and_then(|tls| tls.name.as_deref());
-        let there = |host: &Host, port: u16, spoken: Spoken| match host {
-            Host::Address(ip) => Answer::Given(spoken.at(SocketAddr::new(*ip, port))),
-            Host::Name(_) => Answer::Found(spoken, Vec::new()),
-        };
-        let answer = |server: &Server| match server {
-            Server::Tcp(address) if upstream.tls.is_some() => {
-                let name = demanded.map_or_else(|| Arc::from(address.ip().to_string()), Arc::from);
-                Answer::Given(Spoken::Tls(name).at(*address))
-            }
-            Server::Name { host, .. } if upstream.tls.is_some() => {
-                Answer::Found(Spoken::Tls(Arc::from(demanded.unwrap_or(host))), Vec::new())
-            }
-            Server::Tcp(address) => Answer::Given(Address::Tcp(*address)),
-            Server::Unix(path) => Answer::Given(Address::Unix(path.clone())),
-            Server::Name { .. } => Answer::Found(Spoken::Tcp, Vec::new()),
-            Server::Udp { host, port } => there(host, *port, Spoken::Udp),
-            Server::Quic { host, port } => {
-                let name = demanded.map_or_else(|| Arc::from(host.to_string()), Arc::from);
-                there(host, *port, Spoken::Quic(name))
-            }
-        };
-        Self(upstream.servers.iter().map(answer).collect())
-    }
-
-    fn has_names(&self) -> bool {
-        self.0.iter().any(|answer| matches!(answer, Answer::Found(..)))
-    }
-
-    fn servers(&self) -> Vec<Address> {
-        let all = self.0.iter().flat_map(|answer| match answer {
-            Answer::Given(address) => std::slice::from_ref(address),
-            Answer::Found(_, addresses) => addresses,
-        });
-        all.cloned().collect()
-    }
-
-    /// Whether that is news. Resolvers give the addresses of a name in any order.
-    fn set(&mut self, at: usize, mut addresses: Vec<SocketAddr>) -> bool {
-        addresses.sort();
-        addresses.dedup();
-        addresses.truncate(ADDRESSES);
-        let Some(Answer::Found(spoken, before)) = self.0.get_mut(at) else { return false };
-        let addresses: Vec<_> = addresses.into_iter().map(|address| spoken.at(address)).collect();
-        let news = *before != addresses;
-        *before = addresses;
-        news
-    }
-}
-
-/// Looks one name up again and again.
-async fn resolve(
-    every: Duration,
-    host: &str,
-    count: &Count,
-    lookup: impl Fn() -> LocalBoxFuture<'static, io::Result<Vec<SocketAddr>>>,
-    found: impl Fn(Vec<SocketAddr>),
-) -> Infallible {
-    let mut ever = false;
-    let mut failing = false;
-    loop {
-        let addresses = lookup().await.and_then(|addresses| {
-            if addresses.is_empty() { Err(io::Error::other("the name leads to no address")) } else { Ok(addresses) }
-        });
-        match addresses {
-            Ok(addresses) => {
-                count.raise("upstream_resolve", "ok");
-                found(addresses);
-                if failing {
-                    tracing::info!(upstream = %count.upstream, host, "the name is found again");
-                }
-                (ever, failing) = (true, false);
-            }
-            Err(error) => {
-                count.raise("upstream_resolve", "failed");
-                if !failing {
-                    tracing::warn!(upstream = %count.upstream, host, %error, "the name of a server is not found");
-                }
-                failing = true;
-            }
-        }
-        sleep(if ever { every } else { every.min(FIRST_ANSWER) }).await;
-    }
-}
-
-/// Checks that went the same way in a row.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Streak {
-    good: u32,
-    bad: u32,
-}
-
-impl Streak {
-    /// What the server is to be taken for from now on, if that changes.
-    fn note(&mut self, good: bool, healthy: bool, health: &Health) -> Option<bool> {
-        if good {
-            *self = Self { good: self.good.saturating_add(1), bad: 0 };
-            (!healthy && self.good >= health.healthy_after).then_some(true)
-        } else {
-            *self = Self { good: 0, bad: self.bad.saturating_add(1) };
-            (healthy && self.bad >= health.unhealthy_after).then_some(false)
-        }
-    }
-}
-
-/// Connects to each server again and again.
-async fn check(health: &Health, balancer: &Arc<Balancer>, asked: &Asked, count: &Count) -> Infallible {
-    let mut streaks: BTreeMap<ServerId, Streak> = BTreeMap::new();
-    loop {
-        let began = now();
-        let servers = balancer.view(began);
-        streaks.retain(|id, _| servers.iter().any(|server| server.id == *id));
-        let checks = servers.into_iter().map(|server| async move { (connects(&server, health, asked).await, server) });
-        let mut checks = stream::iter(checks).buffer_unordered(CHECKS);
-        while let Some((result, server)) = checks.next().await {
-            let good = match result {
-                Found::Up => true,
-                Found::Down => false,
-                // Says nothing about the server.
-                Found::Unknown => {
-                    count.raise("upstream_checks", "local");
-                    continue;
-                }
-            };
-            count.raise("upstream_checks", if good { "ok" } else { "failed" });
-            if let Some(healthy) = streaks.entry(server.id).or_default().note(good, server.healthy, health) {
-                balancer.set_health(server.id, healthy);
-                // Servers are no peers: whoever mends one has to know which.
-                if healthy {
-                    tracing::info!(upstream = %count.upstream, server = %server.address, "a server is back");
-                } else {
-                    tracing::warn!(upstream = %count.upstream, server = %server.address, "a server is down");
-                }
-            }
-        }
-        sleep_until(later(began, health.interval)).await;
-    }
-}
-
-enum Found {
-    Up,
-    Down,
-    Unknown,
-}
-
-async fn connects(server: &ServerView, health: &Health, asked: &Asked) -> Found {
-    let path = (health.check == Check::Http).then_some(health.path.as_str());
-    if let Some(found) = asked.in_their_way(server, health, path).await {
-        return found;
-    }
-    let mut network = asked.network.clone();
-    let host = match &server.address {
-        Address::Tcp(address) => address.to_string(),
-        Address::Unix(_) => "localhost".to_owned(),
-        // The configuration refuses checks of these.
-        Address::Quic { .. } | Address::Udp(_) | Address::Tls { .. } => return Found::Unknown,
-    };
-    let connected = within(health.timeout, async {
-        let mut stream = network.dial(&server.address)?;
-        std::future::poll_fn(|cx| network.poll_connected(&mut stream, cx)).await?;
-        answers(stream, &host, path).await
-    });
-    match connected.await {
-        Ok(Ok(())) => Found::Up,
-        Ok(Err(error)) if is_ours(&error) => Found::Unknown,
-        Ok(Err(_)) | Err(_) => Found::Down,
-    }
-}
-
-/// How servers are reached, and asked if they speak TLS or HTTP/2.
-struct Asked {
-    network: Network,
-    #[cfg(feature = "http")]
-    http: Arc<crate::transports::http::Upstream>,
-}
-
-impl Asked {
-    #[cfg(feature = "http")]
-    async fn in_their_way(&self, server: &ServerView, health: &Health, path: Option<&str>) -> Option<Found> {
-        if !self.http.is_asked_in_its_own_way() || (path.is_none() && self.http.tls.is_none()) {
-            return None;
-        }
-        let answer = within(health.timeout, crate::transports::http::ask(&self.http, &server.address, path)).await;
-        if let Ok(Err(error)) = &answer {
-            tracing::debug!(server = %server.address, %error, "a check failed");
-        }
-        Some(match answer {
-            Ok(Ok(status)) if status.is_success() || status.is_redirection() => Found::Up,
-            Ok(Err(error)) if is_ours(&error) => Found::Unknown,
-            Ok(Ok(_) | Err(_)) | Err(_) => Found::Down,
-        })
-    }
-
-    #[cfg(not(feature = "http"))]
-    async fn in_their_way(&self, _: &ServerView, _: &Health, _: Option<&str>) -> Option<Found> {
-        std::future::ready(None).await
-    }
-}
-
-/// Whether a server answers a request for `path` well, if it is to be asked.
-async fn answers(
-    mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-    host: &str,
-    path: Option<&str>,
-) -> io::Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: portway-check\r\naccept: */*\r\nconnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await?;
-    // `HTTP/1.1 200`: the status is all that counts.
-    let mut head = [0; 12];
-    stream.read_exact(&mut head).await?;
-    match &head {
-        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', b'2' | b'3', _, _] => Ok(()),
-        _ => Err(io::Error::other("the answer is not from 200 to 399")),
-    }
-}
-
-/// Whether this machine lacks what a connection needs, whoever it goes to.
-fn is_ours(error: &io::Error) -> bool {
-    let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
-    // A tunnel that is not up is no fault of a server behind it.
-    error.kind() == io::ErrorKind::NetworkDown
-        || Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::actors::MeshConfig;
+    use std::io;
+
     use parking_lot::Mutex;
 
-    #[test]
-    fn streaks_decide_only_changes() {
-        let health = Health { healthy_after: 2, unhealthy_after: 3, ..Health::default() };
-        let mut streak = Streak::default();
-        let note = |streak: &mut Streak, good, healthy| streak.note(good, healthy, &health);
-        assert_eq!(note(&mut streak, false, true), None);
-        assert_eq!(note(&mut streak, false, true), None);
-        assert_eq!(note(&mut streak, true, true), None);
-        assert_eq!([(); 3].map(|()| note(&mut streak, false, true)), [None, None, Some(false)]);
-        assert_eq!(note(&mut streak, false, false), None);
-        assert_eq!(note(&mut streak, true, false), None);
-        assert_eq!(note(&mut streak, true, false), Some(true));
-    }
+    use super::keeper::apart;
+    use super::names::ADDRESSES;
+    use super::*;
+    use crate::actors::MeshConfig;
+    use crate::gateway::config::Server;
 
     #[test]
     fn a_lookup_under_way_does_not_hold_up_the_end() {

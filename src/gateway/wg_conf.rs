@@ -3,13 +3,15 @@
 use std::fs;
 use std::path::Path;
 
+use zeroize::Zeroizing;
+
 use super::report::{Mistakes, Report, Span};
 use crate::transports::wireguard::codec_conf::{self, Conf};
 
 /// The longest file: some ten thousand peers.
 const LONGEST: u64 = 4 << 20;
 
-/// Reads and checks a file. Its notes are for the caller to say.
+/// Reads and checks a file. Its notes, with their lines, are for the caller to say.
 ///
 /// # Errors
 /// Every mistake in the file with its place, keys masked; or why the file cannot be read.
@@ -21,7 +23,13 @@ pub fn load(path: &Path) -> Result<Conf, Report> {
         let hint = "write the peers into the gateway's own configuration";
         return Err(Report::of_file(path, format!("{} is larger than 4 MiB", path.display()), hint));
     }
-    parse(&path.display().to_string(), &fs::read_to_string(path).map_err(cannot)?)
+    let text = Zeroizing::new(fs::read_to_string(path).map_err(cannot)?);
+    let mut conf = parse(&path.display().to_string(), &text)?;
+    for note in &mut conf.notes {
+        let line = text.get(..note.place.start).map_or(1, |before| before.matches('\n').count() + 1);
+        note.message = format!("line {line}: {}", note.message);
+    }
+    Ok(conf)
 }
 
 /// The same for a text; `file` is what the report calls it.

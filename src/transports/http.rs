@@ -34,12 +34,14 @@ mod nursery;
 mod over_quic;
 mod pool;
 mod record;
+mod secured;
 mod site;
 pub mod state_exchange;
 pub mod state_routes;
 pub mod state_watch;
 mod tunnel;
 mod wire;
+mod workers;
 
 pub use actor::{Connection, Connections};
 pub use ask::ask;

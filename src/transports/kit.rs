@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod balance;
+mod balance_words;
 pub mod limiter;
 pub mod packets;
 pub mod routes;

@@ -14,7 +14,7 @@ from aioquic.h3.events import DataReceived, DatagramReceived, HeadersReceived, W
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import ConnectionTerminated, StopSendingReceived, StreamReset
 
-WITHIN = 60
+WITHIN = 240
 
 
 class Client(QuicConnectionProtocol):
@@ -165,7 +165,7 @@ async def webtransport(client, facts):
 
 async def main():
     ca, host, port, name, case = sys.argv[1:]
-    config = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN, server_name=name, idle_timeout=60)
+    config = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN, server_name=name, idle_timeout=WITHIN)
     config.load_verify_locations(ca)
     config.max_datagram_frame_size = 65536
     config.max_data = 1 << 24

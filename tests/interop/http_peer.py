@@ -17,6 +17,8 @@ import h2.settings
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
+    Frame,
+    GoAwayFrame,
     HeadersFrame,
     PingFrame,
     PriorityFrame,
@@ -173,6 +175,37 @@ def closed_window(client):
     fields = HEAD[:3] + [(":path", "/big")]
     client.socket.sendall(head(client, 1, fields=fields))
     return None
+
+
+def requests(client):
+    """One after the other until it is told that no more are taken; by hand, since h2 hears nothing behind a GOAWAY."""
+    answered, said, data = 0, set(), b""
+
+    def ask():
+        frame = HeadersFrame(
+            2 * answered + 1, client.h2.encoder.encode(HEAD), flags=["END_HEADERS", "END_STREAM"]
+        )
+        client.socket.sendall(frame.serialize())
+
+    ask()
+    while piece := client.socket.recv(65_536):
+        data += piece
+        while len(data) >= 9:
+            frame, length = Frame.parse_frame_header(memoryview(data[:9]))
+            if len(data) < 9 + length:
+                break
+            frame.parse_body(memoryview(data[9 : 9 + length]))
+            data = data[9 + length :]
+            if isinstance(frame, GoAwayFrame):
+                said.add(frame.error_code)
+            elif isinstance(frame, PingFrame) and "ACK" not in frame.flags:
+                client.socket.sendall(PingFrame(0, frame.opaque_data, flags=["ACK"]).serialize())
+            elif "END_STREAM" in frame.flags:
+                answered += 1
+                if not said:
+                    ask()
+    print(f"{answered} answered, {sorted(said)} said")
+    sys.exit(0)
 
 
 def concurrent(client):

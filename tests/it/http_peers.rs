@@ -101,6 +101,21 @@ fn a_hundred_streams_at_once_are_answered() {
 }
 
 #[test]
+fn a_connection_of_http2_takes_as_many_requests_as_it_is_told() {
+    let server = Server::start();
+    let gateway = Running::start(&config(server.address, "[listener.http]\nrequests = 3", ""));
+    let mut neighbour = Client::to(gateway.address("web"));
+    neighbour.works();
+    assert_eq!(says("requests", gateway.address("web").port()), "3 answered, [0] said");
+    neighbour.works();
+    gateway.counts("http_requests", "web", "2xx", 5);
+    gateway.counts("http_route_requests", "web/all", "2xx", 5);
+    gateway.counts("http_upstream_requests", "app", "2xx", 5);
+    gateway.counts("connections_closed", "web", "normal", 1);
+    assert_eq!(server.heads().len(), 5);
+}
+
+#[test]
 fn websockets_pass_over_both_versions() {
     let serving = Serving::start();
     let gateway = Running::start(&config(serving.1, "", ""));

@@ -1,6 +1,7 @@
 //! HTTP to servers that nobody here wrote: nginx over TLS, asking for certificates, over HTTP/2; and what is refused of
 //! a server that is not who it should be.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
@@ -186,6 +187,36 @@ fn many_requests_share_a_connection_of_http2() {
     let seen = view(gateway.gateway().mesh());
     // One for each arbiter; which of them carried the first request decides about another at the start.
     assert!((1..=3).contains(&seen.of_kind("http_upstream").count()), "{}", seen.of_kind("http_upstream").count());
+}
+
+#[test]
+fn a_server_that_comes_gets_its_share_little_by_little() {
+    let (old, address) = (Server::start(), free());
+    let gateway = Running::start(&format!(
+        "version = 1\n[runtime]\narbiters = 1\n\
+         [[upstream]]\nname = \"app\"\nservers = [\"{}\", \"{address}\"]\n\
+         [upstream.health]\ncheck = \"tcp\"\ninterval = \"100ms\"\nhealthy_after = 1\nunhealthy_after = 1\n\
+         slow_start = \"10m\"\n\
+         [[listener]]\nname = \"web\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"http\"\n\
+         [[listener.route]]\nupstream = \"app\"\n",
+        old.address
+    ));
+    eventually("it is found down", || gateway.totals().get("upstream_checks", "app", "failed") > 0);
+    let mut client = Client::to(gateway.address("web"));
+    (0..20).for_each(|_| client.works());
+    assert_eq!(old.heads().len(), 20);
+    let new = Server::on(TcpListener::bind(address).unwrap());
+    eventually("it is asked as well", || {
+        client.works();
+        !new.heads().is_empty()
+    });
+    let before = (old.heads().len(), new.heads().len());
+    (0..400).for_each(|_| client.works());
+    let (old, new) = (old.heads().len() - before.0, new.heads().len() - before.1);
+    assert_eq!(old + new, 400);
+    // Half of them would be its share; it gets a tenth of that, or a little more by chance.
+    assert!((4..=80).contains(&new), "{new}");
+    assert_eq!(gateway.totals().family("http_failures"), 0);
 }
 
 #[test]

@@ -44,10 +44,16 @@ mod lossy;
 mod memory;
 #[cfg(feature = "moq")]
 mod moq;
+#[cfg(feature = "moq")]
+mod moq_chain;
+#[cfg(feature = "moq")]
+mod moq_client;
 #[cfg(all(feature = "moq", feature = "http"))]
 mod moq_interop;
 #[cfg(feature = "wireguard")]
 mod netns;
+#[cfg(feature = "wireguard")]
+mod netstack;
 #[cfg(feature = "wireguard")]
 mod private_network;
 mod probe;

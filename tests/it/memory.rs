@@ -16,6 +16,17 @@ use portway::transports::tcp::{Accepted, Never, OnAccept};
 use crate::gateway::{Client, Neighbour, Running, free, get};
 use crate::probe::{SOON, assert_nothing_out, eventually};
 
+#[path = "../../examples/memory_policies.rs"]
+#[expect(dead_code, reason = "its main is not called here")]
+mod memory_policies;
+
+#[test]
+fn one_function_serves_one_thread_rayon_and_tokio() {
+    let [one, threads, tasks] = memory_policies::three_ways().unwrap();
+    assert_eq!(one[&'n'], 8, "{one:?}");
+    assert_eq!((&threads, &tasks), (&one, &one));
+}
+
 /// A gateway of one arbiter with an admin listener, an echo, and what else is wanted.
 fn text(admin: SocketAddr, more: &str) -> String {
     format!(

@@ -469,7 +469,7 @@ fn the_upstream_ends_first_and_takes_everything() {
 #[test]
 fn a_side_that_stalls_costs_one_read_and_the_idle_limit_ends_it() {
     let server = Server::start();
-    let running = Running::with(server.servers(), |settings| settings.idle = Some(Duration::from_millis(800)));
+    let running = Running::with(server.servers(), |settings| settings.idle = Some(Duration::from_millis(2_500)));
     let mut neighbour = running.neighbour();
     let mut client = running.asks(STALL);
     client.set_write_timeout(Some(Duration::from_millis(100))).unwrap();

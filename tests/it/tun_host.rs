@@ -74,6 +74,20 @@ fn masquerading_is_taken_away_with_it() {
     assert_eq!(netns.run("nft", &["list", "tables"]), "");
 }
 
+/// A process that is killed cannot take its table away.
+#[test]
+fn masquerading_that_was_left_behind_does_not_hold_for_the_next() {
+    let netns = Netns::new();
+    let left =
+        "table inet portway_pwhost0 { chain outbound { type nat hook postrouting priority srcnat; masquerade; }; }";
+    netns.run("nft", &["add table inet somebody_else"]);
+    netns.run("nft", &[left]);
+    let (network, tun) = start(&netns, settings(&[])).expect("root may");
+    assert_eq!(netns.run("nft", &["list", "tables"]).trim(), "table inet somebody_else");
+    netns.inside(move || drop((network, tun)));
+    assert_eq!(netns.run("nft", &["list", "tables"]).trim(), "table inet somebody_else");
+}
+
 #[test]
 fn what_is_refused_is_named_and_leaves_nothing() {
     let netns = Netns::new();

@@ -325,7 +325,8 @@ fn without_offload_each_datagram_goes_alone() {
 
 #[test]
 fn sources_keep_their_servers_when_one_goes() {
-    let mut servers: Vec<_> = (0..4).map(Server::new).collect();
+    // Addresses that nobody else binds to: the port of the one that goes stays closed.
+    let mut servers: Vec<_> = (0..4).map(|n| Server::at("127.53.1.1:0", n)).collect();
     let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
     let more = "balance = \"hash\"\n[upstream.health]\neject_after = 1\neject_for = \"10m\"\n";
     let running = start(&addresses, more, "");

@@ -383,6 +383,106 @@ fn the_doctor_says_what_a_machine_gives_and_a_configuration_would_miss() {
     }
 }
 
+/// Asks the UAPI socket at `path`.
+fn uapi(path: &std::path::Path, request: &str) -> String {
+    let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn with_uapi(text: &str, folder: &str) -> String {
+    text.replace("mode = \"netstack\"", &format!("mode = \"netstack\"\nuapi = \"{folder}\""))
+}
+
+#[test]
+fn a_reload_brings_back_the_peers_of_the_file_that_wg_has_changed() {
+    let text = Text::new(Mode::Single, [10, 11]).write(&free().to_string(), &key_file());
+    let head = format!("[admin]\nlisten = \"{}\"\ncontrol = \"gw.sock\"\n[runtime]\n", free());
+    let text = with_uapi(&text, ".").replace("[runtime]\n", &head);
+    let mut binary = Binary::start(&text);
+    binary.says("listening listener=wg0 ");
+    let socket = binary.dir().join("wg0.sock");
+    eventually("wg is served", || socket.exists());
+    let keys = [10, 11].map(|n| {
+        let hex = public_key(&secret(n)).0.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        format!("public_key={hex}\n")
+    });
+    let has = || keys.each_ref().map(|key| uapi(&socket, "get=1\n\n").contains(key));
+    let diff = || {
+        let out = binary.portway(&["check", "--diff"]);
+        let text = String::from_utf8(out.stdout).unwrap();
+        text.split_whitespace().next().unwrap_or_default().to_owned()
+    };
+    assert_eq!((has(), diff()), ([true, true], "keep".to_owned()));
+    assert_eq!(uapi(&socket, &format!("set=1\n{}remove=true\n\n", keys[0])), "errno=0\n\n");
+    assert_eq!((has(), diff()), ([false, true], "change".to_owned()));
+    let done = binary.portway(&["reload"]);
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(done.status.success() && said.contains("0 kept") && said.contains("1 changed"), "{said}");
+    eventually("it is back", || has() == [true, true]);
+    assert_eq!(diff(), "keep");
+    // What cannot be changed leaves everything as it was.
+    assert_eq!(uapi(&socket, "set=1\nlisten_port=9\n\n"), format!("errno=-{}\n\n", 95));
+    assert_eq!((has(), diff()), ([true, true], "keep".to_owned()));
+}
+
+#[test]
+fn a_socket_for_wg_that_cannot_be_had_is_said() {
+    let (folder, none) = (temp_dir(), temp_dir().join("none"));
+    std::fs::write(folder.join("wg0.sock"), "").unwrap();
+    let text = Text::new(Mode::Single, [10]).write(&free().to_string(), &key_file());
+    let mut binary = Binary::start(&with_uapi(&text, &folder.display().to_string()));
+    let line = binary.says("somebody else has this path");
+    assert!(line.contains("WARN") && line.contains(&folder.join("wg0.sock").display().to_string()), "{line}");
+    assert_eq!(std::fs::read(folder.join("wg0.sock")).unwrap(), b"", "it is left as it was");
+
+    let text =
+        with_uapi(&Text::new(Mode::Single, [10]).write(&free().to_string(), &key_file()), &none.display().to_string());
+    let mut binary = Binary::start(&text);
+    binary.says("there is no folder");
+    let line = binary.says("wg is not served");
+    assert!(line.contains("WARN") && !none.exists(), "{line}");
+    let checked = binary.portway(&["check"]);
+    assert!(String::from_utf8_lossy(&checked.stderr).contains("warning: wg0: there is no folder"), "{checked:?}");
+}
+
+#[test]
+fn auto_says_with_a_warning_that_it_became_a_netstack() {
+    let text = Text::new(Mode::Single, [10]).write(&free().to_string(), &key_file());
+    let text = with_uapi(&text, "off").replace("mode = \"netstack\"", "mode = \"auto\"\ntun_node = \"nothing\"");
+    let mut binary = Binary::start(&text);
+    let line = binary.says("no private network");
+    assert!(line.contains("WARN") && line.contains("mode=\"netstack\""), "{line}");
+}
+
+#[test]
+fn a_key_file_that_this_user_may_not_read_is_named_with_its_owner() {
+    let user = Unprivileged::new();
+    let key = user.dir.join("wg0.key");
+    std::fs::write(&key, &*secret(1).to_base64()).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let path = user.dir.join("config.toml");
+    std::fs::write(&path, Text::new(Mode::Single, [10]).write("127.0.0.1:0", "wg0.key")).unwrap();
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--"]);
+    let out = command.arg(user.program()).args(["check", "-c"]).arg(&path).output().unwrap();
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(2), "{said}");
+    for part in [
+        &*format!("{}` cannot be read: permission denied", key.display()),
+        "owner is user 0, its mode 0600",
+        "chown or chmod",
+        "user 65534",
+    ] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    assert!(!said.contains("keygen"), "{said}");
+}
+
 #[test]
 fn a_key_file_that_others_can_read_is_warned_about() {
     let key = key_file();

@@ -197,6 +197,10 @@ fn a_socket_that_is_served_is_not_taken_and_one_left_behind_is() {
     assert!(Socket::bind(&folder, "left").is_ok());
     std::fs::write(folder.join("file.sock"), "").unwrap();
     assert_eq!(Socket::bind(&folder, "file").unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+    // A folder that somebody chose is not made.
+    let none = folder.join("none");
+    assert_eq!(Socket::bind(&none, "lost").unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    assert!(!none.exists());
     let path = first.path().to_owned();
     drop(first);
     assert!(!path.exists());

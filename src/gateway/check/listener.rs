@@ -53,6 +53,8 @@ pub(super) fn all(
         }
         listeners.extend(listener(raw, around, source, mistakes));
     }
+    #[cfg(feature = "wireguard")]
+    super::wireguard::same_addresses(&mut listeners);
     listeners
 }
 
@@ -212,7 +214,7 @@ fn wireguard(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) ->
         return None;
     };
     super::wireguard::interface_name(table, &raw.name, mistakes);
-    let interface = super::wireguard::wireguard(table, around, mistakes)?;
+    let interface = super::wireguard::wireguard(table, &raw.listen, around, mistakes)?;
     Some(Protocol::Wireguard(Box::new(interface)))
 }
 

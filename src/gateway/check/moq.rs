@@ -3,11 +3,13 @@ use std::time::Duration;
 
 use super::listener::{copied, count};
 use super::quic::{Around, is, moq_listener};
-use crate::gateway::config::{Moq, MoqScope, MoqToken, Quic};
+use super::upstream::Kind;
+use crate::gateway::config::{Moq, MoqOrigin, MoqScope, MoqToken, Quic};
 use crate::gateway::raw::RawListener;
-use crate::gateway::raw::moq::{RawMoq, RawToken};
+use crate::gateway::raw::moq::{RawScope, RawToken};
 use crate::gateway::raw::quic::Texts;
-use crate::gateway::raw::section::Field;
+use crate::gateway::raw::section::{At, Field};
+use crate::gateway::raw::text::Text;
 use crate::gateway::report::{Mistakes, Span};
 
 /// The most fields of a namespace.
@@ -19,30 +21,28 @@ pub(super) fn listener(raw: &RawListener, around: &Around<'_>, mistakes: &mut Mi
         mistakes.add(raw.header, "protocol `moq` needs a build with the feature `moq`", "take the listener out");
         return None;
     }
-    let moq = moq(raw.moq.as_ref().map(|at| &at.value), mistakes);
+    let moq = moq(raw, around, mistakes);
     moq_listener(raw, moq, around, mistakes)
 }
 
-fn moq(raw: Option<&RawMoq>, mistakes: &mut Mistakes) -> Moq {
+fn moq(listener: &RawListener, around: &Around<'_>, mistakes: &mut Mistakes) -> Moq {
     let default = Moq::default();
-    let Some(raw) = raw else { return default };
+    let Some(raw) = listener.moq.as_ref().map(|at| &at.value) else { return default };
     let mut seen: Vec<(_, Span)> = Vec::new();
     let mut scopes = Vec::new();
     for scope in &raw.scopes {
         if let Some(path) = is(&scope.path).filter(|path| !path.value.text.starts_with('/')) {
             mistakes.add(path.span, "a path begins with `/`", "write `path = \"/live\"`");
         }
-        let text = |field| {
-            is(field)
-                .map(|at: &crate::gateway::raw::section::At<crate::gateway::raw::text::Text>| at.value.text.clone())
-        };
+        let text = |field| is(field).map(|at: &At<Text>| at.value.text.clone());
         let key = (text(&scope.path), text(&scope.authority));
         if let Some((_, first)) = seen.iter().find(|(known, _)| *known == key) {
             let hint = "give each scope its own path or authority";
             mistakes.add_pair(scope.header, "this scope is there already", hint, *first, "it is here");
         }
         seen.push((key.clone(), scope.header));
-        scopes.push(MoqScope::new(key.0, key.1));
+        let origin = origin(scope, key.0.as_ref(), listener, around, mistakes);
+        scopes.push(MoqScope::new(key.0, key.1, origin));
     }
     let tokens = raw.tokens.iter().filter_map(|token| self::token(token, mistakes)).collect();
     Moq {
@@ -58,6 +58,37 @@ fn moq(raw: Option<&RawMoq>, mistakes: &mut Mistakes) -> Moq {
         when_slow: copied(&raw.when_slow, default.when_slow),
         tokens,
     }
+}
+
+/// Where the tracks of a scope come from.
+fn origin(
+    raw: &RawScope,
+    path: Option<&String>,
+    listener: &RawListener,
+    around: &Around<'_>,
+    mistakes: &mut Mistakes,
+) -> Option<MoqOrigin> {
+    let text = |field| is(field).map(|at: &At<Text>| at.value.text.clone());
+    let Some(upstream) = is(&raw.upstream) else {
+        for (key, field) in [("upstream_path", &raw.upstream_path), ("upstream_token", &raw.upstream_token)] {
+            if let Some(at) = is(field) {
+                let hint = "add `upstream = \"origin\"`, or take it out";
+                mistakes.add(at.span, format!("`{key}` says something of an upstream, and there is none"), hint);
+            }
+        }
+        return None;
+    };
+    around.upstreams.need(upstream, mistakes);
+    around.upstreams.no_circle(&upstream.value.text, &listener.listen, mistakes);
+    if around.upstreams.kind(&upstream.value.text).is_some_and(|kind| kind != Kind::Quic) {
+        let hint = "name an upstream whose servers begin with `quic://`, with `alpn = \"moqt-20\"` in its TLS";
+        mistakes.add(upstream.span, "the origin of a relay of Media over QUIC is reached over QUIC", hint);
+    }
+    if let Some(at) = is(&raw.upstream_path).filter(|at| !at.value.text.starts_with('/')) {
+        mistakes.add(at.span, "a path begins with `/`", "write `upstream_path = \"/live\"`");
+    }
+    let path = text(&raw.upstream_path).or_else(|| path.cloned());
+    Some(MoqOrigin::new(upstream.value.text.clone(), path, text(&raw.upstream_token)))
 }
 
 fn token(raw: &RawToken, mistakes: &mut Mistakes) -> Option<MoqToken> {

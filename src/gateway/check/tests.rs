@@ -558,3 +558,108 @@ proptest! {
         never_panics(&text.into_iter().collect::<String>());
     }
 }
+
+/// What is doubtful about the interfaces of `text`, read from a folder with a key file and a wg-quick file.
+fn warnings(text: &str, conf: &str) -> Vec<String> {
+    use std::os::unix::fs::PermissionsExt;
+
+    static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("portway-warnings-{}-{number}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let key = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
+    for (name, text) in [("wg0.key", key.to_owned()), ("wg0.conf", format!("[Interface]\nPrivateKey = {key}\n{conf}"))]
+    {
+        fs::write(folder.join(name), text).unwrap();
+        fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let name = folder.join("test.toml").display().to_string();
+    let config = parse(&name, text, &known()).unwrap_or_else(|report| panic!("{report}"));
+    let of = |listener: &Listener| match &listener.protocol {
+        Protocol::Wireguard(wireguard) => wireguard.warnings.clone(),
+        other => panic!("{other:?}"),
+    };
+    let found = config.listeners.iter().flat_map(of);
+    let found = found.map(|text| text.replace(&folder.display().to_string(), ".")).collect();
+    fs::remove_dir_all(folder).unwrap();
+    found
+}
+
+fn interface(name: &str, rest: &str) -> String {
+    format!(
+        "[[listener]]\nname = \"{name}\"\nlisten = \"[::1]:0\"\nprotocol = \"wireguard\"\n[listener.wireguard]\n{rest}\n"
+    )
+}
+
+#[test]
+fn what_is_doubtful_about_tunnels_is_said() {
+    let one = |rest: &str| warnings(&format!("version = 1\n{}", interface("wg0", rest)), "");
+    let hub = "private_key_file = \"wg0.key\"\naddresses = [\"10.98.0.1/24\"]\n";
+    let peer = |rest: &str| {
+        one(&format!(
+            "{hub}[[listener.wireguard.peer]]\npublic_key = \"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\"\n{rest}"
+        ))
+    };
+    assert!(one(hub).is_empty() && peer("allowed_ips = [\"10.98.0.2/32\", \"0.0.0.0/0\"]").is_empty());
+    assert!(peer("allowed_ips = [\"10.98.0.2\"]\nkeepalive = \"25s\"\nexpires = \"2999-01-01\"").is_empty());
+    assert_eq!(peer("allowed_ips = [\"10.98.0.2/24\"]"), ["`10.98.0.2/24` in `allowed_ips` counts as 10.98.0.0/24"]);
+    assert_eq!(
+        peer("allowed_ips = [\"10.98.0.2\"]\nexpires = \"2020-01-01\""),
+        ["peer xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg= has expired: it is refused"]
+    );
+    assert_eq!(
+        peer("name = \"old\"\nallowed_ips = [\"10.98.0.2\"]\nexpires = \"2020-01-01\""),
+        ["peer `old` has expired: it is refused"]
+    );
+    assert_eq!(
+        one(&format!("{hub}forward = [\"10.98.0.128/25\", \"10.0.0.0/8\"]")),
+        ["`forward` names 10.98.0.128/25, which is inside the tunnel: its peers are there"]
+    );
+    assert_eq!(
+        one("generate_key = true\naddresses = [\"10.98.0.1/24\", \"10.98.0.2/16\", \"10.99.0.0/31\"]"),
+        ["the networks of two `addresses` overlap: 10.98.0.0/24 and 10.98.0.0/16"]
+    );
+    assert_eq!(
+        one(&format!("{hub}uapi = \"sockets\"")),
+        ["there is no folder ./sockets: `wg` is not served without it"]
+    );
+    assert_eq!(one(&format!("{hub}uapi = \".\"")), Vec::<String>::new());
+}
+
+#[test]
+fn interfaces_of_the_host_are_told_apart() {
+    let two = |mode: &str| {
+        let rest = format!("generate_key = true\naddresses = [\"10.98.0.1/24\"]\nmode = \"{mode}\"");
+        warnings(&format!("version = 1\n{}{}", interface("one", &rest), interface("two", &rest)), "")
+    };
+    assert_eq!(two("tun"), ["10.98.0.1 is an address of `one` as well, on the same host"]);
+    assert!(two("netstack").is_empty(), "each has a network of its own");
+}
+
+#[test]
+fn what_of_a_wg_quick_file_is_not_obeyed_is_said() {
+    let conf = |mode: &str, conf: &str| {
+        let rest = format!("conf = \"wg0.conf\"\nmode = \"{mode}\"");
+        warnings(&format!("version = 1\n{}", interface("wg0", &rest)), conf)
+    };
+    let address = "Address = 10.98.0.1/24\n";
+    assert!(conf("tun", &format!("{address}ListenPort = 0\nFwMark = off\nTable = auto")).is_empty());
+    assert_eq!(
+        conf("tun", &format!("{address}ListenPort = 51820\nFwMark = 0x10\nDNS = 10.98.0.1\nTable = off")),
+        [
+            "./wg0.conf: line 6: DNS is not obeyed",
+            "ListenPort = 51820 is not obeyed: `listen` says 0",
+            "FwMark = 16 is not obeyed: `wg set` gives a running interface one",
+            "Table = off is not obeyed: in mode `tun` the networks of peers get routes",
+        ]
+    );
+    assert_eq!(conf("tun", &format!("{address}Table = 7")), ["./wg0.conf: line 4: Table: routes go to the main table"]);
+    assert!(conf("netstack", &format!("{address}Table = off")).is_empty(), "there are no routes to make");
+    assert_eq!(
+        conf("netstack", "Address = 10.98.0.0/24\n[Peer]\nPublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="),
+        [
+            "Address = 10.98.0.0/24 is the network's, not a host's",
+            "peer xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg= has no AllowedIPs: nothing it sends passes",
+        ]
+    );
+}

@@ -1,65 +1,98 @@
 //! Judges `[listener.wireguard]`: keys are read, networks compared, services matched with addresses and upstreams.
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::listener::{copied, count};
+use super::listener::copied;
 use super::quic::Around;
+use super::wireguard_peer::{self, Seen, is_within, networks};
 use super::wireguard_service;
-use crate::gateway::config::wireguard::{Key, Mode, Offload, Peer, ThreadingMode, Wireguard};
+use crate::gateway::config::wireguard::{Key, Mode, Offload, ThreadingMode, Wireguard};
+use crate::gateway::config::{Listener, Protocol};
+use crate::gateway::raw::secrets;
 use crate::gateway::raw::section::{At, Field};
 use crate::gateway::raw::text::{Text, reason};
-use crate::gateway::raw::wireguard::{RawMode, RawOffload, RawPeer, RawThreading, RawWireguard};
-use crate::gateway::report::{Mistakes, Span};
+use crate::gateway::raw::wireguard::{RawMode, RawOffload, RawThreading, RawWireguard};
+use crate::gateway::report::{Mistakes, Span, quoted};
 use crate::gateway::wg_conf;
-use crate::transports::wireguard::codec_conf::{Conf, ConfPeer};
-use crate::transports::wireguard::{
-    DEFAULT_MTU, MOST_PEERS, Network, PeerLimit, PeerSettings, PeerToPeer, PublicKey, SecretKey,
-};
+use crate::transports::wireguard::codec_conf::Conf;
+use crate::transports::wireguard::uapi::FOLDER;
+use crate::transports::wireguard::{DEFAULT_MTU, MOST_PEERS, Network, PeerToPeer, SecretKey, public_key};
 
 const KEY_HINT: &str = "write `private_key_file = \"wg0.key\"`, `conf = \"wg0.conf\"` or `generate_key = true`";
 /// RFC 8200, section 5.
 const LEAST_MTU_V6: u16 = 1_280;
 /// IFNAMSIZ of the kernel, with its final 0.
 const LONGEST_NAME: usize = 15;
+/// Of a wg-quick file so many are shown.
+const CONF_MISTAKES: usize = 20;
+/// Nothing is forwarded there, see `is_elsewhere` of `transports::kit::routes`.
+const NOWHERE: [&str; 10] = [
+    "0.0.0.0/32",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "255.255.255.255/32",
+    "::/128",
+    "::1/128",
+    "::ffff:0:0/96",
+    "fe80::/10",
+    "ff00::/8",
+];
 /// smoltcp keeps so many.
 const MOST_ADDRESSES: usize = 8;
 
 /// The interface, if nothing is wrong with it.
-pub(super) fn wireguard(raw: &At<RawWireguard>, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<Wireguard> {
+pub(super) fn wireguard(
+    raw: &At<RawWireguard>,
+    listen: &Field<SocketAddr>,
+    around: &Around<'_>,
+    mistakes: &mut Mistakes,
+) -> Option<Wireguard> {
     let At { value: raw, span } = raw;
     let before = mistakes.len();
     let default = Wireguard::default();
     let mut warnings = Vec::new();
     let (key, conf) = key(raw, *span, around.folder, &mut warnings, mistakes);
-    let addresses = addresses(raw, *span, conf.as_ref(), mistakes);
-    let mut seen = Seen::default();
+    let addresses = addresses(raw, *span, conf.as_ref(), &mut warnings, mistakes);
+    let mode = copied(&raw.mode, RawMode::Auto);
+    let own_key = match &key {
+        Some(Key::Given(secret)) => Some(public_key(secret)),
+        Some(Key::Generated) | None => None,
+    };
+    let mut seen = Seen::of(own_key, &addresses);
     let mut peers = Vec::new();
     if let Some((conf, at)) = &conf {
-        // What stands in that file contradicts nothing within it; that was checked there.
-        for peer in &conf.peers {
-            seen.keys.insert(peer.public_key, *at);
-            seen.networks.extend(peer.allowed_ips.iter().map(|network| (*network, *at)));
-            peers.push(of_conf(peer));
-        }
+        not_obeyed(conf, listen, mode, &mut warnings);
+        let peer = |peer| wireguard_peer::of_conf(peer, *at, &mut seen, &mut warnings, mistakes);
+        peers.extend(conf.peers.iter().map(peer));
     }
     for peer in &raw.peers {
-        peers.extend(self::peer(peer, around.folder, &mut seen, &mut warnings, mistakes));
+        peers.extend(wireguard_peer::peer(peer, around.folder, &mut seen, &mut warnings, mistakes));
     }
     if peers.len() > MOST_PEERS {
         mistakes.add(*span, format!("an interface has at most {MOST_PEERS} peers"), "spread them over two interfaces");
     }
     let services = wireguard_service::services(&raw.services, &addresses, around, mistakes);
-    let forward = networks(&raw.forward, mistakes);
-    let mode = copied(&raw.mode, RawMode::Auto);
+    let forward = forward(raw, &addresses, &mut warnings, mistakes);
+    let uapi = match &raw.uapi {
+        Field::Is(folder) if folder.value.text == "off" => None,
+        Field::Is(folder) => Some(around.folder.join(&folder.value.text)),
+        Field::Absent | Field::Bad => default.uapi,
+    };
+    if let Some(folder) = uapi.as_ref().filter(|folder| !folder.is_dir() && **folder != *Path::new(FOLDER)) {
+        warnings.push(format!("there is no folder {}: `wg` is not served without it", folder.display()));
+    }
     if let (Field::Is(masquerade), false) = (&raw.masquerade, matches!(mode, RawMode::Tun)) {
         mistakes.add(masquerade.span, "`masquerade` belongs to `mode = \"tun\"`", "take it out, or choose that mode");
+    }
+    if let (Field::Is(offload), RawMode::Netstack) = (&raw.offload, mode) {
+        let hint = "take it out, or choose a mode with a TUN interface: private, tun or auto";
+        mistakes.add(offload.span, "`offload` does not belong to `mode = \"netstack\"`", hint);
     }
     if let (Field::Is(forward), RawMode::Tun) = (&raw.forward, mode) {
         let hint = "in that mode the host itself forwards (net.ipv4.ip_forward), with `masquerade` if you like";
@@ -104,11 +137,7 @@ pub(super) fn wireguard(raw: &At<RawWireguard>, around: &Around<'_>, mistakes: &
             Field::Is(node) => around.folder.join(&node.value.text),
             Field::Absent | Field::Bad => default.tun_node,
         },
-        uapi: match &raw.uapi {
-            Field::Is(folder) if folder.value.text == "off" => None,
-            Field::Is(folder) => Some(around.folder.join(&folder.value.text)),
-            Field::Absent | Field::Bad => default.uapi,
-        },
+        uapi,
         forward,
         peers,
         services,
@@ -126,14 +155,6 @@ pub(super) fn interface_name(raw: &At<RawWireguard>, name: &Field<String>, mista
         let hint = format!("write 1 to {LONGEST_NAME} characters, not all of them dots");
         mistakes.add(*span, "in mode `tun` the interface has the listener's name, and this one cannot be", hint);
     }
-}
-
-/// Keys and networks that are taken, and where.
-#[derive(Default)]
-struct Seen {
-    keys: BTreeMap<PublicKey, Span>,
-    networks: BTreeMap<Network, Span>,
-    names: BTreeMap<String, Span>,
 }
 
 type Import = (Conf, Span);
@@ -184,9 +205,13 @@ fn key(
                 (Some(Key::Given(conf.private_key.clone())), Some((conf, file.span)))
             }
             Err(report) => {
-                let first = report.to_string();
-                let first = first.lines().next().unwrap_or("it cannot be read").trim_start_matches("error: ");
-                mistakes.add(file.span, format!("`conf` cannot be used: {first}"), "mend that file, then check again");
+                for found in report.diagnostics().iter().take(CONF_MISTAKES) {
+                    let place = found.place().map(|at| format!("{at}: ")).unwrap_or_default();
+                    mistakes.add(file.span, format!("`conf`: {place}{}", found.message()), found.hint());
+                }
+                if let Some(more) = report.count().checked_sub(CONF_MISTAKES).filter(|more| *more > 0) {
+                    mistakes.add(file.span, format!("`conf`: {more} mistakes more"), "mend those above first");
+                }
                 (None, None)
             }
         };
@@ -195,28 +220,49 @@ fn key(
 }
 
 /// Reads a key from a file of its own.
-fn secret_file(
+pub(super) fn secret_file(
     file: &At<Text>,
     key: &str,
     folder: &Path,
     warnings: &mut Vec<String>,
     mistakes: &mut Mistakes,
 ) -> Option<SecretKey> {
+    const KEYGEN: &str = "`portway keygen wireguard --out wg0` makes key files";
     let path = folder.join(&file.value.text);
+    // Somebody may have written the key where its file is to be named.
+    let shown = if file.value.hidden || secrets::is_like_a_key(&file.value.text) {
+        "it".to_owned()
+    } else {
+        quoted(&path.display().to_string())
+    };
     // Large enough from the start: growing would leave a copy behind that nobody wipes.
     let mut text = Zeroizing::new(String::with_capacity(2_048));
     // A key has 44 characters: what is longer is another file.
     let read = File::open(&path).and_then(|file| file.take(1_024).read_to_string(&mut text));
     if let Err(error) = read {
-        let message = format!("`{key}` cannot be read: {}", reason(error));
-        mistakes.add(file.span, message, "`portway keygen wireguard --out wg0` makes key files");
+        let hint = match (error.kind(), path.metadata()) {
+            (ErrorKind::PermissionDenied, Ok(about)) => format!(
+                "its owner is user {}, its mode {:04o}: chown or chmod it so that user {} may read it",
+                about.uid(),
+                about.permissions().mode() & 0o7777,
+                rustix::process::geteuid().as_raw()
+            ),
+            (ErrorKind::PermissionDenied, Err(_)) => {
+                format!("chown or chmod its folder so that user {} may enter it", rustix::process::geteuid().as_raw())
+            }
+            (_, _) => KEYGEN.to_owned(),
+        };
+        mistakes.add(file.span, format!("`{key}`: {shown} cannot be read: {}", reason(error)), hint);
         return None;
     }
     warnings.extend(open_file(&path));
     let secret = SecretKey::from_base64(text.trim());
     if secret.is_none() {
-        let message = format!("`{key}` holds no key: 44 characters of base64 on one line");
-        mistakes.add(file.span, message, "`portway keygen wireguard --out wg0` makes key files");
+        mistakes.add(
+            file.span,
+            format!("`{key}`: {shown} holds no key, which is 44 characters of base64 on one line"),
+            KEYGEN,
+        );
     }
     secret
 }
@@ -231,19 +277,20 @@ fn addresses(
     raw: &RawWireguard,
     header: Span,
     conf: Option<&Import>,
+    warnings: &mut Vec<String>,
     mistakes: &mut Mistakes,
 ) -> Vec<(IpAddr, Network)> {
     let (mut all, span) = match &raw.addresses {
         Field::Is(At { value: texts, span }) => {
-            let mut all = Vec::new();
+            let mut all: Vec<(IpAddr, Network)> = Vec::new();
             for text in texts {
                 let Field::Is(At { value: text, span }) = text else { continue };
                 match addressed(&text.text) {
-                    Some(address) => all.push(address),
-                    None => {
-                        let hint = "write an address and the length of its network, such as \"10.98.0.1/24\"";
-                        mistakes.add(*span, format!("{} is not an address inside", text.shown()), hint);
+                    Ok((address, _)) if all.iter().any(|(known, _)| *known == address) => {
+                        mistakes.add(*span, format!("{} is here already", text.shown()), "take one of the two out");
                     }
+                    Ok(address) => all.push(address),
+                    Err(wrong) => mistakes.add(*span, format!("{} {}", text.shown(), wrong.0), wrong.1),
                 }
             }
             (all, *span)
@@ -253,7 +300,22 @@ fn addresses(
     if let Some((conf, _)) = conf {
         let more =
             conf.addresses.iter().filter_map(|(ip, bits)| Network::new(*ip, *bits).map(|network| (*ip, network)));
-        all.extend(more);
+        for (address, network) in more {
+            if is_of_all(address, &network) {
+                warnings.push(format!("Address = {address}/{} is the network's, not a host's", network.prefix()));
+            }
+            if all.iter().any(|(known, _)| *known == address) {
+                let message = format!("{address} is in `addresses` and in the file");
+                mistakes.add(span, message, "take it out of one of the two");
+            } else {
+                all.push((address, network));
+            }
+        }
+    }
+    for (n, (_, one)) in all.iter().enumerate() {
+        for (_, other) in all.iter().skip(n + 1).filter(|(_, other)| is_within(one, other) || is_within(other, one)) {
+            warnings.push(format!("the networks of two `addresses` overlap: {one} and {other}"));
+        }
     }
     // A file that cannot be used may have one.
     let unknown = matches!(raw.addresses, Field::Absent) && conf.is_none() && !matches!(raw.conf, Field::Absent);
@@ -266,36 +328,94 @@ fn addresses(
     all
 }
 
-fn addressed(text: &str) -> Option<(IpAddr, Network)> {
-    let address: IpAddr = text.split_once('/').map_or(text, |(address, _)| address).parse().ok()?;
-    let unusable = address.is_unspecified() || address.is_multicast() || address.is_loopback();
-    text.parse().ok().filter(|_| !unusable).map(|network| (address, network))
+/// What is wrong with an address, and what to write.
+struct Wrong(&'static str, &'static str);
+
+fn addressed(text: &str) -> Result<(IpAddr, Network), Wrong> {
+    const HINT: &str = "write an address and the length of its network, such as \"10.98.0.1/24\"";
+    let no = || Wrong("is not an address inside", HINT);
+    let address: IpAddr = text.split('/').next().unwrap_or_default().parse().map_err(|_| no())?;
+    if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+        return Err(no());
+    }
+    let network: Network = text.parse().map_err(|_| no())?;
+    if !text.contains('/') {
+        return Err(Wrong("lacks the length of its network", HINT));
+    }
+    if is_of_all(address, &network) {
+        let hint = "write an address of a host, such as \"10.98.0.1/24\"";
+        return Err(Wrong("names the network or all of its hosts, and no host", hint));
+    }
+    Ok((address, network))
 }
 
-fn networks(texts: &Field<Vec<Field<Text>>>, mistakes: &mut Mistakes) -> Vec<Network> {
-    let Field::Is(At { value: texts, .. }) = texts else { return Vec::new() };
-    let network = |text: &Field<Text>| {
-        let Field::Is(At { value: text, span }) = text else { return None };
-        let network = text.text.parse().ok();
-        if network.is_none() {
-            let hint = "write a network such as \"10.98.0.2/32\" or \"fd98::/64\"";
-            mistakes.add(*span, format!("{} is not a network", text.shown()), hint);
+/// Whether an address is a network's own (RFC 1122, section 3.2.1.3; RFC 4291, section 2.6.1) or its broadcast address.
+fn is_of_all(address: IpAddr, network: &Network) -> bool {
+    match address {
+        // Two addresses are a line between two hosts (RFC 3021; RFC 6164).
+        IpAddr::V4(_) if network.prefix() > 30 => false,
+        IpAddr::V6(_) if network.prefix() > 126 => false,
+        IpAddr::V4(v4) => {
+            let hosts = u32::MAX.checked_shr(u32::from(network.prefix())).unwrap_or(0);
+            network.address() == address || u32::from(v4) & hosts == hosts
         }
-        network
-    };
-    texts.iter().filter_map(network).collect()
+        IpAddr::V6(_) => network.address() == address,
+    }
 }
 
-fn of_conf(peer: &ConfPeer) -> Peer {
-    let address = peer.endpoint.as_ref().and_then(|at| at.host.parse().ok().map(|ip| SocketAddr::new(ip, at.port)));
-    let named = peer.endpoint.as_ref().filter(|_| address.is_none()).map(|at| (at.host.clone(), at.port));
-    let settings = PeerSettings {
-        preshared_key: peer.preshared_key.clone(),
-        endpoint: address,
-        keepalive: peer.keepalive,
-        ..PeerSettings::new(peer.public_key, peer.allowed_ips.clone())
-    };
-    Peer { settings, endpoint_name: named }
+/// What of a wg-quick file the listener has another word for, or does not do.
+fn not_obeyed(conf: &Conf, listen: &Field<SocketAddr>, mode: RawMode, warnings: &mut Vec<String>) {
+    if let (Some(port), Field::Is(At { value: listen, .. })) = (conf.listen_port, listen)
+        && port != listen.port()
+    {
+        warnings.push(format!("ListenPort = {port} is not obeyed: `listen` says {}", listen.port()));
+    }
+    if let Some(mark) = conf.fwmark.filter(|mark| *mark > 0) {
+        warnings.push(format!("FwMark = {mark} is not obeyed: `wg set` gives a running interface one"));
+    }
+    if !conf.routes && matches!(mode, RawMode::Tun) {
+        warnings.push("Table = off is not obeyed: in mode `tun` the networks of peers get routes".to_owned());
+    }
+}
+
+/// The networks to forward to.
+fn forward(
+    raw: &RawWireguard,
+    addresses: &[(IpAddr, Network)],
+    warnings: &mut Vec<String>,
+    mistakes: &mut Mistakes,
+) -> Vec<Network> {
+    let all = networks(&raw.forward, "forward", warnings, mistakes);
+    let never: Vec<Network> = NOWHERE.iter().filter_map(|text| text.parse().ok()).collect();
+    for (network, span) in &all {
+        if never.iter().any(|never| is_within(network, never)) {
+            let hint = "loopback, link-local and multicast addresses are never forwarded to: take it out";
+            mistakes.add(*span, format!("nothing is forwarded to {network}"), hint);
+        } else if addresses.iter().any(|(_, own)| is_within(network, own)) {
+            warnings.push(format!("`forward` names {network}, which is inside the tunnel: its peers are there"));
+        }
+    }
+    all.into_iter().map(|(network, _)| network).collect()
+}
+
+/// Warns of interfaces on the host that have the same address: replies of the host go to one of them.
+pub(super) fn same_addresses(listeners: &mut [Listener]) {
+    let mut seen: Vec<(IpAddr, String)> = Vec::new();
+    for listener in listeners {
+        let Protocol::Wireguard(wireguard) = &mut listener.protocol else { continue };
+        if wireguard.mode != Mode::Tun {
+            continue;
+        }
+        for (address, _) in &wireguard.addresses {
+            match seen.iter().find(|(known, _)| known == address) {
+                Some((_, other)) => {
+                    let warning = format!("{address} is an address of `{other}` as well, on the same host");
+                    wireguard.warnings.push(warning);
+                }
+                None => seen.push((*address, listener.name.clone())),
+            }
+        }
+    }
 }
 
 fn congestion(raw: &Field<Text>, mode: RawMode, mistakes: &mut Mistakes) -> Option<String> {
@@ -315,157 +435,9 @@ fn congestion(raw: &Field<Text>, mode: RawMode, mistakes: &mut Mistakes) -> Opti
     Some(text.text.clone())
 }
 
-fn peer(
-    raw: &RawPeer,
-    folder: &Path,
-    seen: &mut Seen,
-    warnings: &mut Vec<String>,
-    mistakes: &mut Mistakes,
-) -> Option<Peer> {
-    let mut name = None;
-    if let Field::Is(At { value: text, span }) = &raw.name {
-        match seen.names.get(&text.text) {
-            Some(first) => {
-                mistakes.add_pair(*span, "this name is taken", "give each peer its own name", *first, "taken here");
-            }
-            None => {
-                seen.names.insert(text.text.clone(), *span);
-            }
-        }
-        name = Some(Arc::from(text.text.as_str()));
-    }
-    if let (Field::Is(At { value: true, span }), None) = (&raw.metrics, &name) {
-        mistakes.add(*span, "`metrics` needs a `name` to count under", "add `name = \"phone\"`");
-    }
-    let preshared = match &raw.preshared_key_file {
-        Field::Is(file) => secret_file(file, "preshared_key_file", folder, warnings, mistakes),
-        Field::Absent | Field::Bad => None,
-    };
-    let allowed = networks(&raw.allowed_ips, mistakes);
-    let at = span_of(&raw.allowed_ips).unwrap_or(raw.header);
-    for network in &allowed {
-        if let Some(first) = seen.networks.insert(*network, at).filter(|first| *first != at) {
-            let hint = "a network belongs to one peer; a smaller one within it may be another's";
-            mistakes.add_pair(at, format!("{network} is another peer's"), hint, first, "taken here");
-        }
-    }
-    let (endpoint, endpoint_name) = endpoint(&raw.endpoint, mistakes);
-    let public_key = public_key(raw, seen, mistakes);
-    let expires = expires(&raw.expires, mistakes);
-    let limit = |bytes: &Field<u64>, packets: &Field<u64>| {
-        let bytes = matches!(bytes, Field::Is(_)).then(|| count(bytes, 0) as u64);
-        let packets = matches!(packets, Field::Is(_)).then(|| count(packets, 0) as u64);
-        // Half a second's worth may come at once.
-        PeerLimit { bytes, burst: bytes.map_or(0, |bytes| bytes / 2), packets }
-    };
-    let settings = PeerSettings {
-        name,
-        preshared_key: preshared,
-        endpoint,
-        keepalive: match &raw.keepalive {
-            Field::Is(at) => u16::try_from(at.value.as_secs()).ok().filter(|seconds| *seconds > 0),
-            Field::Absent | Field::Bad => None,
-        },
-        limit_in: limit(&raw.limit_in, &raw.packets_in),
-        limit_out: limit(&raw.limit_out, &raw.packets_out),
-        expires,
-        metrics: copied(&raw.metrics, false),
-        ..PeerSettings::new(public_key?, allowed)
-    };
-    Some(Peer { settings, endpoint_name })
-}
-
-fn public_key(raw: &RawPeer, seen: &mut Seen, mistakes: &mut Mistakes) -> Option<PublicKey> {
-    let Field::Is(At { value: text, span }) = &raw.public_key else { return None };
-    let Some(key) = PublicKey::from_base64(&text.text) else {
-        mistakes.add(*span, "this is no public key", "write the 44 characters that `wg pubkey` prints");
-        return None;
-    };
-    if let Some(first) = seen.keys.insert(key, *span) {
-        mistakes.add_pair(*span, "this key is another peer's", "a key is one peer", first, "taken here");
-        return None;
-    }
-    Some(key)
-}
-
-fn endpoint(raw: &Field<Text>, mistakes: &mut Mistakes) -> (Option<SocketAddr>, Option<(String, u16)>) {
-    let Field::Is(At { value: text, span }) = raw else { return (None, None) };
-    if let Ok(address) = text.text.parse::<SocketAddr>()
-        && address.port() != 0
-    {
-        return (Some(address), None);
-    }
-    let named = text.text.rsplit_once(':').and_then(|(host, port)| {
-        let port = port.parse().ok().filter(|port| *port != 0)?;
-        crate::gateway::raw::upstream::is_name(host).then(|| (host.to_owned(), port))
-    });
-    if named.is_none() {
-        let hint = "write an address or a name, and a port, such as \"192.0.2.1:51820\"";
-        mistakes.add(*span, format!("{} is not an endpoint", text.shown()), hint);
-    }
-    (None, named)
-}
-
-fn expires(raw: &Field<Text>, mistakes: &mut Mistakes) -> Option<u64> {
-    let Field::Is(At { value: text, span }) = raw else { return None };
-    let at = seconds_of(&text.text);
-    if at.is_none() {
-        let hint = "write a day such as \"2027-01-01\": from its first second (UTC) on the peer is refused";
-        mistakes.add(*span, format!("{} is not a day", text.shown()), hint);
-    }
-    at
-}
-
-/// Seconds from 1970 to the beginning of a day (UTC), by the rule of the Gregorian calendar.
-fn seconds_of(day: &str) -> Option<u64> {
-    let mut parts = day.split('-');
-    let (year, month, day) = (parts.next()?, parts.next()?, parts.next()?);
-    if parts.next().is_some() || (year.len(), month.len(), day.len()) != (4, 2, 2) {
-        return None;
-    }
-    let (year, month, day): (u64, u64, u64) = (year.parse().ok()?, month.parse().ok()?, day.parse().ok()?);
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let length = |month: u64| match month {
-        2 => 28 + u64::from(leap(year)),
-        4 | 6 | 9 | 11 => 30,
-        _ => 31,
-    };
-    if year < 1970 || !(1..=12).contains(&month) || !(1..=length(month)).contains(&day) {
-        return None;
-    }
-    let years: u64 = (1970..year).map(|year| 365 + u64::from(leap(year))).sum();
-    let months: u64 = (1..month).map(length).sum();
-    Some((years + months + day - 1) * 24 * 60 * 60)
-}
-
 pub(super) fn span_of<T>(field: &Field<T>) -> Option<Span> {
     match field {
         Field::Is(at) => Some(at.span),
         Field::Absent | Field::Bad => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn days_are_counted_as_the_calendar_does() {
-        for (day, seconds) in [
-            ("1970-01-01", Some(0)),
-            ("1970-03-01", Some(59 * 86_400)),
-            ("2000-02-29", Some(951_782_400)),
-            ("2027-01-01", Some(1_798_761_600)),
-            ("2100-02-29", None),
-            ("2027-13-01", None),
-            ("2027-00-01", None),
-            ("2027-04-31", None),
-            ("2027-1-1", None),
-            ("1969-12-31", None),
-            ("tomorrow", None),
-            ("2027-01-01-01", None),
-        ] {
-            assert_eq!(seconds_of(day), seconds, "{day}");
-        }
     }
 }

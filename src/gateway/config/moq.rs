@@ -36,7 +36,7 @@ pub struct Moq {
 impl Default for Moq {
     fn default() -> Self {
         Self {
-            scopes: vec![MoqScope { path: None, authority: None }],
+            scopes: vec![MoqScope::new(None, None, None)],
             cache: 8 << 20,
             cache_groups: 64,
             cache_age: Duration::from_secs(60),
@@ -59,13 +59,45 @@ pub struct MoqScope {
     pub path: Option<String>,
     /// The host that they name. Default: any.
     pub authority: Option<String>,
+    /// Where tracks come from that nobody publishes here. Default: nowhere.
+    pub origin: Option<MoqOrigin>,
 }
 
 impl MoqScope {
-    pub(crate) const fn new(path: Option<String>, authority: Option<String>) -> Self {
-        Self { path, authority }
+    pub(crate) const fn new(path: Option<String>, authority: Option<String>, origin: Option<MoqOrigin>) -> Self {
+        Self { path, authority, origin }
     }
 }
+
+/// The origin of a scope: a relay whose tracks this one has too.
+#[non_exhaustive]
+#[derive(Debug, Clone)]
+pub struct MoqOrigin {
+    /// The upstream, whose servers are relays over QUIC.
+    pub upstream: String,
+    /// The path that names the scope there. Default: that of this scope.
+    pub path: Option<String>,
+    /// What is shown there. Default nothing.
+    pub token: Option<Arc<Secret>>,
+}
+
+impl MoqOrigin {
+    pub(crate) fn new(upstream: String, path: Option<String>, token: Option<String>) -> Self {
+        Self { upstream, path, token: token.map(|token| Arc::new(Secret::from(token))) }
+    }
+}
+
+impl PartialEq for MoqOrigin {
+    fn eq(&self, other: &Self) -> bool {
+        let same = match (&self.token, &other.token) {
+            (Some(mine), Some(theirs)) => **mine == **theirs,
+            (mine, theirs) => mine.is_none() && theirs.is_none(),
+        };
+        same && (&self.upstream, &self.path) == (&other.upstream, &other.path)
+    }
+}
+
+impl Eq for MoqOrigin {}
 
 /// What becomes of a subscriber that takes objects more slowly than they come.
 #[non_exhaustive]

@@ -25,7 +25,7 @@ pub(crate) const MOQ_KEYS: &[&str] = &[
     "scope",
     "token",
 ];
-pub(crate) const SCOPE_KEYS: &[&str] = &["path", "authority"];
+pub(crate) const SCOPE_KEYS: &[&str] = &["path", "authority", "upstream", "upstream_path", "upstream_token"];
 pub(crate) const TOKEN_KEYS: &[&str] = &["token", "publish", "subscribe", "expires"];
 
 const WHEN_SLOW: [(&str, MoqWhenSlow); 2] = [("skip", MoqWhenSlow::Skip), ("end", MoqWhenSlow::End)];
@@ -54,6 +54,9 @@ pub(crate) struct RawScope {
     pub(crate) header: Span,
     pub(crate) path: Field<Text>,
     pub(crate) authority: Field<Text>,
+    pub(crate) upstream: Field<Text>,
+    pub(crate) upstream_path: Field<Text>,
+    pub(crate) upstream_token: Field<Text>,
 }
 
 /// `[[listener.moq.token]]`.
@@ -90,6 +93,9 @@ fn scope(mut section: Section<'_, '_>) -> RawScope {
         header: section.header,
         path: section.text("path", "\"/live\""),
         authority: section.text("authority", "\"live.example\""),
+        upstream: section.text("upstream", "\"origin\""),
+        upstream_path: section.text("upstream_path", "\"/live\""),
+        upstream_token: section.text("upstream_token", "\"${MOQ_TOKEN}\""),
     };
     unknown_keys(section);
     raw

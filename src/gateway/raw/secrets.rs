@@ -17,6 +17,20 @@ pub(crate) fn of_document(document: &DeTable<'_>, text: &str) -> Vec<Span> {
     found.secrets
 }
 
+/// Keys that are named like secrets and hold none: paths, a public key, and whether to make a key.
+fn is_open(key: &str, value: &DeValue<'_>) -> bool {
+    match (key, value) {
+        ("public_key", DeValue::String(_)) | ("generate_key", DeValue::Boolean(_)) => true,
+        ("private_key_file" | "preshared_key_file", DeValue::String(path)) => !is_like_a_key(path),
+        (_, _) => false,
+    }
+}
+
+/// Whether a text may be a key, or most of one, where the name of its file should stand.
+pub(crate) fn is_like_a_key(text: &str) -> bool {
+    text.len() >= 40 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'='))
+}
+
 #[derive(Default)]
 struct Found {
     secrets: Vec<Span>,
@@ -27,7 +41,7 @@ struct Found {
 impl Found {
     fn table(&mut self, table: &DeTable<'_>, secret: bool) {
         for (key, value) in table {
-            let secret = secret || named(key.get_ref()).is_some();
+            let secret = secret || named(key.get_ref()).is_some() && !is_open(key.get_ref(), value.get_ref());
             self.value(value.get_ref(), value.span().into(), secret);
         }
     }

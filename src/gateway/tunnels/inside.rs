@@ -120,7 +120,7 @@ impl Inside {
             }
             Running::Tun(kernel) => {
                 kernel.adjust(around, listener, wireguard)?;
-                kernel.reroute(&listener.name, wireguard);
+                kernel.reroute(&listener.name, &kernel::routes(kernel::settings_of(wireguard)));
                 Running::Tun(kernel.clone())
             }
         };

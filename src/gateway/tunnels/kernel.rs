@@ -26,7 +26,7 @@ use crate::transports::tun::{
     HostError, HostNetwork, HostSettings, OffloadKnob, Prefix, PrivateNetwork, PrivateSettings, ToTun, Tun, TunActor,
     TunError, TunMsg,
 };
-use crate::transports::wireguard::{Interface, Network};
+use crate::transports::wireguard::{Interface, Network, PeerSettings};
 
 /// Messages and bytes that wait for an interface, at most.
 const TUN_INBOX: (usize, usize) = (4_096, 16 << 20);
@@ -146,9 +146,9 @@ impl Kernel<HostNetwork> {
     }
 
     /// Routes what the peers have now. A route that is refused is said: the peers are changed already.
-    pub(crate) fn reroute(&self, name: &str, wireguard: &Wireguard) {
+    pub(crate) fn reroute(&self, name: &str, routes: &[Prefix]) {
         if let Some(network) = self.network.lock().as_mut()
-            && let Err(error) = network.set_routes(&routes(wireguard))
+            && let Err(error) = network.set_routes(routes)
         {
             tracing::warn!(listener = name, %error, "a route was refused");
         }
@@ -177,7 +177,7 @@ pub(crate) fn host(join: Join<'_>) -> Result<Kernel<HostNetwork>, StartError> {
         mtu: wireguard.mtu,
         offload: knob(wireguard.offload),
         addresses: prefixes(wireguard),
-        routes: routes(wireguard),
+        routes: routes(settings_of(wireguard)),
         mark: mark(listener),
         masquerade: wireguard.masquerade,
     };
@@ -209,8 +209,8 @@ pub(crate) fn mark(listener: &Listener) -> u32 {
 }
 
 /// Whether a tunnel on the host takes everything of some family.
-pub(crate) fn takes_all(wireguard: &Wireguard) -> bool {
-    routes(wireguard).iter().any(|route| route.bits == 0)
+pub(crate) fn takes_all<'a>(peers: impl IntoIterator<Item = &'a PeerSettings>) -> bool {
+    routes(peers).iter().any(|route| route.bits == 0)
 }
 
 /// A private network, or why this host gives none.
@@ -269,7 +269,8 @@ fn onward(join: Join<'_>, network: &PrivateNetwork) -> Result<Vec<Prepared>, Str
         let idle = (!idle.is_zero()).then_some(idle);
         let allowed = join.wireguard.forward.clone();
         let made = Box::new(move || Box::new(Onward::new(name.clone(), allowed.clone(), idle)) as Box<dyn OnAccept>);
-        Prepared { listener, socket: Arc::new(socket), made, web: None, occupancy: Arc::default() }
+        let inside = Some(join.listener.name.clone());
+        Prepared { listener, socket: Arc::new(socket), made, web: None, occupancy: Arc::default(), inside }
     };
     Ok(vec![one(v4, (Ipv4Addr::UNSPECIFIED, port).into()), one(v6, (Ipv6Addr::UNSPECIFIED, port).into())])
 }
@@ -292,7 +293,7 @@ fn prepare(
     let needs = listeners::Around { protocols: &none, upstreams: around.upstreams, certificates: around.certificates };
     let (made, web) = listeners::prepare(&own, needs, before, own.listen.port())?;
     let occupancy = before.map_or_else(Arc::default, |status| status.occupancy.clone());
-    Ok(Prepared { listener: own, socket, made, web, occupancy })
+    Ok(Prepared { listener: own, socket, made, web, occupancy, inside: Some(listener.name.clone()) })
 }
 
 /// The actor of the interface, and the acceptors behind it.
@@ -333,8 +334,14 @@ const fn knob(offload: Offload) -> OffloadKnob {
     }
 }
 
-fn routes(wireguard: &Wireguard) -> Vec<Prefix> {
-    wireguard.peers.iter().flat_map(|peer| &peer.settings.allowed).map(prefix).collect()
+/// What is routed to peers.
+pub(crate) fn routes<'a>(peers: impl IntoIterator<Item = &'a PeerSettings>) -> Vec<Prefix> {
+    peers.into_iter().flat_map(|peer| &peer.allowed).map(prefix).collect()
+}
+
+/// The peers of the file.
+pub(crate) fn settings_of(wireguard: &Wireguard) -> impl Iterator<Item = &PeerSettings> {
+    wireguard.peers.iter().map(|peer| &peer.settings)
 }
 
 fn prefixes(wireguard: &Wireguard) -> Vec<Prefix> {

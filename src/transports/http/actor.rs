@@ -5,15 +5,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::RandomState;
-use std::fmt::{self, Write};
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Version};
@@ -22,16 +22,18 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::codec_forward::{Sender, Way};
 use super::codec_frames::FrameWatch;
 use super::codec_head::{Guard, Stage};
 use super::exchange::Service;
 use super::nursery::Nursery;
-use super::pool::by;
+use super::pool::{Pool, by};
 use super::record::{Record, Tallies};
-use super::site::{Published, Settings, Site};
+use super::site::{Published, Settings, Site, Upstream};
 use super::state_watch::{Late, Watch};
 use super::tunnel::Tunnel;
 use super::wire::{ByteStream, ClientSocket, ClientStream, Looked, Notes, Wire};
+use super::workers::Workers;
 use crate::actors::clock::later;
 use crate::actors::{Driver, Fault, Kind, Place, SpawnError, Spec, Turn, shelf};
 use crate::memory::View;
@@ -143,7 +145,14 @@ pub(super) struct Client {
     tunnel: RefCell<Option<Tunnel>>,
     requests: Cell<u64>,
     random: Cell<u64>,
+    pub(super) workers: Rc<Workers>,
+    /// Of the last request.
+    sender: RefCell<Option<Rc<Sender>>>,
+    pool: RefCell<Option<Pooled>>,
 }
+
+/// An upstream and its connections. Neither lives for the sake of a client that asks for nothing more.
+type Pooled = (Weak<Upstream>, std::rc::Weak<Pool>);
 
 /// The site of the last request, and where its arbiter sees the next.
 struct Seen {
@@ -169,6 +178,7 @@ impl Client {
             tls: came.tls,
             version: came.version,
             trusted: settings.trusted.iter().any(|network| network.contains(came.peer.ip())),
+            workers: Workers::of(&settings),
             settings,
             nursery: Nursery::default(),
             site,
@@ -177,7 +187,32 @@ impl Client {
             tunnel: RefCell::default(),
             requests: Cell::new(0),
             random: Cell::new(came.random),
+            sender: RefCell::default(),
+            pool: RefCell::default(),
         })
+    }
+
+    /// The connections to the servers of this upstream.
+    pub(super) fn pool(&self, upstream: &Arc<Upstream>) -> Rc<Pool> {
+        let mut last = self.pool.borrow_mut();
+        let known = last.as_ref().filter(|(of, _)| Weak::as_ptr(of) == Arc::as_ptr(upstream));
+        if let Some(pool) = known.and_then(|(_, pool)| pool.upgrade()) {
+            return pool;
+        }
+        let pool = Pool::of(upstream);
+        *last = Some((Arc::downgrade(upstream), Rc::downgrade(&pool)));
+        pool
+    }
+
+    /// Who sends a request for this authority; nothing if no field could name it.
+    pub(super) fn sender(&self, authority: &str) -> Option<Rc<Sender>> {
+        let mut last = self.sender.borrow_mut();
+        if let Some(sender) = last.as_ref().filter(|sender| sender.authority() == authority) {
+            return Some(sender.clone());
+        }
+        let way = Way { address: self.peer.ip(), tls: self.tls, trusted: self.trusted, version: self.version };
+        *last = Sender::new(way, authority).map(Rc::new);
+        last.clone()
     }
 
     /// Whether each request has a stream of its own: not so in HTTP/1.1.
@@ -239,10 +274,13 @@ impl Client {
 
     /// A name for a request.
     pub(super) fn request_id(&self) -> HeaderValue {
-        let mut text = String::with_capacity(32);
-        // Writing to a string cannot fail.
-        let _written = write!(text, "{:016x}{:016x}", self.random(), self.random());
-        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("-"))
+        let number = u128::from(self.random()) << 64 | u128::from(self.random());
+        let mut text = [b'0'; 32];
+        for (digit, shift) in text.iter_mut().zip((0..32).rev()) {
+            let value = u8::try_from(number >> (4 * shift) & 15).unwrap_or(0);
+            *digit = if value < 10 { b'0' + value } else { b'a' + (value - 10) };
+        }
+        HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("-"))
     }
 
     /// The server has switched protocols: join the client to it once it was told.
@@ -328,25 +366,58 @@ async fn begin(shared: &Arc<Shared>, mut socket: ClientSocket) -> Result<Begun, 
 async fn serve_one(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
     let (notes, settings) = (&client.notes, &client.settings);
     let guard = Guard::new(settings.head);
-    let wire = Wire::new(begun.stream, begun.prefix, Looked::Heads(guard), notes.clone());
-    let mut conn = http1::Builder::new()
-        .max_headers(settings.head.fields)
-        .max_header_size(settings.head.bytes)
-        .serve_connection(TokioIo::new(wire), Service(client.clone()));
-    let mut told = false;
-    let end = poll_fn(|cx| {
-        if !told && notes.driver.draining().is_some() {
-            Pin::new(&mut conn).graceful_shutdown();
-            told = true;
+    let mut wire = Wire::new(begun.stream, begun.prefix, Looked::Heads(guard), notes.clone());
+    loop {
+        let mut conn = http1::Builder::new()
+            .max_headers(settings.head.fields)
+            .max_header_size(settings.head.bytes)
+            .serve_connection(TokioIo::new(wire), Service(client.clone()));
+        let mut told = false;
+        let end = poll_fn(|cx| {
+            if !told && notes.driver.draining().is_some() {
+                Pin::new(&mut conn).graceful_shutdown();
+                told = true;
+            }
+            if let Poll::Ready(result) = conn.poll_without_shutdown(cx) {
+                return Poll::Ready(Some(End::Hyper(result)));
+            }
+            let rest = notes.rest_at().filter(|_| !told);
+            if rest.is_some_and(|at| at <= notes.driver.now()) {
+                return Poll::Ready(None);
+            }
+            wait(notes, settings.times.send, rest).map(Some)
+        })
+        .await;
+        let parts = conn.into_parts();
+        wire = parts.io.into_inner();
+        if let Some(end) = end {
+            return Box::pin(ended(client, end, wire, parts.read_buf)).await;
         }
-        if let Poll::Ready(result) = conn.poll_without_shutdown(cx) {
-            return Poll::Ready(End::Hyper(result));
+        wire.ahead(&parts.read_buf);
+        drop(parts.read_buf);
+        if let Some(end) = rest(client, &mut wire).await? {
+            return Box::pin(ended(client, end, wire, Bytes::new())).await;
         }
-        wait(notes, settings.times.send)
+    }
+}
+
+/// A client that has asked for nothing for a while is waited for without hyper: that has a buffer for each direction,
+/// which is most of what an idle connection would hold. How the connection ended, if it did before the client asked.
+async fn rest(client: &Rc<Client>, wire: &mut Wire) -> Result<Option<End>, Fault> {
+    let notes = &client.notes;
+    client.sender.take();
+    poll_fn(|cx| {
+        if notes.driver.draining().is_some() {
+            return Poll::Ready(Ok(Some(End::Hyper(Ok(())))));
+        }
+        match wire.poll_rest(cx) {
+            Poll::Ready(Ok(true)) => Poll::Ready(Ok(None)),
+            Poll::Ready(Ok(false)) => Poll::Ready(Ok(Some(End::Hyper(Ok(()))))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(Fault::peer("reset", error.to_string()))),
+            Poll::Pending => wait(notes, client.settings.times.send, None).map(|end| Ok(Some(end))),
+        }
     })
-    .await;
-    let parts = conn.into_parts();
-    Box::pin(ended(client, end, parts.io.into_inner(), parts.read_buf)).await
+    .await
 }
 
 /// What is left to be done when hyper is: a tunnel to be joined, a client to be told.
@@ -410,7 +481,7 @@ async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
         }
         match done {
             Poll::Ready(result) => Poll::Ready(End::Hyper(result)),
-            Poll::Pending => wait(notes, settings.times.send),
+            Poll::Pending => wait(notes, settings.times.send, None),
         }
     })
     .await;
@@ -421,8 +492,8 @@ async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
     }
 }
 
-fn wait(notes: &Notes, send: Duration) -> Poll<End> {
-    let mut next = notes.tick();
+fn wait(notes: &Notes, send: Duration, rest: Option<Instant>) -> Poll<End> {
+    let mut next = notes.tick().into_iter().chain(rest).min();
     if let Some(stalled) = notes.stalled().map(|since| later(since, send)) {
         if stalled <= notes.driver.now() {
             return Poll::Ready(End::Late(Late::Send));

@@ -90,6 +90,15 @@ impl Body for FromClient {
     }
 }
 
+/// What whoever waits for an answer wants to know of the body on its way.
+#[derive(Default)]
+pub(super) struct Sending {
+    /// What was wrong with it.
+    pub(super) fault: Cell<Option<Failure>>,
+    /// Nothing of it is left to be sent.
+    over: Cell<bool>,
+}
+
 /// A client's body on its way, with what it may be.
 pub(super) struct Request {
     pub(super) incoming: FromClient,
@@ -98,10 +107,7 @@ pub(super) struct Request {
     /// How long the client may be silent.
     pub(super) silence: Duration,
     pub(super) record: Rc<Record>,
-    /// What was wrong with it, for whoever waits for the answer.
-    pub(super) fault: Rc<Cell<Option<Failure>>>,
-    /// Nothing of it is left to be sent, for whoever has the answer.
-    pub(super) sent: Rc<Cell<bool>>,
+    pub(super) sending: Rc<Sending>,
     pub(super) timer: Timer,
     pub(super) since: Option<std::time::Instant>,
 }
@@ -109,13 +115,13 @@ pub(super) struct Request {
 impl Drop for Request {
     fn drop(&mut self) {
         // hyper keeps it for as long as it is to be asked for more.
-        self.sent.set(true);
+        self.sending.over.set(true);
     }
 }
 
 impl Request {
     fn fail(&self, why: Failure) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        self.fault.set(Some(why));
+        self.sending.fault.set(Some(why));
         Poll::Ready(Some(Err(Broken(why.reason()))))
     }
 }
@@ -200,8 +206,14 @@ type OwnConnection = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
 
 /// What keeps the answer coming.
 pub(super) enum Source {
-    /// A connection of the pool, and whether the request was sent to its end.
-    Pool { lent: Option<Lent>, pool: Rc<Pool>, upstream: Arc<Upstream>, picked: Option<Picked>, sent: Rc<Cell<bool>> },
+    /// A connection of the pool, and the body of the request if it has one.
+    Pool {
+        lent: Option<Lent>,
+        pool: Rc<Pool>,
+        upstream: Arc<Upstream>,
+        picked: Option<Picked>,
+        sending: Option<Rc<Sending>>,
+    },
     /// A connection of this exchange alone.
     Own { connection: Option<OwnConnection>, picked: Option<Picked> },
 }
@@ -210,12 +222,12 @@ impl Source {
     /// The answer has ended, whole or not.
     fn ended(&mut self, whole: bool, notes: &Notes) {
         match self {
-            Self::Pool { lent, pool, upstream, picked, sent } => {
+            Self::Pool { lent, pool, upstream, picked, sending } => {
                 drop(picked.take());
                 // A server that has not heard all of a request may take the rest of it for the next, or hear nothing.
                 if let Some(lent) = lent.take()
                     && whole
-                    && (sent.get() || lent.is_http2())
+                    && (sending.as_ref().is_none_or(|sending| sending.over.get()) || lent.is_http2())
                 {
                     pool.keep(lent, notes.driver.now(), upstream.idle_connections);
                 }

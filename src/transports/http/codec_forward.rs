@@ -7,8 +7,11 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use bytes::Bytes;
 use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use super::state_routes::host_of;
 
 /// `X-Forwarded-For`.
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -20,47 +23,121 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Fields that [`to_server`] adds to a request.
+const ADDED: usize = 7;
 /// The longest request id that is taken over from a trusted proxy.
 const LONGEST_ID: usize = 128;
 
-/// Who sends a request.
+/// Who sends requests, and by what name it asks for them. It holds what servers are told of that, ready to be copied:
+/// most requests of a connection ask for one name.
+#[derive(Debug, Clone)]
+pub struct Sender {
+    tls: bool,
+    trusted: bool,
+    version: Version,
+    authority: String,
+    host: String,
+    /// The authority, the address and both together, as fields say them.
+    named: HeaderValue,
+    address: HeaderValue,
+    forwarded: HeaderValue,
+}
+
+/// How a client is connected.
 #[derive(Debug, Clone, Copy)]
-pub struct Sender<'a> {
+pub struct Way {
     /// Its address.
     pub address: IpAddr,
     /// Whether it came over TLS.
     pub tls: bool,
     /// Whether it is a proxy whose word counts.
     pub trusted: bool,
-    /// The authority it asked for.
-    pub authority: &'a str,
     /// The version of HTTP it speaks.
     pub version: Version,
 }
 
+impl Sender {
+    /// Of requests for this authority; nothing if no field could name it.
+    #[must_use]
+    pub fn new(way: Way, authority: &str) -> Option<Self> {
+        let address = way.address.to_canonical();
+        let shared = |text: String| HeaderValue::from_maybe_shared(Bytes::from(text)).ok();
+        Some(Self {
+            tls: way.tls,
+            trusted: way.trusted,
+            version: way.version,
+            authority: authority.to_owned(),
+            host: host_of(authority),
+            named: shared(authority.to_owned())?,
+            address: shared(address.to_string())?,
+            forwarded: shared(forwarded(address, authority, way.tls))?,
+        })
+    }
+
+    /// What it asks for.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// The host of that, as routes name it.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The authority as `Host` says it.
+    #[must_use]
+    pub fn named(&self) -> HeaderValue {
+        self.named.clone()
+    }
+}
+
 /// Takes away what concerns one hop only. An upgrade goes with it.
 pub fn strip_hop(fields: &mut HeaderMap) {
-    // Mostly there is none, and where there is one it says `keep-alive` or `close`.
-    if fields.contains_key(header::CONNECTION) {
+    // Most messages have none or one of these: one look at all names costs less than to ask for each.
+    take_hop(fields, fields.keys().fold(0, |found, name| found | hop(name.as_str())));
+}
+
+/// Takes away those of [`HOP`] that were found.
+fn take_hop(fields: &mut HeaderMap, found: u8) {
+    if found & 1 != 0 {
         let mut named = Vec::new();
         for value in fields.get_all(header::CONNECTION) {
             let names = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+            // Mostly it says one of these, which name no other field or one that goes anyhow.
+            let names = names.filter(|n| !n.eq_ignore_ascii_case(b"keep-alive") && !n.eq_ignore_ascii_case(b"close"));
             // What frames or routes the message cannot be taken away by its sender.
             let names = names.filter_map(|name| HeaderName::from_bytes(name).ok());
             named.extend(names.filter(|name| {
                 *name != header::HOST && *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING
             }));
         }
-        fields.remove(header::CONNECTION);
         for name in named {
             fields.remove(name);
         }
     }
-    fields.remove(KEEP_ALIVE);
-    fields.remove(PROXY_CONNECTION);
-    fields.remove(header::TRANSFER_ENCODING);
-    fields.remove(header::UPGRADE);
-    fields.remove(HTTP2_SETTINGS);
+    for (at, name) in HOP.iter().enumerate().filter(|(at, _)| found & (1 << at) != 0) {
+        debug_assert_eq!(hop(name.as_str()), 1 << at);
+        fields.remove(name);
+    }
+}
+
+/// What concerns one hop, the list of which comes first.
+const HOP: [HeaderName; 6] =
+    [header::CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, HTTP2_SETTINGS];
+
+/// The bit of a field among those of [`HOP`]; 0 for all others.
+fn hop(name: &str) -> u8 {
+    match name {
+        "connection" => 1,
+        "keep-alive" => 2,
+        "proxy-connection" => 4,
+        "transfer-encoding" => 8,
+        "upgrade" => 16,
+        "http2-settings" => 32,
+        _ => 0,
+    }
 }
 
 /// Whether a field concerns one hop, or the framing of a message.
@@ -73,6 +150,9 @@ pub fn is_of_one_hop(name: &HeaderName) -> bool {
 /// Whether a client asks for a WebSocket (RFC 6455, section 4.1), the one switch of protocols that is passed on.
 #[must_use]
 pub fn asks_for_websocket(fields: &HeaderMap) -> bool {
+    if !fields.contains_key(header::UPGRADE) {
+        return false;
+    }
     let upgrades = fields.get_all(header::CONNECTION).iter().any(|value| {
         value.as_bytes().split(|b| *b == b',').any(|name| name.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
     });
@@ -82,18 +162,33 @@ pub fn asks_for_websocket(fields: &HeaderMap) -> bool {
 }
 
 /// Makes the fields of a client's request those of a request to a server. `id` names it unless a trusted proxy has.
-pub fn to_server(fields: &mut HeaderMap, sender: &Sender<'_>, id: impl FnOnce() -> HeaderValue) {
-    let trailers = fields.get_all(header::TE).iter().any(|value| {
-        value.as_bytes().split(|b| *b == b',').any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
-    });
-    strip_hop(fields);
-    fields.remove(header::TE);
+pub fn to_server(fields: &mut HeaderMap, sender: &Sender, id: impl FnOnce() -> HeaderValue) {
+    // For what is added below, at once.
+    fields.reserve(ADDED);
+    // Most requests have none of these: one look at all names costs less than to ask for each.
+    let (mut found, mut te, mut own) = (0, false, false);
+    for name in fields.keys() {
+        match name.as_str() {
+            "te" => te = true,
+            "expect" | "proxy-authorization" => own = true,
+            name => found |= hop(name),
+        }
+    }
+    let trailers = te
+        && fields.get_all(header::TE).iter().any(|value| {
+            value.as_bytes().split(|b| *b == b',').any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+        });
+    take_hop(fields, found);
     if trailers {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
+    } else if te {
+        fields.remove(header::TE);
     }
-    // Answered here: the body is asked for when the server takes it.
-    fields.remove(header::EXPECT);
-    fields.remove(header::PROXY_AUTHORIZATION);
+    if own {
+        // Answered here: the body is asked for when the server takes it.
+        fields.remove(header::EXPECT);
+        fields.remove(header::PROXY_AUTHORIZATION);
+    }
     say_who(fields, sender);
     let known = sender.trusted
         && fields
@@ -133,50 +228,41 @@ pub fn join_cookies(fields: &mut HeaderMap) {
     }
 }
 
-fn say_who(fields: &mut HeaderMap, sender: &Sender<'_>) {
+fn say_who(fields: &mut HeaderMap, sender: &Sender) {
     let proto = HeaderValue::from_static(if sender.tls { "https" } else { "http" });
-    let address = sender.address.to_canonical();
-    let plain = HeaderValue::try_from(address.to_string()).ok();
-    let forwarded = HeaderValue::try_from(forwarded(address, sender)).ok();
+    let (address, forwarded, named) = (sender.address.clone(), sender.forwarded.clone(), sender.named.clone());
     if sender.trusted {
         let before = joined(fields, &X_FORWARDED_FOR);
-        set(fields, X_FORWARDED_FOR, plain.clone().map(|plain| appended(before, plain)));
+        fields.insert(X_FORWARDED_FOR, appended(before, address.clone()));
         let before = joined(fields, &header::FORWARDED);
-        set(fields, header::FORWARDED, forwarded.map(|forwarded| appended(before, forwarded)));
+        fields.insert(header::FORWARDED, appended(before, forwarded));
         // The first proxy knows by what name and how it was asked.
         if !fields.contains_key(X_FORWARDED_PROTO) {
             fields.insert(X_FORWARDED_PROTO, proto);
         }
         if !fields.contains_key(X_FORWARDED_HOST) {
-            set(fields, X_FORWARDED_HOST, HeaderValue::try_from(sender.authority).ok());
+            fields.insert(X_FORWARDED_HOST, named);
         }
         if !fields.contains_key(X_REAL_IP) {
-            set(fields, X_REAL_IP, plain);
+            fields.insert(X_REAL_IP, address);
         }
         return;
     }
-    set(fields, X_FORWARDED_FOR, plain.clone());
-    set(fields, header::FORWARDED, forwarded);
+    fields.insert(X_FORWARDED_FOR, address.clone());
+    fields.insert(header::FORWARDED, forwarded);
     fields.insert(X_FORWARDED_PROTO, proto);
-    set(fields, X_FORWARDED_HOST, HeaderValue::try_from(sender.authority).ok());
-    set(fields, X_REAL_IP, plain);
-}
-
-fn set(fields: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
-    match value {
-        Some(value) => drop(fields.insert(name, value)),
-        None => drop(fields.remove(name)),
-    }
+    fields.insert(X_FORWARDED_HOST, named);
+    fields.insert(X_REAL_IP, address);
 }
 
 /// RFC 7239, section 4; an IPv6 address stands in brackets and quotes (section 6).
-fn forwarded(address: IpAddr, sender: &Sender<'_>) -> String {
+fn forwarded(address: IpAddr, authority: &str, tls: bool) -> String {
     let mut text = String::with_capacity(64);
-    let proto = if sender.tls { "https" } else { "http" };
+    let proto = if tls { "https" } else { "http" };
     // Writing to a string cannot fail.
     let _written = match address {
-        IpAddr::V4(v4) => write!(text, "for={v4};host=\"{}\";proto={proto}", sender.authority),
-        IpAddr::V6(v6) => write!(text, "for=\"[{v6}]\";host=\"{}\";proto={proto}", sender.authority),
+        IpAddr::V4(v4) => write!(text, "for={v4};host=\"{authority}\";proto={proto}"),
+        IpAddr::V6(v6) => write!(text, "for=\"[{v6}]\";host=\"{authority}\";proto={proto}"),
     };
     text
 }
@@ -247,14 +333,9 @@ mod tests {
         list.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
     }
 
-    fn sender(trusted: bool) -> Sender<'static> {
-        Sender {
-            address: "::ffff:10.0.0.1".parse().unwrap(),
-            tls: true,
-            trusted,
-            authority: "a:1",
-            version: Version::HTTP_11,
-        }
+    fn sender(trusted: bool) -> Sender {
+        let address = "::ffff:10.0.0.1".parse().unwrap();
+        Sender::new(Way { address, tls: true, trusted, version: Version::HTTP_11 }, "a:1").unwrap()
     }
 
     #[test]

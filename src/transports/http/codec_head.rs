@@ -359,13 +359,17 @@ pub(super) const fn is_token(b: u8) -> bool {
         || b.is_ascii_alphanumeric()
 }
 
+/// Whether all bytes are good. It looks at all of them, many at once, since mostly all are.
+fn all(bytes: &[u8], good: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(true, |all, b| all & good(*b))
+}
+
 /// Whether the version is older than 1.1.
 fn request_line(line: &[u8]) -> Result<bool, Refusal> {
     let mut parts = line.split(|b| *b == b' ');
     let parts = (parts.next(), parts.next(), parts.next(), parts.next());
     let (Some(method), Some(target), Some(version), None) = parts else { return Err(Refusal::RequestLine) };
-    let plain = |b: &u8| b.is_ascii_graphic();
-    if method.is_empty() || !method.iter().copied().all(is_token) || target.is_empty() || !target.iter().all(plain) {
+    if method.is_empty() || !all(method, is_token) || target.is_empty() || !all(target, |b| b.is_ascii_graphic()) {
         return Err(Refusal::RequestLine);
     }
     match version {
@@ -379,11 +383,11 @@ fn request_line(line: &[u8]) -> Result<bool, Refusal> {
 fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     let colon = memchr::memchr(b':', line).ok_or(Refusal::Field)?;
     let (name, value) = (line.get(..colon).unwrap_or_default(), line.get(colon + 1..).unwrap_or_default());
-    if name.is_empty() || !name.iter().copied().all(is_token) {
+    if name.is_empty() || !all(name, is_token) {
         return Err(Refusal::Field);
     }
     // RFC 9110, section 5.5: a tab is the one control byte that a value may hold.
-    if value.iter().any(|b| (*b < b' ' && *b != b'\t') || *b == 0x7f) {
+    if !all(value, |b| (b >= b' ' && b != 0x7f) || b == b'\t') {
         return Err(Refusal::ControlByte);
     }
     Ok((name, trim(value)))

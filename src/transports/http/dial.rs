@@ -7,15 +7,12 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use boring::ssl::{Ssl, SslContext};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_boring::SslStream;
 
+use super::secured::Secured;
 use super::site::{Upstream, Version};
 use super::state_exchange::Failure;
 use crate::actors::shelf;
@@ -26,6 +23,9 @@ use crate::transports::tls::{ClientSettings, PeerName};
 /// How HTTP/2 is named in a TLS handshake (RFC 9113, section 3.1).
 const H2: &[u8] = b"h2";
 const HTTP_1: &[u8] = b"http/1.1";
+
+/// A stream to a server.
+pub(super) type ServerStream = Secured<Stream>;
 
 /// A stream to a server that is ready for requests.
 pub(super) struct Dialled {
@@ -122,56 +122,4 @@ fn ssl(tls: &Arc<ClientSettings>, version: Version, name: &PeerName) -> Result<S
         ssl.set_hostname(host).map_err(|error| error.to_string())?;
     }
     Ok(ssl)
-}
-
-/// A stream to a server.
-pub(super) enum ServerStream {
-    Plain(Stream),
-    Tls(Box<SslStream<Stream>>),
-}
-
-impl AsyncRead for ServerStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for ServerStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, all),
-            Self::Tls(tls) => {
-                let first = all.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
-                Pin::new(&mut **tls).poll_write(cx, first)
-            }
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        matches!(self, Self::Plain(_))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
-        }
-    }
 }

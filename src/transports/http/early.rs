@@ -38,10 +38,7 @@ pub(super) async fn heard(client: &Rc<Client>, mut request: Request<ToServer>) -
             text.extend_from_slice(b"\r\n");
         }
         text.extend_from_slice(b"\r\n");
-        if let Ok(mut early) = early.write()
-            && early.len() + text.len() <= MOST
-        {
-            early.extend_from_slice(&text);
+        if early.push(&text, MOST) {
             waker.wake_by_ref();
         }
     });

@@ -3,10 +3,7 @@
 //! Part of the client's connection actor. What waits, waits by the alarm of that connection. When the client goes away
 //! hyper drops this, and with it the request to the server.
 
-use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,15 +15,16 @@ use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 
 use super::actor::Client;
-use super::body::{self, FromClient, Source, ToClient, ToServer};
+use super::body::{self, FromClient, Sending, Source, ToClient, ToServer};
 use super::codec_forward::{self as forward, Sender};
 use super::codec_head::is_authority;
 use super::pool::Pool;
 use super::record::Record;
 use super::site::{Action, Route, Upstream};
 use super::state_exchange::{Attempts, Failure, Next};
-use super::state_routes::{Wanted, host_of, is_plain};
+use super::state_routes::{Wanted, is_plain};
 use super::wire::Timer;
+use super::workers::Running;
 use super::{early, files, tunnel};
 use crate::actors::clock::later;
 use crate::transports::kit::balance::{NoServer, Picked, ServerId};
@@ -40,30 +38,35 @@ pub(super) struct Service(pub(super) Rc<Client>);
 impl hyper::service::Service<Request<Incoming>> for Service {
     type Response = Response<ToClient>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<ToClient>, Infallible>>>>;
+    type Future = Running;
 
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let client = self.0.clone();
-        let record = client.begin();
-        Box::pin(async move {
-            let opens = client.version == Version::HTTP_2 && *request.method() == Method::CONNECT;
-            let opened = opens.then(|| hyper::upgrade::on(&mut request));
-            let mut response = answer(&client, request.map(FromClient::Hyper), opened, &record).await;
-            record.answers(response.status());
-            if client.version == Version::HTTP_2 {
-                response.body_mut().streamed();
-            } else {
-                client.notes.answered();
-            }
-            if client.notes.closing.get() && !client.has_streams() {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            if let Some(alternative) = &client.settings.alternative {
-                response.headers_mut().insert(header::ALT_SVC, alternative.clone());
-            }
-            Ok(response)
-        })
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let record = self.0.begin();
+        self.0.workers.begin(self.0.clone(), request, record)
     }
+}
+
+pub(super) async fn whole(
+    client: &Rc<Client>,
+    mut request: Request<Incoming>,
+    record: &Rc<Record>,
+) -> Response<ToClient> {
+    let opens = client.version == Version::HTTP_2 && *request.method() == Method::CONNECT;
+    let opened = opens.then(|| hyper::upgrade::on(&mut request));
+    let mut response = answer(client, request.map(FromClient::Hyper), opened, record).await;
+    record.answers(response.status());
+    if client.version == Version::HTTP_2 {
+        response.body_mut().streamed();
+    } else {
+        client.notes.answered();
+    }
+    if client.notes.closing.get() && !client.has_streams() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if let Some(alternative) = &client.settings.alternative {
+        response.headers_mut().insert(header::ALT_SVC, alternative.clone());
+    }
+    response
 }
 
 /// An answer without a body worth the name.
@@ -94,13 +97,14 @@ pub(super) async fn answer(
         head.method = Method::GET;
     }
     let site = client.site();
-    let Some(authority) = authority(&head.uri, &head.headers) else { return plain(StatusCode::BAD_REQUEST, record) };
+    let sender = authority(&head.uri, &head.headers).and_then(|authority| client.sender(authority));
+    let Some(sender) = sender else { return plain(StatusCode::BAD_REQUEST, record) };
     if let Some(line) = &record.line {
         let mut line = line.borrow_mut();
         let text = |name: &str| head.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
         head.method.as_str().clone_into(&mut line.method);
         head.uri.path().clone_into(&mut line.path);
-        authority.clone_into(&mut line.authority);
+        sender.authority().clone_into(&mut line.authority);
         line.version = version(client.version);
         line.trace = text("traceparent");
         line.agent = text("user-agent");
@@ -116,8 +120,7 @@ pub(super) async fn answer(
     if !is_plain(path) {
         return plain(StatusCode::BAD_REQUEST, record);
     }
-    let host = host_of(&authority);
-    let wanted = Wanted { host: &host, path, method: head.method.as_str() };
+    let wanted = Wanted { host: sender.host(), path, method: head.method.as_str() };
     let fields = &head.headers;
     let found = site.table.find(wanted, |name| fields.get_all(name).iter().map(HeaderValue::as_bytes));
     let Some((number, route)) = found.and_then(|number| Some((number, site.routes.get(number)?.clone()))) else {
@@ -140,7 +143,7 @@ pub(super) async fn answer(
         route.response.apply(refused.headers_mut());
         return refused;
     }
-    let mut response = routed(client, &route, (head, incoming), asks, (&authority, &host), record).await;
+    let mut response = routed(client, &route, (head, incoming), asks, &sender, record).await;
     route.response.apply(response.headers_mut());
     response
 }
@@ -161,7 +164,7 @@ async fn routed(
     route: &Arc<Route>,
     (mut head, incoming): (http::request::Parts, FromClient),
     asks: Asks,
-    (authority, host): (&str, &str),
+    sender: &Sender,
     record: &Rc<Record>,
 ) -> Response<ToClient> {
     match &route.action {
@@ -171,7 +174,7 @@ async fn routed(
         }
         Action::Proxy(upstream) => {
             let websocket = asks.websocket || (!client.has_streams() && forward::asks_for_websocket(&head.headers));
-            if forwarded(client, &mut head, route, authority, record).is_none() {
+            if forwarded(client, &mut head, route, sender, record).is_none() {
                 return plain(StatusCode::BAD_REQUEST, record);
             }
             let head = Head { method: head.method, uri: head.uri, fields: head.headers };
@@ -190,7 +193,7 @@ async fn routed(
         }
         Action::Redirect { status, to } => {
             let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-            let to = to.replace("{host}", host).replace("{path}", head.uri.path()).replace("{query}", &query);
+            let to = to.replace("{host}", sender.host()).replace("{path}", head.uri.path()).replace("{query}", &query);
             let mut response = plain(*status, record);
             match HeaderValue::try_from(to) {
                 Ok(to) => drop(response.headers_mut().insert(header::LOCATION, to)),
@@ -202,7 +205,7 @@ async fn routed(
             Some(path) => Box::pin(files::answer(root, index, &head.method, &path, &head.headers, record)).await,
             None => plain(StatusCode::BAD_REQUEST, record),
         },
-        Action::Demo => demo(client, &head, authority, record),
+        Action::Demo => demo(client, &head, sender.authority(), record),
         // Asked for by an extended CONNECT of HTTP/3, and by nothing else.
         #[cfg(feature = "quic")]
         Action::Session(_) => plain(StatusCode::UPGRADE_REQUIRED, record),
@@ -247,7 +250,7 @@ impl Head {
 
 /// The authority that was asked for, if there is exactly one and it can be one. A target that names it counts for more
 /// than `Host` (RFC 9112, section 3.2.2); two that differ are refused (RFC 9113, section 8.3.1).
-pub(super) fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
+pub(super) fn authority<'a>(uri: &'a Uri, fields: &'a HeaderMap) -> Option<&'a str> {
     let mut hosts = fields.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (None, _) => None,
@@ -261,7 +264,7 @@ pub(super) fn authority(uri: &Uri, fields: &HeaderMap) -> Option<String> {
         // HTTP/1.0, where nobody need say.
         (None, None) => "localhost",
     };
-    is_authority(authority.as_bytes()).then(|| authority.to_owned())
+    is_authority(authority.as_bytes()).then_some(authority)
 }
 
 /// Turns the head of a client's request into that of a request to a server; nothing if its path cannot be rewritten.
@@ -269,18 +272,14 @@ fn forwarded(
     client: &Client,
     head: &mut http::request::Parts,
     route: &Route,
-    authority: &str,
+    sender: &Sender,
     record: &Record,
 ) -> Option<()> {
-    let address = client.peer.ip();
-    let sender = Sender { address, tls: client.tls, trusted: client.trusted, authority, version: client.version };
-    forward::to_server(&mut head.headers, &sender, || client.request_id());
+    forward::to_server(&mut head.headers, sender, || client.request_id());
     if client.has_streams() {
         forward::join_cookies(&mut head.headers);
     }
-    if let Ok(host) = HeaderValue::try_from(authority) {
-        head.headers.insert(header::HOST, host);
-    }
+    head.headers.insert(header::HOST, sender.named());
     if let Some(line) = &record.line
         && let Some(Ok(id)) = head.headers.get(forward::X_REQUEST_ID).map(HeaderValue::to_str)
     {
@@ -356,31 +355,30 @@ async fn proxy(
 ) -> Response<ToClient> {
     let notes = &client.notes;
     let has_body = !incoming.is_end_stream();
-    let fault = Rc::new(Cell::new(None));
-    let sent = Rc::new(Cell::new(!has_body));
-    let mut body = Some(if has_body {
-        ToServer::Stream(Box::new(body::Request {
+    let sending = has_body.then(Rc::<Sending>::default);
+    let fault = || sending.as_ref().and_then(|sending| sending.fault.get());
+    let mut body = Some(match &sending {
+        Some(sending) => ToServer::Stream(Box::new(body::Request {
             incoming,
             left: route.max_body,
             silence: client.settings.times.body,
             record: record.clone(),
-            fault: fault.clone(),
-            sent: sent.clone(),
+            sending: sending.clone(),
             timer: Timer::default(),
             since: None,
-        }))
-    } else {
-        ToServer::Empty
+        })),
+        None => ToServer::Empty,
     });
-    let pool = Pool::of(upstream);
+    let pool = client.pool(upstream);
     pool.budget.borrow_mut().request();
     let mut attempts = Attempts::new(route.retries, &head.method, has_body);
     let mut tried: Vec<ServerId> = Vec::new();
     loop {
+        let mut at = None;
         let failure = match pick(client, upstream, &pool, &tried).await {
             Err(failure) => failure,
             Ok(picked) => {
-                tried.push(picked.id());
+                at = Some(picked.id());
                 if let Some(line) = &record.line {
                     line.borrow_mut().server = picked.address().to_string();
                 }
@@ -410,13 +408,13 @@ async fn proxy(
                                     pool,
                                     upstream: upstream.clone(),
                                     picked: Some(picked),
-                                    sent,
+                                    sending,
                                 };
                                 return from_server(response, source, route, record);
                             }
                             Some(Err((error, unsent))) => {
                                 tracing::debug!(upstream = %upstream.name, %error, "no answer");
-                                let failure = match (fault.get(), unsent) {
+                                let failure = match (fault(), unsent) {
                                     (Some(fault), _) => fault,
                                     (None, Some(request)) => {
                                         let (parts, whole) = request.into_parts();
@@ -436,7 +434,7 @@ async fn proxy(
                             }
                             None => {
                                 picked.failed(notes.driver.now());
-                                fault.get().unwrap_or(Failure::TooSlow)
+                                fault().unwrap_or(Failure::TooSlow)
                             }
                         }
                     }
@@ -450,14 +448,13 @@ async fn proxy(
                 if body.is_none() {
                     body = Some(ToServer::Empty);
                 }
-                if next == Next::Anew {
-                    tried.pop();
-                }
+                // Where it is tried anew is not tried yet.
+                tried.extend(at.filter(|_| next == Next::Again));
                 notes.driver.raise("http_retries", &upstream.name, failure.reason());
             }
             Next::Answer(status) => {
                 let mut response = plain(status, record);
-                if fault.get().is_some() {
+                if fault().is_some() {
                     // What is left of the body is not read.
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                     if client.has_streams() {

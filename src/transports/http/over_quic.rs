@@ -126,7 +126,7 @@ impl Service for Three {
         let (uri, fields) = (request.uri(), request.headers());
         let found = (|| {
             let authority = exchange::authority(uri, fields).filter(|_| is_plain(uri.path()));
-            let host = host_of(&authority.ok_or(StatusCode::BAD_REQUEST)?);
+            let host = host_of(authority.ok_or(StatusCode::BAD_REQUEST)?);
             let site = client.site();
             let wanted = Wanted { host: &host, path: uri.path(), method: request.method().as_str() };
             let number = site.table.find(wanted, |name| fields.get_all(name).iter().map(HeaderValue::as_bytes));

@@ -240,9 +240,17 @@ impl Pool {
     fn kept(&self, server: ServerId) -> Option<Lent> {
         let mut kept = self.kept.borrow_mut();
         let list = kept.get_mut(&server)?;
-        list.retain(|lent| !lent.sender.is_closed());
-        // The one used last: the others may then end for want of use.
-        let at = list.iter().rposition(|lent| lent.sender.is_ready() && lent.has_room())?;
+        // The one used last: the others may then end for want of use. Those that have ended go as they are met.
+        let mut at = list.len();
+        loop {
+            at = at.checked_sub(1)?;
+            let lent = list.get(at)?;
+            if lent.sender.is_closed() {
+                drop(list.remove(at));
+            } else if lent.sender.is_ready() && lent.has_room() {
+                break;
+            }
+        }
         let shared = match list.get(at).map(|lent| (&lent.sender, &lent.life)) {
             Some((Sender::Many(sender), life)) => Some(Lent::new(Sender::Many(sender.clone()), server, life.clone())),
             Some((Sender::One(_), _)) | None => None,

@@ -129,6 +129,15 @@ impl Watch {
         self.stage
     }
 
+    /// Since when nothing is asked and nothing is on its way: the client has had an answer, and may ask again.
+    #[must_use]
+    pub const fn quiet_since(&self) -> Option<Instant> {
+        match self.stage {
+            Stage::Between if self.active == 0 && !self.fresh && self.writing.is_none() => Some(self.since),
+            Stage::Between | Stage::Head | Stage::Body | Stage::Open => None,
+        }
+    }
+
     /// When [`late`](Self::late) is to be asked next.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
@@ -188,7 +197,9 @@ mod tests {
         watch.wrote(true, at(12));
         assert_eq!((watch.deadline(), watch.late(at(31))), (Some(at(31)), Some(Late::Send)));
         watch.wrote(false, at(13));
+        assert_eq!(watch.quiet_since(), None);
         watch.ended(at(14));
+        assert_eq!(watch.quiet_since(), Some(at(14)));
         assert_eq!((watch.deadline(), watch.late(at(74))), (Some(at(74)), Some(Late::Idle)));
         watch.read(Stage::Head, at(20));
         assert_eq!((watch.deadline(), watch.late(at(30))), (Some(at(30)), Some(Late::Head)));

@@ -9,22 +9,27 @@ use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_boring::SslStream;
 
 use super::codec_frames::FrameWatch;
 use super::codec_head::{Guard, Refusal, Stage};
+use super::secured::Secured;
 use super::state_watch::Watch;
+use crate::actors::clock::later;
 use crate::actors::{Counter, Driver};
 use crate::memory::{Shared, ThreadSafe};
 
 /// No parser takes this for the rest of a head, of a chunk, or of trailers: a NUL, and a line feed without its carriage
 /// return.
 const BAD: &[u8] = b"\0\n\r\n\r\n";
+
+/// How long a connection is quiet before what it takes to read and write is given back.
+const REST: Duration = Duration::from_millis(500);
 
 /// What is noted of one connection; its wire, its requests and its actor share it.
 pub(super) struct Notes {
@@ -49,7 +54,7 @@ pub(super) struct Notes {
     kept: Cell<bool>,
     /// Heads of answers before the answer (1xx), for the request that is being answered. Only this arbiter uses it; it
     /// is shared because hyper asks for that.
-    early: Arc<Shared<Vec<u8>, ThreadSafe>>,
+    early: Arc<Early>,
     /// Since when pieces of answers wait for streams of HTTP/2 to take them, which no socket tells.
     sending: RefCell<Vec<Rc<Cell<Option<Instant>>>>>,
 }
@@ -100,6 +105,12 @@ impl Notes {
         })
     }
 
+    /// When the connection has been quiet for long enough to rest, unless something happens.
+    pub(super) fn rest_at(&self) -> Option<Instant> {
+        let since = self.watch.borrow().quiet_since().filter(|_| self.clean.get() && !self.opened.get())?;
+        Some(later(since, REST))
+    }
+
     /// Keeps what is written until the end of the turn.
     pub(super) fn cork(&self) {
         self.corked.set(true);
@@ -114,11 +125,15 @@ impl Notes {
     }
 
     fn take_early(&self) -> Vec<u8> {
-        self.early.write().map(|mut early| std::mem::take(&mut *early)).unwrap_or_default()
+        // Asked before each write, and mostly there is none.
+        if !self.early.any.swap(false, Ordering::Relaxed) {
+            return Vec::new();
+        }
+        self.early.heads.write().map(|mut heads| std::mem::take(&mut *heads)).unwrap_or_default()
     }
 
     /// Where heads go that come before an answer.
-    pub(super) fn early(&self) -> Arc<Shared<Vec<u8>, ThreadSafe>> {
+    pub(super) fn early(&self) -> Arc<Early> {
         self.early.clone()
     }
 
@@ -174,6 +189,26 @@ impl Notes {
             if timer.poll(self, at, cx).is_ready() { Poll::Ready(None) } else { Poll::Pending }
         })
         .await
+    }
+}
+
+/// Heads of answers before the answer, and whether there are any.
+#[derive(Default)]
+pub(super) struct Early {
+    heads: Shared<Vec<u8>, ThreadSafe>,
+    any: AtomicBool,
+}
+
+impl Early {
+    /// Keeps another head if there is room for it below `most` bytes; false if not.
+    pub(super) fn push(&self, head: &[u8], most: usize) -> bool {
+        let Ok(mut heads) = self.heads.write() else { return false };
+        let fits = heads.len() + head.len() <= most;
+        if fits {
+            heads.extend_from_slice(head);
+            self.any.store(true, Ordering::Relaxed);
+        }
+        fits
     }
 }
 
@@ -272,59 +307,7 @@ impl AsyncWrite for ClientSocket {
 }
 
 /// A client's stream.
-pub(super) enum ClientStream {
-    Plain(ClientSocket),
-    Tls(Box<SslStream<ClientSocket>>),
-}
-
-impl AsyncRead for ClientStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for ClientStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, all),
-            Self::Tls(tls) => {
-                let first = all.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
-                Pin::new(&mut **tls).poll_write(cx, first)
-            }
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(socket) => socket.is_write_vectored(),
-            Self::Tls(_) => false,
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
-        }
-    }
-}
+pub(super) type ClientStream = Secured<ClientSocket>;
 
 /// What looks at the bytes of a client.
 pub(super) enum Looked {
@@ -355,6 +338,22 @@ const KEPT: usize = 32 << 10;
 impl Wire {
     pub(super) const fn new(stream: ClientStream, prefix: Vec<u8>, watch: Looked, notes: Rc<Notes>) -> Self {
         Self { stream, prefix, watch, notes, early: (Vec::new(), 0), told: false, kept: (Vec::new(), 0) }
+    }
+
+    /// Something was read already, behind what was looked at.
+    pub(super) fn ahead(&mut self, bytes: &[u8]) {
+        self.prefix.extend_from_slice(bytes);
+    }
+
+    /// Waits for the client without a buffer to read into. False if it has ended.
+    pub(super) fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.prefix.is_empty() {
+            let mut piece = [0; 256];
+            let mut buf = ReadBuf::new(&mut piece);
+            std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
+            self.prefix.extend_from_slice(buf.filled());
+        }
+        Poll::Ready(Ok(!self.prefix.is_empty()))
     }
 
     /// The stream under it, when hyper is done.
@@ -469,8 +468,10 @@ impl Wire {
     fn keep(&mut self, all: &[IoSlice<'_>], cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
         let count: usize = all.iter().map(|slice| slice.len()).sum();
         if self.notes.corked.get() && self.kept.0.len() + count <= KEPT {
-            if self.kept.0.is_empty() {
-                self.kept.0.reserve(count.max(1 << 10));
+            let (len, room) = (self.kept.0.len(), self.kept.0.capacity() - self.kept.0.len());
+            if room < count {
+                // One answer, or many: grown step by step, what is kept would be copied with each step.
+                self.kept.0.reserve_exact(if len == 0 { count.max(2 << 10) } else { KEPT - len });
             }
             all.iter().for_each(|slice| self.kept.0.extend_from_slice(slice));
             self.notes.kept.set(true);

@@ -20,6 +20,8 @@ pub(super) enum ToDirectory {
         session: SessionId,
         door: Door,
         arbiter: usize,
+        /// It is with the relay's origin.
+        origin: bool,
     },
     /// It is gone.
     Gone(SessionId),
@@ -142,9 +144,9 @@ impl DirectoryActor {
                 Say::Offer { to: Asked { session, request }, track } => {
                     self.tell(session, ToSession::Offer { request, track });
                 }
-                Say::Pull(source, track) => {
+                Say::Pull(source, track, hold) => {
                     self.source(&track, source, None);
-                    self.tell(source, ToSession::Pull(track));
+                    self.tell(source, ToSession::Pull(track, hold));
                 }
                 Say::SourceGone(track, source) => drop(track.mail.tell(ToTrack::Gone(source, None))),
             }
@@ -185,8 +187,11 @@ impl Protocol for DirectoryActor {
     fn on(&mut self, m: ToDirectory, turn: &mut Turn<'_, ToDirectory>) -> Result<(), Fault> {
         let now = turn.now();
         match m {
-            ToDirectory::Hello { session, door, arbiter } => {
+            ToDirectory::Hello { session, door, arbiter, origin } => {
                 self.sessions.insert(session, Known { door, arbiter });
+                if origin {
+                    self.change(|names, make, out| names.origin(session, make, out));
+                }
             }
             ToDirectory::Gone(session) => {
                 self.sessions.remove(&session);

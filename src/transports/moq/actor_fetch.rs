@@ -403,7 +403,7 @@ impl MoqSession {
         let (silent, said) = (serving.fill_of.is_some(), serving.said);
         if let Some(stream) = serving.stream.take() {
             let _over = session.reset(stream, ResetCode::UnknownObjectStatus.number(draft));
-            self.outgoing.remove(&stream);
+            self.outgoing.remove(stream);
         }
         if silent {
             self.drop_silent(number, session);
@@ -482,7 +482,7 @@ impl MoqSession {
             put_fetch_header(serving.request_id, &mut head);
             serving.out.push_front(head.freeze());
             serving.stream = Some(stream);
-            self.outgoing.insert(stream, (number, 0));
+            self.outgoing.insert(stream, number, 0);
             self.counters.streams_out.add(1);
             return;
         };
@@ -511,7 +511,7 @@ impl MoqSession {
             Stage::Produced => {
                 let silent = serving.fill_of.is_some();
                 serving.stream = None;
-                self.outgoing.remove(&stream);
+                self.outgoing.remove(stream);
                 if session.finish(stream).is_err() {
                     let _over = session.reset(stream, ResetCode::InternalError.number(draft));
                 }
@@ -605,7 +605,7 @@ impl MoqSession {
             self.forget_find(number, &serving.name);
         }
         if let (Some(stream), Some(session)) = (serving.stream, session) {
-            self.outgoing.remove(&stream);
+            self.outgoing.remove(stream);
             let _over = session.reset(stream, ResetCode::Cancelled.number(self.draft));
         }
     }

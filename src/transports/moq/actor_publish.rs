@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use super::actor_feed::Reader;
 use super::actor_mirror::Mirror;
@@ -386,30 +386,23 @@ impl MoqSession {
 
     /// Gives up all streams of a subscription.
     pub(super) fn reset_streams(&mut self, number: u64, code: ResetCode, session: &mut dyn Session) {
-        let its: Vec<StreamId> =
-            self.outgoing.iter().filter(|(_, (of, _))| *of == number).map(|(stream, _)| *stream).collect();
-        for stream in its {
-            self.outgoing.remove(&stream);
+        for stream in self.outgoing.remove_request(number) {
             let _over = session.reset(stream, code.number(self.draft));
         }
     }
 
     fn reset_entries(&mut self, number: u64, entries: &[u64], code: ResetCode, session: &mut dyn Session) {
         for entry in entries {
-            if let Some(stream) = self.stream_of(number, *entry) {
-                self.outgoing.remove(&stream);
+            if let Some(stream) = self.outgoing.stream(number, *entry) {
+                self.outgoing.remove(stream);
                 let _over = session.reset(stream, code.number(self.draft));
             }
         }
     }
 
-    fn stream_of(&self, number: u64, entry: u64) -> Option<StreamId> {
-        self.streams.get(&(number, entry)).copied().filter(|stream| self.outgoing.contains_key(stream))
-    }
-
     /// There is room again on a stream.
     pub(super) fn writable(&mut self, stream: StreamId) {
-        let Some((number, entry)) = self.outgoing.get(&stream).copied() else { return };
+        let Some((number, entry)) = self.outgoing.of(stream) else { return };
         match self.requests.get_mut(&number).map(|request| &mut request.what) {
             Some(What::Sub(sub)) => sub.delivery.unblock(entry),
             Some(What::Fetch(serving)) => serving.unblock(),
@@ -420,8 +413,7 @@ impl MoqSession {
 
     /// The peer wants no more of a stream, or its data expired.
     pub(super) fn stopped(&mut self, stream: StreamId, session: &mut dyn Session) {
-        let Some((number, entry)) = self.outgoing.remove(&stream) else { return };
-        self.streams.remove(&(number, entry));
+        let Some((number, entry)) = self.outgoing.remove(stream) else { return };
         match self.requests.get_mut(&number).map(|request| &mut request.what) {
             Some(What::Sub(sub)) => sub.delivery.drop_entry(entry),
             Some(What::Fetch(_)) => return self.end_request(number, ResetCode::Cancelled, session),
@@ -501,9 +493,13 @@ impl MoqSession {
     /// Carries out one step of a subscription.
     fn send(&mut self, number: u64, rank: Rank, session: &mut dyn Session) {
         let entry = rank.no;
-        let stream = self.stream_of(number, entry);
-        let Some(What::Sub(sub)) = self.requests.get_mut(&number).map(|request| &mut request.what) else { return };
+        let stream = self.outgoing.stream(number, entry);
+        let Some(What::Sub(sub)) = self.requests.get(&number).map(|request| &request.what) else { return };
         let Some(feed) = sub.reader.as_ref().map(|reader| reader.feed.clone()) else { return };
+        if stream.is_some_and(|stream| !self.write_head(number, entry, stream, session)) {
+            return;
+        }
+        let Some(What::Sub(sub)) = self.requests.get_mut(&number).map(|request| &mut request.what) else { return };
         let room = match stream {
             None => 0,
             Some(stream) => {
@@ -527,10 +523,10 @@ impl MoqSession {
                     Ok(stream) => {
                         let mut bytes = BytesMut::with_capacity(48);
                         subgroup_head(&mut bytes, alias, &head, first, self.draft);
-                        self.outgoing.insert(stream, (number, entry));
-                        self.streams.insert((number, entry), stream);
+                        self.outgoing.insert(stream, number, entry);
+                        self.outgoing.put_head(stream, bytes.freeze());
                         self.counters.streams_out.add(1);
-                        self.write(number, entry, stream, bytes.freeze(), session);
+                        self.write_head(number, entry, stream, session);
                     }
                     Err(OpenError::Limit) => sub.delivery.not_opened(entry),
                     Err(_) => sub.delivery.drop_entry(entry),
@@ -542,12 +538,14 @@ impl MoqSession {
                     session.expire(stream, Some(at), ResetCode::DeliveryTimeout.number(self.draft));
                 }
                 self.counters.bytes_out.add(bytes.len() as u64);
-                if last {
-                    self.outgoing.remove(&stream);
-                    self.streams.remove(&(number, entry));
-                    let _stopped = session.write_last(stream, bytes);
+                let written = if last {
+                    self.outgoing.remove(stream);
+                    session.write_last(stream, bytes)
                 } else {
-                    self.write(number, entry, stream, bytes, session);
+                    session.write(stream, bytes)
+                };
+                if let Err(error) = written {
+                    self.not_written(number, entry, stream, error, session);
                 }
             }
             Step::Datagram { head, mark, bytes, expires } => {
@@ -564,14 +562,12 @@ impl MoqSession {
             }
             Step::Finish => {
                 let Some(stream) = stream else { return };
-                self.outgoing.remove(&stream);
-                self.streams.remove(&(number, entry));
+                self.outgoing.remove(stream);
                 let _stopped = session.finish(stream);
             }
             Step::Reset(code) => {
                 if let Some(stream) = stream {
-                    self.outgoing.remove(&stream);
-                    self.streams.remove(&(number, entry));
+                    self.outgoing.remove(stream);
                     self.raise("moq_streams_reset", code.reason());
                     let _over = session.reset(stream, code.number(self.draft));
                 }
@@ -594,19 +590,45 @@ impl MoqSession {
         }
     }
 
-    fn write(&mut self, number: u64, entry: u64, stream: StreamId, bytes: Bytes, session: &mut dyn Session) {
-        match session.write(stream, bytes) {
-            Ok(()) => {}
-            // Room was looked at before.
-            Err(StreamError::Full(_)) => {
-                self.outgoing.remove(&stream);
-                self.streams.remove(&(number, entry));
-                let _over = session.reset(stream, ResetCode::ExcessiveLoad.number(self.draft));
-                if let Some(What::Sub(sub)) = self.requests.get_mut(&number).map(|request| &mut request.what) {
-                    sub.delivery.drop_entry(entry);
-                }
+    /// Writes the head of a stream if that is still to be done. False if it is; or the stream is over.
+    fn write_head(&mut self, number: u64, entry: u64, stream: StreamId, session: &mut dyn Session) -> bool {
+        let Some(head) = self.outgoing.head(stream) else { return true };
+        match session.write(stream, head) {
+            Ok(()) => {
+                self.outgoing.head_is_written(stream);
+                true
             }
-            Err(_) => self.stopped(stream, session),
+            // Credit is of the connection, too, and others may have it all. `Writable` comes when there is some.
+            Err(StreamError::Full(_)) => {
+                if let Some(What::Sub(sub)) = self.requests.get_mut(&number).map(|request| &mut request.what) {
+                    sub.delivery.block(entry);
+                }
+                false
+            }
+            Err(_) => {
+                self.stopped(stream, session);
+                false
+            }
+        }
+    }
+
+    /// What was to be written on a stream was not: the stream is over.
+    fn not_written(
+        &mut self,
+        number: u64,
+        entry: u64,
+        stream: StreamId,
+        error: StreamError,
+        session: &mut dyn Session,
+    ) {
+        self.outgoing.remove(stream);
+        if let Some(What::Sub(sub)) = self.requests.get_mut(&number).map(|request| &mut request.what) {
+            sub.delivery.drop_entry(entry);
+        }
+        // There was room when it was looked for.
+        if matches!(error, StreamError::Full(_)) {
+            self.raise("moq_streams_reset", ResetCode::ExcessiveLoad.reason());
+            let _over = session.reset(stream, ResetCode::ExcessiveLoad.number(self.draft));
         }
     }
 

@@ -100,8 +100,8 @@ pub(super) enum ToSession {
     Namespace { request: u64, prefix: Namespace, namespace: Namespace, is: bool },
     /// A track below a prefix is published.
     Offer { request: u64, track: TrackRef },
-    /// Subscribe to this, and feed it.
-    Pull(TrackRef),
+    /// Subscribe to this, and feed it; an origin may wait so long for a publisher.
+    Pull(TrackRef, Duration),
     /// Objects of this track are wanted, or not any more.
     Forward { track: u64, forward: bool },
     /// This track is not to be fed any more.

@@ -10,6 +10,7 @@ use super::actor_relay::ToSession;
 use super::actor_session::{Close, MoqSession};
 use super::actor_track::ToTrack;
 use super::actor_words::What;
+use super::model::Side;
 use super::model_codes::{DoneCode, RequestCode, ResetCode, SessionCode};
 use super::model_message::{Message, NamespaceAdded, NamespaceDone, RequestOk, RequestUpdate, Subscribe};
 use super::model_names::{FullTrackName, Namespace};
@@ -311,7 +312,7 @@ impl MoqSession {
                 self.namespace(request, &prefix, &namespace, is, session);
             }
             ToSession::Offer { request, track } => self.offer(request, track, session),
-            ToSession::Pull(track) => self.pull(track, session),
+            ToSession::Pull(track, hold) => self.pull(track, hold, session),
             ToSession::Forward { track, forward } => self.forward(track, forward, session),
             ToSession::Drop { track, malformed } => self.drop_track(track, malformed, session),
             ToSession::Fetch(errand) => self.errand(*errand, session),
@@ -415,12 +416,14 @@ impl MoqSession {
     }
 
     /// A publisher is asked for a track.
-    fn pull(&mut self, track: super::actor_relay::TrackRef, session: &mut dyn Session) {
+    fn pull(&mut self, track: super::actor_relay::TrackRef, hold: Duration, session: &mut dyn Session) {
         let Some(source) = self.joined.as_ref().map(|joined| joined.id) else { return };
         let (name, refused) = (track.name.clone(), track.clone());
         let up = Up::wanted(track);
         // Unfiltered: whoever subscribes here may want what the publisher still has.
-        let params = Params { filter: Some(Filter::NextObject), forward: Some(true), ..Params::default() };
+        let hold = Some(hold).filter(|hold| self.side == Side::Client && !hold.is_zero());
+        let (filter, forward) = (Some(Filter::NextObject), Some(true));
+        let params = Params { filter, forward, rendezvous_timeout: hold, ..Params::default() };
         let opened = self.open_request(What::Up(Box::new(up)), session, |request_id| {
             Message::Subscribe(Box::new(Subscribe { request_id, track: name, params }))
         });

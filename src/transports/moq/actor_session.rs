@@ -36,12 +36,13 @@ use super::model::{Draft, Side};
 use super::model_codes::{RequestCode, SessionCode};
 use super::model_message::{Goaway, Message, Setup};
 use super::state_directory::SessionId;
+use super::state_outgoing::Outgoing;
 use super::state_requests::{Aliases, Numbers, Prefixes};
 use super::state_rights::Held;
 use crate::actors::clock::{later, since_1970};
 use crate::actors::{Counter, Driver, Permit};
 use crate::transports::quic::{
-    Application, Code, End, Event, Priority, Read, Role, Session, StreamError, StreamId, StreamKind,
+    Application, Code, End, Event, Priority, Read, Session, StreamError, StreamId, StreamKind,
 };
 
 /// Control streams come before everything else.
@@ -128,7 +129,10 @@ pub(super) struct MoqSession {
     site: Arc<Site>,
     pub(super) joined: Option<Joined>,
     pub(super) draft: Draft,
+    /// A client's is a session with the relay's origin.
     pub(super) side: Side,
+    /// What this end says of itself.
+    hello: Setup,
     stage: Stage,
     pub(super) arbiter: usize,
     pub(super) bell: Rc<Bell>,
@@ -155,10 +159,8 @@ pub(super) struct MoqSession {
     pub(super) parked: Vec<StreamId>,
     /// Those that have more to be read.
     pub(super) unread: BTreeSet<StreamId>,
-    /// Streams of objects to the peer: the request, and the entry.
-    pub(super) outgoing: BTreeMap<StreamId, (u64, u64)>,
-    /// The same the other way.
-    pub(super) streams: BTreeMap<(u64, u64), StreamId>,
+    /// Streams of objects to the peer.
+    pub(super) outgoing: Outgoing<StreamId>,
     /// Subscriptions and fetches that may have something to send.
     pub(super) ready: BTreeSet<u64>,
     /// Subscriptions that have nothing to send now.
@@ -186,8 +188,16 @@ impl std::fmt::Debug for MoqSession {
 impl MoqSession {
     /// For a connection that has just been established, on its arbiter.
     pub(super) fn new(site: Arc<Site>) -> Self {
+        Self::of(site, Side::Server, Site::setup())
+    }
+
+    /// For one that this end has dialled, to the origin of the site's only relay.
+    pub(super) fn to_origin(site: Arc<Site>, setup: Setup) -> Self {
+        Self::of(site, Side::Client, setup)
+    }
+
+    fn of(site: Arc<Site>, side: Side, hello: Setup) -> Self {
         let driver = Driver::default();
-        let side = Side::Server;
         Self {
             held: Held::new(super::state_rights::Grant::default()),
             counters: Counters::of(&driver, site.name()),
@@ -195,6 +205,7 @@ impl MoqSession {
             joined: None,
             draft: Draft::D18,
             side,
+            hello,
             stage: Stage::Setup,
             arbiter: 0,
             bell: Rc::default(),
@@ -213,8 +224,7 @@ impl MoqSession {
             incoming: BTreeMap::new(),
             parked: Vec::new(),
             unread: BTreeSet::new(),
-            outgoing: BTreeMap::new(),
-            streams: BTreeMap::new(),
+            outgoing: Outgoing::default(),
             ready: BTreeSet::new(),
             may_be_done: Vec::new(),
             offers: BTreeMap::new(),
@@ -251,6 +261,16 @@ impl MoqSession {
         self.leave();
     }
 
+    /// Ends the session, which is nobody's fault.
+    fn end(&mut self, session: &mut dyn Session) {
+        if self.stage != Stage::Closed {
+            self.stage = Stage::Closed;
+            self.raise("moq_sessions_ended", "closed");
+            session.close(SessionCode::NoError.number(self.draft), "");
+            self.leave();
+        }
+    }
+
     /// Lets go of everything.
     fn leave(&mut self) {
         let requests = std::mem::take(&mut self.requests);
@@ -259,7 +279,6 @@ impl MoqSession {
         }
         self.joined = None;
         self.outgoing.clear();
-        self.streams.clear();
         self.offers.clear();
         self.incoming.clear();
         self.ready.clear();
@@ -275,7 +294,7 @@ impl MoqSession {
         self.draft = draft;
         self.control_words = Messages::new(draft);
         self.by = Some(later(session.now(), self.site.patience()));
-        let setup = Site::setup();
+        let setup = std::mem::take(&mut self.hello);
         let Ok(stream) = session.open(StreamKind::Unidirectional, CONTROL) else {
             return self.close(Close::violation("no_control_stream"), session);
         };
@@ -292,8 +311,11 @@ impl MoqSession {
     fn setup(&mut self, setup: &Setup, session: &mut dyn Session) -> Result<(), Close> {
         let relay = self.site.relay_of(setup)?;
         let now = since_1970();
-        self.held = Held::new(relay.settings.rights.of_everybody());
-        for token in &setup.tokens {
+        if self.side == Side::Server {
+            self.held = Held::new(relay.settings.rights.of_everybody());
+        }
+        // An origin has no rights here, whatever it says.
+        for token in setup.tokens.iter().filter(|_| self.side == Side::Server) {
             let grant = super::actor_requests::grant_of(&relay.settings.rights, token, now).map_err(|refused| {
                 use super::state_rights::Refused;
                 match refused {
@@ -309,7 +331,8 @@ impl MoqSession {
         let Some(door) = session.door() else {
             return Err(Close { code: SessionCode::InternalError, reason: "no_door" });
         };
-        let hello = ToDirectory::Hello { session: id, door, arbiter: self.arbiter };
+        let origin = self.side == Side::Client;
+        let hello = ToDirectory::Hello { session: id, door, arbiter: self.arbiter, origin };
         if farewell.is_none() || !relay.tell_directory(hello) {
             return Err(Close { code: SessionCode::InternalError, reason: "directory_full" });
         }
@@ -386,7 +409,7 @@ impl MoqSession {
         while let Some(message) = self.control_words.next().map_err(|refused| of_session(refused.mistake))? {
             match message {
                 Message::Setup(setup) if self.stage == Stage::Setup => self.setup(&setup, session)?,
-                Message::Goaway(goaway) if self.stage != Stage::Setup => self.goaway_came(&goaway)?,
+                Message::Goaway(goaway) if self.stage != Stage::Setup => self.goaway_came(&goaway, session)?,
                 Message::Setup(_)
                 | Message::Goaway(_)
                 | Message::Subscribe(_)
@@ -412,7 +435,7 @@ impl MoqSession {
         Ok(())
     }
 
-    fn goaway_came(&mut self, goaway: &Goaway) -> Result<(), Close> {
+    fn goaway_came(&mut self, goaway: &Goaway, session: &mut dyn Session) -> Result<(), Close> {
         if std::mem::replace(&mut self.goaway_came, true) {
             return Err(Close::violation("second_goaway"));
         }
@@ -422,6 +445,10 @@ impl MoqSession {
         self.stage = Stage::Leaving;
         self.raise("moq_goaways", "received");
         self.site.goaway(goaway);
+        if self.side == Side::Client {
+            // The next session with an origin begins as soon as this one is over.
+            self.end(session);
+        }
         Ok(())
     }
 
@@ -585,14 +612,8 @@ impl Application for MoqSession {
         }
         more |= self.pump(session);
         self.end_the_done(session);
-        if self.stage == Stage::Leaving
-            && self.goaway_said
-            && self.requests.is_empty()
-            && session.role() == Role::Server
-        {
-            self.stage = Stage::Closed;
-            session.close(SessionCode::NoError.number(self.draft), "");
-            self.leave();
+        if self.stage == Stage::Leaving && self.goaway_said && self.requests.is_empty() {
+            self.end(session);
         }
         more
     }

@@ -71,11 +71,18 @@ fn a_subscription_goes_to_all_matching_publishers_and_once() {
     bench.announce(3, "a/bc");
     let out = bench.find(asked(9, 1), &name, 0);
     let t = name.to_string();
-    let expected =
-        [Say::Pull(SessionId(1), t.clone()), Say::Pull(SessionId(2), t.clone()), Say::Begun(asked(9, 1), t.clone())];
+    let expected = [
+        Say::Pull(SessionId(1), t.clone(), Duration::ZERO),
+        Say::Pull(SessionId(2), t.clone(), Duration::ZERO),
+        Say::Begun(asked(9, 1), t.clone()),
+    ];
     assert_eq!(out, expected);
     assert_eq!(bench.find(asked(8, 5), &name, 0), [Say::Found(asked(8, 5), t.clone())], "one subscription upstream");
-    assert_eq!(bench.announce(4, ""), [Say::Pull(SessionId(4), t)], "a publisher that comes is asked as well");
+    assert_eq!(
+        bench.announce(4, ""),
+        [Say::Pull(SessionId(4), t, Duration::ZERO)],
+        "a publisher that comes is asked as well"
+    );
 }
 
 /// Rule 10: a subscription is held for a publisher, and then not offered the track besides.
@@ -171,7 +178,7 @@ fn a_publisher_that_comes_back_is_asked_again() {
     bench.find(asked(9, 1), &name, 0);
     let (_, out) = bench.with(|all, _, out| all.gone(SessionId(1), out));
     assert_eq!(out, [Say::SourceGone(t.clone(), SessionId(1))]);
-    assert_eq!(bench.announce(2, "a"), [Say::Pull(SessionId(2), t.clone())]);
+    assert_eq!(bench.announce(2, "a"), [Say::Pull(SessionId(2), t.clone(), Duration::ZERO)]);
     bench.directory.ended(&name, &t);
     assert_eq!(bench.directory.counts()[1], 0);
 }

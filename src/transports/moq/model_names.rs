@@ -296,6 +296,17 @@ impl FullTrackName {
         Ok(Self { namespace, name })
     }
 
+    /// The track of this name in the namespace of these fields.
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn of<F: AsRef<[u8]>>(
+        namespace: impl IntoIterator<Item = F>,
+        name: impl AsRef<[u8]>,
+    ) -> Result<Self, NameError> {
+        Self::new(Namespace::new(namespace)?, TrackName::new(name)?)
+    }
+
     /// Its namespace.
     #[must_use]
     pub const fn namespace(&self) -> &Namespace {

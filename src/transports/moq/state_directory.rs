@@ -8,7 +8,8 @@
 //! A subscription goes to all publishers of a matching namespace, the same or a prefix, field by field; a track that is
 //! already here is joined. A publisher that comes is asked for every track here that it matches. A PUBLISH goes to every
 //! session that asked for tracks below a prefix of it, but not to its own publisher, and not to one whose subscription
-//! was held for it. Publishing a track publishes no namespace. Reserved names (`.`) do not exist.
+//! was held for it. Publishing a track publishes no namespace. Reserved names (`.`) do not exist. A session with an origin
+//! is asked for what nobody here publishes; when one comes, for every track that has no publisher left.
 //!
 //! # Bounds
 //! [`Limits`], for each session and for all. What is beyond is refused with `EXCESSIVE_LOAD`.
@@ -84,8 +85,8 @@ pub enum Say<T> {
         /// The track.
         track: T,
     },
-    /// To a publisher: subscribe to this and feed that track.
-    Pull(SessionId, T),
+    /// To a publisher: subscribe to this and feed that track. An origin may wait so long for a publisher of its own.
+    Pull(SessionId, T, Duration),
     /// To a track: this publisher is gone.
     SourceGone(T, SessionId),
 }
@@ -123,6 +124,7 @@ pub struct Directory<T> {
     watches: BTreeMap<(Namespace, Asked), ()>,
     track_watches: BTreeMap<(Namespace, Asked), ()>,
     held: BTreeMap<FullTrackName, Vec<Held>>,
+    origins: BTreeSet<SessionId>,
 }
 
 impl<T> std::fmt::Debug for Directory<T> {
@@ -143,6 +145,7 @@ impl<T: Clone + PartialEq> Directory<T> {
             watches: BTreeMap::new(),
             track_watches: BTreeMap::new(),
             held: BTreeMap::new(),
+            origins: BTreeSet::new(),
         }
     }
 
@@ -160,6 +163,18 @@ impl<T: Clone + PartialEq> Directory<T> {
     /// The tracks.
     pub fn tracks(&self) -> impl Iterator<Item = (&FullTrackName, &T)> {
         self.tracks.iter().map(|(name, track)| (name, &track.track))
+    }
+
+    /// A session with an origin has begun.
+    pub fn origin(&mut self, session: SessionId, make: Make<'_, T>, out: &mut Vec<Say<T>>) {
+        self.origins.insert(session);
+        let alone: Vec<FullTrackName> =
+            self.tracks.iter().filter(|(_, entry)| entry.sources.is_empty()).map(|(name, _)| name.clone()).collect();
+        for name in alone {
+            // Its publisher may be away from there as well, for as long as one is awaited.
+            self.pull(&name, session, self.limits.hold, out);
+        }
+        self.serve_held(&Namespace::default(), make, out);
     }
 
     /// A session publishes a namespace.
@@ -189,7 +204,7 @@ impl<T: Clone + PartialEq> Directory<T> {
         }
         let below: Vec<FullTrackName> = self.tracks_below(namespace).map(|(name, _)| name.clone()).collect();
         for name in below {
-            self.pull(&name, session, out);
+            self.pull(&name, session, Duration::ZERO, out);
         }
         self.serve_held(namespace, make, out);
         Ok(())
@@ -280,7 +295,7 @@ impl<T: Clone + PartialEq> Directory<T> {
         if let Some(entry) = self.tracks.get(name) {
             return out.push(Say::Found(asked, entry.track.clone()));
         }
-        match self.begin(name, make, out) {
+        match self.begin(name, hold, make, out) {
             Ok(Some(track)) => return out.push(Say::Begun(asked, track)),
             Ok(None) => {}
             Err(code) => return out.push(Say::NotFound(asked, code)),
@@ -375,6 +390,7 @@ impl<T: Clone + PartialEq> Directory<T> {
     /// A session is gone, with all that was its.
     pub fn gone(&mut self, session: SessionId, out: &mut Vec<Say<T>>) {
         let known = self.sessions.remove(&session).unwrap_or_default();
+        self.origins.remove(&session);
         for namespace in &known.namespaces {
             self.withdraw_namespace(session, namespace, out);
         }
@@ -417,14 +433,18 @@ impl<T: Clone + PartialEq> Directory<T> {
     fn begin(
         &mut self,
         name: &FullTrackName,
+        hold: Duration,
         make: Make<'_, T>,
         out: &mut Vec<Say<T>>,
     ) -> Result<Option<T>, RequestCode> {
-        let publishers = self.publishers(name.namespace());
+        let mut publishers = self.publishers(name.namespace());
+        if publishers.is_empty() {
+            publishers.extend(self.origins.first());
+        }
         let Some(at) = publishers.first() else { return Ok(None) };
         let track = self.track(name, *at, make)?;
         for publisher in publishers {
-            self.pull(name, publisher, out);
+            self.pull(name, publisher, hold.min(self.limits.hold), out);
         }
         Ok(Some(track))
     }
@@ -443,10 +463,10 @@ impl<T: Clone + PartialEq> Directory<T> {
         Ok(track)
     }
 
-    fn pull(&mut self, name: &FullTrackName, publisher: SessionId, out: &mut Vec<Say<T>>) {
+    fn pull(&mut self, name: &FullTrackName, publisher: SessionId, hold: Duration, out: &mut Vec<Say<T>>) {
         let Some(entry) = self.tracks.get_mut(name) else { return };
         if entry.sources.len() < self.limits.publishers && entry.sources.insert(publisher) {
-            out.push(Say::Pull(publisher, entry.track.clone()));
+            out.push(Say::Pull(publisher, entry.track.clone(), hold));
         }
     }
 
@@ -455,7 +475,7 @@ impl<T: Clone + PartialEq> Directory<T> {
         let names: Vec<FullTrackName> =
             self.held.keys().filter(|name| name.namespace().starts_with(namespace)).cloned().collect();
         for name in names {
-            let answer = match self.begin(&name, make, out) {
+            let answer = match self.begin(&name, self.limits.hold, make, out) {
                 Ok(Some(track)) => Ok(track),
                 Ok(None) => continue,
                 Err(code) => Err(code),

@@ -336,6 +336,7 @@ impl<U: Uplink> Stack<U> {
             waker,
             opened: now,
             stands: false,
+            peer_ended: false,
             heard_end: false,
             said_end: false,
             aborted: false,
@@ -436,6 +437,10 @@ impl<U: Uplink> Stack<U> {
             }
         }
         let half_open = !flow.stands && flow.kind != Kind::Ours;
+        flow.peer_ended |= matches!(
+            socket.state(),
+            tcp::State::CloseWait | tcp::State::LastAck | tcp::State::Closing | tcp::State::TimeWait
+        );
         let waker = flow.waker.clone();
         let mut cx = Context::from_waker(&waker);
         self.counters.bytes_in.add(inward(flow, socket, &mut cx));
@@ -445,6 +450,8 @@ impl<U: Uplink> Stack<U> {
         match socket.state() {
             // A reset still has to be sent as long as the endpoints are known.
             tcp::State::Closed if socket.remote_endpoint().is_some() => self.closing.push(number),
+            // Its reader has no room: what came and was acknowledged is not lost with the connection.
+            tcp::State::Closed | tcp::State::TimeWait if socket.recv_queue() > 0 && !flow.aborted => {}
             tcp::State::Closed | tcp::State::TimeWait => {
                 self.leave(number);
                 if half_open {

@@ -119,6 +119,7 @@ impl Beside {
     /// Takes datagrams out for these services from now on. Flows of a service that is not among them, or that leads to
     /// another upstream, end; all others stay.
     pub fn serve(&self, services: Vec<(SocketAddr, Arc<Balancer>)>) {
+        // What is forwarded never changes: of two who call at once the later one's services count.
         let forward = self.wanted.read().forward.clone();
         self.wanted.publish(Wanted { services: services.into_iter().collect(), forward });
         // When its mailbox is full, it sees the change with what is in there.

@@ -31,6 +31,8 @@ pub(super) struct Flow {
     pub(super) waker: Waker,
     pub(super) opened: Instant,
     pub(super) stands: bool,
+    /// The peer has sent its end; it may have to wait behind what is not read yet.
+    pub(super) peer_ended: bool,
     /// The peer's end was passed on.
     pub(super) heard_end: bool,
     /// Our end was sent.
@@ -58,7 +60,8 @@ pub(super) fn inward(flow: &mut Flow, socket: &mut tcp::Socket<'_>, cx: &mut Con
             }
         }
     }
-    let ended = flow.stands && !flow.heard_end && !socket.may_recv() && socket.state() != tcp::State::Closed;
+    let in_order = flow.peer_ended || socket.state() != tcp::State::Closed;
+    let ended = flow.stands && !flow.heard_end && !socket.may_recv() && in_order;
     if ended && Pin::new(&mut flow.far.pipe).poll_shutdown(cx).is_ready() {
         flow.heard_end = true;
     }

@@ -19,7 +19,7 @@ use super::actor_send::{Outlet, Sent};
 use super::actor_shared::Shared;
 use super::codec::{Cid, handshake_packets};
 use super::handle::{Connection as Handle, Origin};
-use super::messages::{ConnectError, Farewell, Packets, Request, SlotId, ToConnection, ToEndpoint};
+use super::messages::{ConnectError, Farewell, Made, Packets, Request, SlotId, ToConnection, ToEndpoint};
 use super::server::Arrivals;
 use super::session::{Application, End, Event, Info, Role, Session, Who};
 use super::state_reaper::Reaper;
@@ -48,8 +48,8 @@ const CONNECTION_REFUSED: u64 = 0x2;
 
 /// What is done with a connection once it is established.
 pub(super) enum Purpose {
-    /// A client waits for it.
-    Wanted(Reply<Result<Handle, ConnectError>>),
+    /// A client waits for it, and may bring what runs inside.
+    Wanted(Reply<Result<Handle, ConnectError>>, Option<Made>),
     /// It came in: its server's application or its handle's users decide.
     Arrived(Arc<Arrivals>),
     /// It is to learn that nobody is let in any more.
@@ -153,6 +153,11 @@ impl ConnectionActor {
         self.from = Some(packets.from);
         self.engine.heard = true;
         self.engine.unread.came(length);
+        if self.engine.is_late(packets.buffer.get(..length).unwrap_or_default()) {
+            self.shared.counters.retired_id.add(length.div_ceil(packets.stride.max(1)) as u64);
+            self.shared.recycle(packets.buffer);
+            return;
+        }
         let datagrams = packets.buffer.get_mut(..length).unwrap_or_default().chunks_mut(packets.stride.max(1));
         let mut count = 0;
         for datagram in datagrams {
@@ -244,8 +249,11 @@ impl ConnectionActor {
         self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
         self.engine.origin = Some(Origin { mail: turn.mail(), ended: self.ended.clone() });
         match self.purpose.take() {
-            Some(Purpose::Wanted(reply)) => {
-                self.serve_handles();
+            Some(Purpose::Wanted(reply, application)) => {
+                match application {
+                    Some(make) => self.user = User::Application(make(&self.engine.info())),
+                    None => self.serve_handles(),
+                }
                 match self.handle(turn) {
                     // Nobody waits any more: the handle's end closes the connection.
                     Some(handle) => drop(reply.send(Ok(handle))),
@@ -291,7 +299,7 @@ impl ConnectionActor {
     fn closed_now(&mut self, end: &End, turn: &Turn<'_, ToConnection>) {
         let farewell = Farewell { end: end.clone(), info: self.engine.info() };
         let _first = self.ended.set(farewell);
-        if let Some(Purpose::Wanted(reply)) = self.purpose.take() {
+        if let Some(Purpose::Wanted(reply, _)) = self.purpose.take() {
             drop(reply.send(Err(ConnectError::Ended(end.clone()))));
         }
         self.end_by = Some(later(self.engine.now, CLOSE_PATIENCE));
@@ -308,6 +316,7 @@ impl ConnectionActor {
         if self.engine.quic.retired_scids() > 0 {
             let retired: Vec<Cid> =
                 std::iter::from_fn(|| self.engine.quic.retired_scid_next()).filter_map(|id| Cid::of(&id)).collect();
+            self.engine.paths.retired = true;
             drop(self.endpoint.tell(ToEndpoint::Retired(self.slot, retired)));
         }
         let reserve = match self.engine.role {
@@ -337,10 +346,8 @@ impl ConnectionActor {
         let now = self.engine.now;
         if self.engine.quic.timeout_instant().is_some_and(|at| at <= now) {
             self.engine.quic.on_timeout();
-            let probes: usize = self.engine.quic.path_stats().map(|path| path.total_pto_count).sum();
-            let acked = self.engine.quic.stats().acked_bytes;
-            if self.engine.phase != Phase::Handshaking && self.reaper.look(acked, probes, now) {
-                self.engine.give_up(Who::Nobody, 0, "no_acknowledgement");
+            if self.engine.phase != Phase::Handshaking {
+                self.look_for_acknowledgements();
             }
         }
         if self.engine.phase == Phase::Handshaking
@@ -349,11 +356,7 @@ impl ConnectionActor {
             self.engine.give_up(Who::Nobody, 0, "handshake_timeout");
         }
         if self.reaper.deadline().is_some_and(|at| at <= now) {
-            let acked = self.engine.quic.stats().acked_bytes;
-            let probes = self.engine.quic.path_stats().map(|path| path.total_pto_count).sum();
-            if self.reaper.look(acked, probes, now) {
-                self.engine.give_up(Who::Nobody, 0, "no_acknowledgement");
-            }
+            self.look_for_acknowledgements();
         }
         if self.keep_alive_at.is_some_and(|at| at <= now) {
             // Refused only while closing.
@@ -371,6 +374,15 @@ impl ConnectionActor {
             && application.deadline().is_some_and(|at| at <= now)
         {
             application.on_deadline(&mut self.engine);
+        }
+    }
+
+    /// A peer that has acknowledged nothing for too long is given up.
+    fn look_for_acknowledgements(&mut self) {
+        let acked = self.engine.quic.stats().acked_bytes;
+        let probes = self.engine.quic.path_stats().map(|path| path.total_pto_count).sum();
+        if self.reaper.look(acked, probes, self.engine.now) {
+            self.engine.give_up(Who::Nobody, 0, "no_acknowledgement");
         }
     }
 
@@ -431,6 +443,14 @@ impl ConnectionActor {
     }
 }
 
+/// The earlier of two, if there is one.
+fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
 impl Protocol for ConnectionActor {
     type Msg = ToConnection;
     const KIND: &'static str = "quic";
@@ -476,23 +496,18 @@ impl Protocol for ConnectionActor {
             User::Application(_) | User::Handles | User::None => None,
         };
         let end_by = self.end_by.filter(|_| self.may_leave());
-        [
-            engine.quic.timeout_instant(),
-            self.paced_until,
-            handshake,
-            engine.expires_at(),
-            engine.end_due().filter(|_| self.paced_until.is_none() && !self.outlet.is_blocked()),
-            self.reaper.deadline(),
-            self.keep_alive_at,
-            self.mover.deadline(),
-            self.leased.deadline(),
-            self.close_by.filter(|_| engine.phase != Phase::Ended),
-            end_by,
-            application,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        // One after the other: an iterator over all of them costs several times as much, in each turn.
+        let at = sooner(engine.quic.timeout_instant(), self.paced_until);
+        let at = sooner(at, handshake);
+        let at = sooner(at, engine.expires_at());
+        let end_due = engine.end_due().filter(|_| self.paced_until.is_none() && !self.outlet.is_blocked());
+        let at = sooner(at, end_due);
+        let at = sooner(at, self.reaper.deadline());
+        let at = sooner(at, self.keep_alive_at);
+        let at = sooner(at, self.mover.deadline());
+        let at = sooner(at, self.leased.deadline());
+        let at = sooner(at, self.close_by.filter(|_| engine.phase != Phase::Ended));
+        sooner(sooner(at, end_by), application)
     }
 
     fn on_deadline(&mut self, turn: &mut Turn<'_, ToConnection>) -> Result<(), Fault> {

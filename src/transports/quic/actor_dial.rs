@@ -23,7 +23,7 @@ const OTHERS: usize = 64;
 impl Endpoint {
     /// Makes a connection for a client.
     pub(super) fn connect(&mut self, connect: Connect, turn: &Turn<'_, ToEndpoint>) {
-        let Connect { to, tls, session, log, reply } = connect;
+        let Connect { to, tls, session, log, reply, application } = connect;
         let fail = |error| Err(error);
         if self.quiet {
             drop(reply.send(fail(ConnectError::Closed)));
@@ -45,7 +45,7 @@ impl Endpoint {
             log.attach(&mut quic, Role::Client);
         }
         // If it cannot be started, the reply is dropped with its purpose, and says `Closed`.
-        let _started = self.start(quic, Role::Client, id, None, Purpose::Wanted(reply), turn);
+        let _started = self.start(quic, Role::Client, id, None, Purpose::Wanted(reply, application), turn);
     }
 
     fn dial(

@@ -571,6 +571,11 @@ impl Engine {
         }
     }
 
+    /// Whether ends wait for a packet.
+    pub(super) fn has_ends(&self) -> bool {
+        !self.ends.is_empty()
+    }
+
     /// When an end has waited long enough.
     pub(super) fn end_due(&self) -> Option<Instant> {
         self.ends.front().map(|(_, by)| *by)

@@ -10,6 +10,7 @@
 use std::net::SocketAddr;
 
 use super::actor_engine::Engine;
+use super::codec::CID_LEN;
 use super::session::Role;
 
 /// Packets of a path that was left that go to the new one: as many as quiche tries to prove it with.
@@ -33,6 +34,8 @@ pub(super) struct Paths {
     /// Our address and the peer's, of a server.
     at: Option<Addresses>,
     left: Vec<Left>,
+    /// The peer has given ids back.
+    pub(super) retired: bool,
 }
 
 impl Engine {
@@ -44,9 +47,21 @@ impl Engine {
         }
     }
 
+    /// Whether a packet carries an id that the peer has given back: it was overtaken by the word that did so, as happens
+    /// where a peer sends from two paths. quiche would end the connection over it.
+    pub(super) fn is_late(&self, datagram: &[u8]) -> bool {
+        // A long header is of the handshake, before there is a second id.
+        if !self.paths.retired && self.quic.retired_scids() == 0 || datagram.first().is_none_or(|byte| byte & 0x80 != 0)
+        {
+            return false;
+        }
+        let id = datagram.get(1..=CID_LEN);
+        id.is_some_and(|id| self.quic.source_ids().all(|known| known.as_ref() != id))
+    }
+
     /// The client is somewhere else.
     pub(super) fn peer_moved(&mut self, local: SocketAddr, peer: SocketAddr) {
-        let Paths { at, left } = &mut self.paths;
+        let Paths { at, left, .. } = &mut self.paths;
         left.retain(|left| left.path != (local, peer));
         if let Some(path) = at.replace((local, peer)).filter(|path| *path != (local, peer)) {
             left.retain(|left| left.path != path);
@@ -75,7 +90,7 @@ impl Engine {
 
     /// Whence and whither a packet of this path goes.
     pub(super) fn addressed(&mut self, from: SocketAddr, to: SocketAddr) -> Addresses {
-        let Paths { at, left } = &mut self.paths;
+        let Paths { at, left, .. } = &mut self.paths;
         let place = left.iter().position(|left| left.path == (from, to) && left.redirects.is_some());
         let (Some(place), Some(at)) = (place, *at) else { return (from, to) };
         if let Some(redirects) = left.get_mut(place).and_then(|left| left.redirects.as_mut()) {

@@ -93,8 +93,10 @@ struct Train {
     length: usize,
     first: Packet,
     count: usize,
-    /// The packet behind it, which is too long for it.
+    /// The packet behind it, which is too long for it or goes elsewhere.
     next: Option<Packet>,
+    /// QUIC had nothing more.
+    last: bool,
 }
 
 impl Outlet {
@@ -173,6 +175,10 @@ impl Outlet {
                 return Sent::Blocked;
             }
             self.close_left |= ending;
+            // To ask QUIC once more is not free: it copies the peer's transport parameters at each call.
+            if train.last && !engine.has_ends() {
+                return Sent::All;
+            }
         }
         Sent::More
     }
@@ -205,7 +211,7 @@ impl Outlet {
     }
 }
 
-/// Lets QUIC write packets of one path behind each other, the first of them being there already if it was `made`, until
+/// Lets QUIC write packets behind each other as long as they are of one path, the first of them being there already if it was `made`, until
 /// one is not as long as the first, there is no more, or the allowance is spent.
 fn build(engine: &mut Engine, made: Option<Packet>, buffer: &mut [u8], allowance: usize, most: usize) -> Option<Train> {
     let first = match made {
@@ -219,7 +225,7 @@ fn build(engine: &mut Engine, made: Option<Packet>, buffer: &mut [u8], allowance
             }
         },
     };
-    let mut train = Train { length: first.length, first, count: 1, next: None };
+    let mut train = Train { length: first.length, first, count: 1, next: None, last: false };
     // A longer one looks for the size of the path: a train whose datagrams are too long is lost as a whole.
     let full = engine.quic.max_send_udp_payload_size().max(first.length);
     while train.count < most && train.length < allowance {
@@ -228,8 +234,15 @@ fn build(engine: &mut Engine, made: Option<Packet>, buffer: &mut [u8], allowance
             break;
         }
         let Some(room) = buffer.get_mut(train.length..end) else { break };
-        let Ok((length, info)) = engine.quic.send_on_path(room, Some(first.from), Some(first.to)) else { break };
-        if length > first.length {
+        // Of any path: to name one would have it looked up for each packet.
+        let (length, info) = match engine.quic.send(room) {
+            Ok(made) => made,
+            Err(error) => {
+                train.last = error == quiche::Error::Done;
+                break;
+            }
+        };
+        if length > first.length || (info.from, info.to) != (first.from, first.to) {
             train.next = Some(Packet { length, from: info.from, to: info.to });
             break;
         }

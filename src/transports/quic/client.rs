@@ -11,9 +11,9 @@ use bytes::Bytes;
 use super::actor_endpoint::{Peers, Plan};
 use super::actor_qlog::Log;
 use super::handle::Connection;
-use super::messages::{Connect, ConnectError, Status, ToEndpoint};
+use super::messages::{Connect, ConnectError, Made, Status, ToEndpoint};
 use super::server::{A_DAY, StartError, connections, secrets, start_endpoint, status};
-use super::session::Info;
+use super::session::{Application, Info};
 use super::settings::ClientSettings;
 #[cfg(feature = "qlog")]
 use super::settings::Transport;
@@ -113,12 +113,38 @@ impl QuicClient {
         tls: Arc<tls::ClientSettings>,
         session: Option<Bytes>,
     ) -> Result<Connection, ConnectError> {
+        self.dial(to, tls, session, None).await
+    }
+
+    /// As [`connect`](Self::connect), with an application inside the connection: it has the streams, and what the handle
+    /// is told with [`Connection::message`]. `make` is called on the connection's arbiter once it is established; the
+    /// connection goes on without handles, until the application or its peer closes it.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect_as(
+        &self,
+        to: SocketAddr,
+        tls: Arc<tls::ClientSettings>,
+        make: impl FnOnce(&Info) -> Box<dyn Application> + Send + 'static,
+    ) -> Result<Connection, ConnectError> {
+        self.dial(to, tls, None, Some(Box::new(make))).await
+    }
+
+    async fn dial(
+        &self,
+        to: SocketAddr,
+        tls: Arc<tls::ClientSettings>,
+        session: Option<Bytes>,
+        application: Option<Made>,
+    ) -> Result<Connection, ConnectError> {
         let endpoints = if to.is_ipv4() { &self.inner.v4 } else { &self.inner.v6 };
         let here = self.inner.mesh.here().filter(|here| *here < endpoints.len());
         let at = here.unwrap_or_else(|| self.inner.turn.fetch_add(1, Ordering::Relaxed) % endpoints.len().max(1));
         let endpoint = endpoints.get(at).ok_or(ConnectError::NoSocket)?;
         let (reply, answer) = Reply::new();
-        let connect = ToEndpoint::Connect(Box::new(Connect { to, tls, session, log: self.log.clone(), reply }));
+        let log = self.log.clone();
+        let connect = ToEndpoint::Connect(Box::new(Connect { to, tls, session, log, reply, application }));
         let room = endpoint.permit(0).await.map_err(|_| ConnectError::Closed)?;
         room.tell(connect).map_err(|_| ConnectError::Closed)?;
         answer.0.await.unwrap_or(Err(ConnectError::Closed))

@@ -321,6 +321,37 @@ fn events_of_a_reader_who_has_gone_are_for_the_next() {
     assert_eq!(told(asked(Asked::Events, &mut remote, &mut ends.server)), Some(vec![Event::Connected]));
 }
 
+/// A limit of quiche 0.30, and how it is got round: a packet that was overtaken by the word that gave its id back.
+#[test]
+fn a_packet_with_an_id_that_was_given_back_is_late_and_no_mistake() {
+    let mut ends = Ends::new(|_, _| ());
+    for number in [3, 4] {
+        let id = [number; 16];
+        ends.server.quic.new_scid(&quiche::ConnectionId::from_ref(&id), number.into(), false).unwrap();
+    }
+    ends.settle();
+    ends.client.quic.send_ack_eliciting().unwrap();
+    let mut late = [0; 2_048];
+    let (length, _) = ends.client.quic.send(&mut late).unwrap();
+    assert!(!ends.server.is_late(&late[..length]), "not before its id was given back");
+    ends.client.quic.retire_dcid(0).unwrap();
+    ends.settle();
+    assert_eq!(ends.server.quic.retired_scids(), 1);
+    assert!(ends.server.is_late(&late[..length]));
+    // A packet with an id that is in use is none, nor is one with a long header, or cut.
+    ends.client.quic.send_ack_eliciting().unwrap();
+    let mut next = [0; 2_048];
+    let (other, _) = ends.client.quic.send(&mut next).unwrap();
+    assert!(
+        !ends.server.is_late(&next[..other]) && !ends.server.is_late(&[0xc0; 40]) && !ends.server.is_late(&[0x40; 16])
+    );
+    let [server, client] = ends.addresses;
+    let info = quiche::RecvInfo { from: client, to: server };
+    assert_eq!(ends.server.quic.recv(&mut late[..length], info), Err(quiche::Error::InvalidState));
+    ends.server.notice_end();
+    assert!(ends.server.end.is_some(), "it would have been the end of the connection");
+}
+
 fn write(engine: &mut Engine, stream: StreamId, length: usize) {
     engine.write(stream, Bytes::from(vec![stream.0 as u8; length])).unwrap();
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::actor_qlog::Log;
 use super::codec::Cid;
 use super::handle::Connection;
-use super::session::{End, Event, Info, OpenError, StreamError, StreamId, StreamKind};
+use super::session::{Application, End, Event, Info, OpenError, StreamError, StreamId, StreamKind};
 use super::settings::Terms;
 use super::state_credit::Credit;
 use super::state_datagrams::{Datagram, NotQueued};
@@ -214,6 +214,9 @@ pub(super) enum ToEndpoint {
     Status(Reply<Status>),
 }
 
+/// Makes what runs inside a connection that this end began.
+pub(super) type Made = Box<dyn FnOnce(&Info) -> Box<dyn Application> + Send>;
+
 /// A connection to be made.
 pub(super) struct Connect {
     pub(super) to: SocketAddr,
@@ -222,6 +225,8 @@ pub(super) struct Connect {
     /// Where it is logged, instead of where the client's are.
     pub(super) log: Option<Log>,
     pub(super) reply: Reply<Result<Connection, ConnectError>>,
+    /// What runs inside the connection, if not its handle's users.
+    pub(super) application: Option<Made>,
 }
 
 /// How an endpoint is.

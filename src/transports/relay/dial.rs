@@ -297,6 +297,16 @@ impl AsyncWrite for Upstream {
         }
     }
 
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.is_write_vectored(),
+            Self::Unix(unix) => unix.is_write_vectored(),
+            #[cfg(feature = "quic")]
+            Self::Quic(quic) => quic.is_write_vectored(),
+            Self::Through(detour) => detour.is_write_vectored(),
+        }
+    }
+
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -88,6 +88,12 @@ impl Links {
         Ok(Self { mesh: mesh.clone(), keepers: keepers.into(), settings })
     }
 
+    /// What is said to the servers, and by whom.
+    #[must_use]
+    pub fn settings(&self) -> &LinkSettings {
+        &self.settings
+    }
+
     /// Ends the actors; streams that are open go on, and their connections end with the last of them.
     pub fn stop(&self) {
         self.keepers.iter().for_each(|keeper| keeper.control(Control::Stop));

@@ -3,7 +3,8 @@
 //! What goes out of the kernel: super-packets, cut into a batch, handed to a [`Deliver`]; one that has no room makes
 //! this actor stop reading and try again within a millisecond, while the kernel queues and then drops as for any slow
 //! link. What comes in: batches ([`TunMsg::Write`]), joined to super-packets, one write each. Writing never waits. An
-//! interface that is removed while it runs ends the actor, with the reason `tun_gone`.
+//! interface that is removed while it runs ends the actor, with the reason `tun_gone`: the next packet shows it, or one
+//! read a second where there is none, since the event loop is not told.
 //!
 //! Counted by the interface's scope: `tun_packets_out`, `tun_packets_in` and `tun_writes`; `tun_dropped` with its
 //! reason; `tun_offload_off` when joining was given up.
@@ -28,6 +29,8 @@ use crate::transports::kit::packets::{Deliver, Packets};
 const READS_PER_TURN: usize = 32;
 /// How long a receiver without room is given before it is offered the batch again.
 const RETRY: Duration = Duration::from_micros(500);
+/// How often it is looked whether the interface is still there.
+const LOOK: Duration = Duration::from_secs(1);
 /// At its end: a kernel that has sent nothing for so long has nothing more to send. Longer than Linux waits for an
 /// acknowledgement on a short path (200 ms at least, RFC 6298 asks for a second).
 const QUIET: Duration = Duration::from_millis(250);
@@ -81,6 +84,8 @@ pub struct TunActor<D> {
     filling: Packets,
     /// The receiver had no room; reading goes on then.
     retry_at: Option<Instant>,
+    /// When it is looked whether the interface is still there.
+    look_at: Instant,
     /// It is to end, and does then unless something comes before.
     quiet_at: Option<Instant>,
     gone: bool,
@@ -108,6 +113,7 @@ impl<D: Deliver> TunActor<D> {
             cutting: None,
             filling: Packets::none(),
             retry_at: None,
+            look_at: clock::later(clock::now(), LOOK),
             quiet_at: None,
             gone: false,
         }
@@ -115,6 +121,7 @@ impl<D: Deliver> TunActor<D> {
 
     /// Reads until there is nothing more, the turn's share is used up, or the receiver has no room.
     fn read(&mut self, turn: &Turn<'_, TunMsg>) -> Progress {
+        self.look(turn);
         let mut reads = 0;
         while self.retry_at.is_none() && !self.gone {
             if let Some((length, mut cut)) = self.cutting.take() {
@@ -150,15 +157,37 @@ impl<D: Deliver> TunActor<D> {
             match ready.try_io(|tun| tun.get_ref().read(&mut self.buffer)) {
                 Err(_would_block) => {}
                 Ok(Ok(length)) => self.take_in(turn, length),
-                Ok(Err(error)) => match self.state.read_failed(error.raw_os_error().unwrap_or(0)) {
-                    After::Gone => self.gone = true,
-                    After::Lost(reason) => self.drop_packets(turn, reason, 1),
-                    After::Singly => {}
-                },
+                Ok(Err(error)) => self.read_failed(turn, &error),
             }
         }
         self.hand_over(turn);
         Progress::Idle
+    }
+
+    /// Reads without having been called: a read is what tells that the interface is gone.
+    fn look(&mut self, turn: &Turn<'_, TunMsg>) {
+        if turn.now() < self.look_at {
+            return;
+        }
+        self.look_at = clock::later(turn.now(), LOOK);
+        // What is cut lies in the buffer.
+        if self.gone || self.cutting.is_some() {
+            return;
+        }
+        let Ok(tun) = &self.tun else { return };
+        match tun.get_ref().read(&mut self.buffer) {
+            Ok(length) => self.take_in(turn, length),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => self.read_failed(turn, &error),
+        }
+    }
+
+    fn read_failed(&mut self, turn: &Turn<'_, TunMsg>, error: &io::Error) {
+        match self.state.read_failed(error.raw_os_error().unwrap_or(0)) {
+            After::Gone => self.gone = true,
+            After::Lost(reason) => self.drop_packets(turn, reason, 1),
+            After::Singly => {}
+        }
     }
 
     /// Looks at what was read.
@@ -319,7 +348,7 @@ impl<D: Deliver> Protocol for TunActor<D> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        [self.retry_at, self.quiet_at].into_iter().flatten().min()
+        [self.retry_at, self.quiet_at, Some(self.look_at)].into_iter().flatten().min()
     }
 
     fn on_deadline(&mut self, turn: &mut Turn<'_, TunMsg>) -> Result<(), Fault> {

@@ -1,7 +1,8 @@
 //! An interface in the host's own network: its addresses, its routes, and what is given back when it ends.
 //!
 //! Needs CAP_NET_ADMIN. Blocks for the time of some system calls, and of `nft` where addresses are to be masqueraded.
-//! Routes go with the interface; rules and the nftables table are taken away on drop.
+//! Routes go with the interface; rules and the nftables table are taken away on drop. A table that a killed process has
+//! left is taken away at the next start.
 
 use std::fmt;
 use std::io;
@@ -56,8 +57,10 @@ impl HostNetwork {
         let interface = configure(tun.name(), settings.mtu, &settings.addresses).map_err(HostError::Interface)?;
         let mut network = Self { interface, routes: Vec::new(), all: Vec::new(), mark: settings.mark, table: None };
         network.set_routes(&settings.routes)?;
-        if settings.masquerade {
-            let table = format!("portway_{}", tun.name());
+        let table = format!("portway_{}", tun.name());
+        if !settings.masquerade {
+            without_table(&table);
+        } else {
             // Created and deleted first, so that one left behind does not count.
             let rules = format!(
                 "table inet {table} {{}}
@@ -127,6 +130,17 @@ impl Drop for HostNetwork {
         {
             tracing::warn!(%error, table, "the nftables table was not removed");
         }
+    }
+}
+
+/// Takes away what a process that could not end in order has left: it would hold for this interface as well.
+fn without_table(table: &str) {
+    // Created first, so that one that is not there is no error.
+    match nft(&format!("table inet {table} {{}}\ndelete table inet {table}\n")) {
+        Ok(()) => {}
+        // Without the program no table was made.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(%error, table, "an nftables table of before, if there is one, was not removed"),
     }
 }
 

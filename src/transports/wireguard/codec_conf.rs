@@ -290,7 +290,7 @@ impl Reader {
                 Some(_) => "it belongs into a [Peer]".to_owned(),
                 None => format!("{section} knows {}", known.join(", ")),
             };
-            return self.mistake(&key.place, &format!("{section} has no such setting"), &hint);
+            return self.mistake(&key.place, &format!("{section} has no setting {}", word(key.text)), &hint);
         };
         if let Some(first) = self.seen.get(name).cloned().filter(|_| !REPEATED.contains(&name)) {
             return self.pair(&key.place, &format!("{name} is set twice"), "keep one", first, "the first is here");
@@ -325,14 +325,22 @@ impl Reader {
             "FwMark" => {
                 self.fwmark = mark(value.text);
                 if self.fwmark.is_none() {
-                    self.mistake(&value.place, "not a mark", "write a number such as 51820 or 0xca6c, or `off`");
+                    self.mistake(
+                        &value.place,
+                        &with("not a mark", value.text),
+                        "write a number such as 51820 or 0xca6c, or `off`",
+                    );
                 }
             }
             "Address" => {
                 for part in value.parts() {
                     match part.text.parse::<Network>().ok().zip(address(part.text)) {
                         Some((network, address)) => self.addresses.push((address, network.prefix())),
-                        None => self.mistake(&part.place, "not an address", "write one such as 10.98.0.1/24"),
+                        None => self.mistake(
+                            &part.place,
+                            &with("not an address", part.text),
+                            "write one such as 10.98.0.1/24",
+                        ),
                     }
                 }
             }
@@ -372,7 +380,7 @@ impl Reader {
                     let Ok(network) = part.text.parse::<Network>() else {
                         self.mistake(
                             &part.place,
-                            "not a network",
+                            &with("not a network", part.text),
                             "write one such as 10.98.0.2/32, or 0.0.0.0/0 for all",
                         );
                         continue;
@@ -394,7 +402,7 @@ impl Reader {
                 peer.endpoint = Endpoint::read(value.text);
                 if peer.endpoint.is_none() {
                     let hint = "write host:port, or [address]:port for IPv6";
-                    self.mistake(&value.place, "not a host with a port", hint);
+                    self.mistake(&value.place, &with("not a host with a port", value.text), hint);
                 }
             }
             _ if value.text == "off" => peer.keepalive = Some(0),
@@ -463,7 +471,7 @@ impl Reader {
     fn number16(&mut self, name: &str, value: &Piece<'_>, least: u32) -> Option<u16> {
         let found = number(value.text).filter(|number| *number >= least).and_then(|number| u16::try_from(number).ok());
         if found.is_none() {
-            let message = format!("{name} is out of its range");
+            let message = with(&format!("{name} is out of its range"), value.text);
             self.mistake(&value.place, &message, &format!("write a number from {least} to 65535"));
         }
         found
@@ -483,6 +491,17 @@ impl Reader {
         let also = Some((other, label.to_owned()));
         self.mistakes.push(ConfMistake { place: place.clone(), message, hint, also });
     }
+}
+
+/// A name as a message may show it. What is no word may be a key that lost its name.
+fn word(text: &str) -> String {
+    let plain = text.len() <= 20 && text.bytes().all(|b| b.is_ascii_alphabetic());
+    if plain { format!("`{text}`") } else { "of this name".to_owned() }
+}
+
+/// A message with the value it is about, unless that may be a key at the wrong place.
+fn with(message: &str, value: &str) -> String {
+    if value.len() > 40 { message.to_owned() } else { format!("{message}: `{}`", value.escape_debug()) }
 }
 
 fn first_line(text: &str) -> usize {

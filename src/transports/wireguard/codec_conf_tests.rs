@@ -65,32 +65,41 @@ fn each_kind_of_mistake_has_its_place() {
     let with = |rest: &str| mistakes(&format!("[Interface]\nPrivateKey = {KEY}\n{rest}"));
     assert_eq!(with("[Pear]\nPublicKey = x"), ["3:1: an unknown section"]);
     assert_eq!(with("hello"), ["3:1: neither a section nor a setting"]);
-    assert_eq!(with("PublicKey = x"), ["3:1: [Interface] has no such setting"]);
-    assert_eq!(with("Colour = red"), ["3:1: [Interface] has no such setting"]);
-    assert_eq!(with("  MTU = 100"), ["3:9: MTU is out of its range"]);
-    assert_eq!(with("ListenPort = 65536"), ["3:14: ListenPort is out of its range"]);
-    assert_eq!(with("ListenPort = +5"), ["3:14: ListenPort is out of its range"]);
-    assert_eq!(with("FwMark = 0xfg"), ["3:10: not a mark"]);
-    assert_eq!(with("Address = 10.0.0.1/24, 10.0.0.300,10.0.0.1/33"), ["3:24: not an address", "3:35: not an address"]);
+    assert_eq!(with("PublicKey = x"), ["3:1: [Interface] has no setting `PublicKey`"]);
+    assert_eq!(with("Colour = red"), ["3:1: [Interface] has no setting `Colour`"]);
+    assert_eq!(with(KEY), ["3:1: [Interface] has no setting of this name"], "a key without its name is not shown");
+    assert_eq!(with("  MTU = 100"), ["3:9: MTU is out of its range: `100`"]);
+    assert_eq!(with("ListenPort = 65536"), ["3:14: ListenPort is out of its range: `65536`"]);
+    assert_eq!(with("ListenPort = +5"), ["3:14: ListenPort is out of its range: `+5`"]);
+    assert_eq!(with("FwMark = 0xfg"), ["3:10: not a mark: `0xfg`"]);
+    assert_eq!(
+        with("Address = 10.0.0.1/24, 10.0.0.300,10.0.0.1/33"),
+        ["3:24: not an address: `10.0.0.300`", "3:35: not an address: `10.0.0.1/33`"]
+    );
     assert_eq!(with("MTU = 1400\nmtu = 1400"), ["4:1: MTU is set twice and 3:1"]);
     assert_eq!(with("[Interface]\nMTU=1400"), ["3:1: a second [Interface] and 1:1"]);
     assert_eq!(with("[Peer]\nEndpoint = h:1"), ["3:1: a [Peer] without a PublicKey"]);
     assert_eq!(with("[Peer]\nPublicKey = short="), ["4:13: not a key"]);
     assert_eq!(with("[Peer]\nPublicKey ="), ["4:1: PublicKey has no value"]);
-    assert_eq!(with("[Peer]\nMTU = 1400"), ["3:1: a [Peer] without a PublicKey", "4:1: [Peer] has no such setting"]);
+    assert_eq!(with("[Peer]\nMTU = 1400"), ["3:1: a [Peer] without a PublicKey", "4:1: [Peer] has no setting `MTU`"]);
     let peer = |rest: &str| with(&format!("[Peer]\nPublicKey = {OTHER}\n{rest}"));
-    assert_eq!(peer("AllowedIPs = 10.0.0.0/8, 10.0.0.0/40"), ["5:26: not a network"]);
-    assert_eq!(peer("AllowedIPs = 10.0.0.0/8,x"), ["5:25: not a network"]);
+    assert_eq!(peer("AllowedIPs = 10.0.0.0/8, 10.0.0.0/40"), ["5:26: not a network: `10.0.0.0/40`"]);
+    assert_eq!(peer("AllowedIPs = 10.0.0.0/8,x"), ["5:25: not a network: `x`"]);
     for wrong in ["h", "h:", "h:0", "h:65536", ":1", "::1:5", "[10.0.0.1]:1", "a b:1", "[::1]"] {
-        assert_eq!(peer(&format!("Endpoint = {wrong}")), ["5:12: not a host with a port"], "{wrong}");
+        assert_eq!(
+            peer(&format!("Endpoint = {wrong}")),
+            [format!("5:12: not a host with a port: `{wrong}`")],
+            "{wrong}"
+        );
     }
-    assert_eq!(peer("PersistentKeepalive = 65536"), ["5:23: PersistentKeepalive is out of its range"]);
+    assert_eq!(peer("PersistentKeepalive = 65536"), ["5:23: PersistentKeepalive is out of its range: `65536`"]);
     assert_eq!(peer(&format!("[Peer]\nPublicKey = {OTHER}")), ["6:13: two peers with the same public key and 4:13"]);
     assert_eq!(
         peer(&format!("AllowedIPs = 10.0.0.0/8\n[Peer]\nPublicKey = {KEY}\nAllowedIPs = fd00::/8, 10.1.1.1/8")),
         ["8:24: 10.0.0.0/8 is given out twice and 5:14"]
     );
     assert_eq!(peer("PresharedKey = nonsense"), ["5:16: not a key"]);
+    assert_eq!(peer(&format!("AllowedIPs = {KEY}")), ["5:14: not a network"], "a key at the wrong place is not shown");
 }
 
 #[test]

@@ -59,13 +59,13 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Binds `folder/name.sock`, and makes the folder if it is missing. What a process that is gone has left behind is
-    /// replaced; a socket that somebody serves is not.
+    /// Binds `folder/name.sock`. The folder is made if it is [`FOLDER`], which other programs do as well; another one
+    /// has to be there. What a process that is gone has left behind is replaced; a socket that somebody serves is not.
     ///
     /// # Errors
     /// What the system says; `AddrInUse` when somebody answers there already, or the path is something else.
     pub fn bind(folder: &Path, name: &str) -> io::Result<Self> {
-        if !folder.exists() {
+        if folder == Path::new(FOLDER) && !folder.exists() {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
         }
         let path = folder.join(format!("{name}.sock"));
@@ -120,7 +120,16 @@ pub async fn run<T: Tunnel>(folder: PathBuf, name: Arc<str>, tunnel: T, driver: 
             }
             Err(error) => {
                 driver.raise("wireguard_uapi_refused", &name, "no_socket");
-                tracing::info!(interface = %name, folder = %folder.display(), %error, "wg is not served");
+                let path = folder.join(format!("{name}.sock"));
+                let path = path.display();
+                if error.kind() == io::ErrorKind::AddrInUse {
+                    tracing::warn!(interface = %name, %path, "wg is not served: somebody else has this path");
+                } else if error.kind() == io::ErrorKind::PermissionDenied && folder == Path::new(FOLDER) {
+                    // Without root that is how it is.
+                    tracing::info!(interface = %name, %path, %error, "wg is not served");
+                } else {
+                    tracing::warn!(interface = %name, %path, %error, "wg is not served");
+                }
                 return Ok(());
             }
         }

@@ -1,5 +1,6 @@
 //! A running interface as `wg` sees and changes it.
 
+use std::fmt;
 use std::io;
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -18,13 +19,22 @@ use crate::actors::clock;
 /// How long a device may take to answer: its turn comes many times a second.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// What is told of the peers after `wg` has changed them.
+type Told = Box<dyn Fn(&[PeerSettings]) + Send>;
+
 /// See the top of the file.
-#[derive(Debug)]
 pub struct Live {
     interface: Interface,
     /// A second handle on the interface's socket, for its port and its mark.
     socket: UdpSocket,
     secret: SecretKey,
+    told: Option<Told>,
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").field("interface", &self.interface).finish_non_exhaustive()
+    }
 }
 
 impl Live {
@@ -33,7 +43,13 @@ impl Live {
     /// # Errors
     /// The socket cannot be shared.
     pub fn new(interface: Interface, socket: &UdpSocket, secret: SecretKey) -> io::Result<Self> {
-        Ok(Self { interface, socket: socket.try_clone()?, secret })
+        Ok(Self { interface, socket: socket.try_clone()?, secret, told: None })
+    }
+
+    /// The same, and `told` learns of all peers after each change that was made, on the thread of this actor.
+    #[must_use]
+    pub fn telling(self, told: impl Fn(&[PeerSettings]) + Send + 'static) -> Self {
+        Self { told: Some(Box::new(told)), ..self }
     }
 
     async fn peers(&self) -> Option<Vec<super::actor_device::PeerView>> {
@@ -85,8 +101,13 @@ impl Tunnel for Live {
         {
             return Errno(error.raw_os_error().unwrap_or(Errno::INVALID.0));
         }
-        if after != before && self.interface.device().tell(DeviceMsg::Replace(after)).is_err() {
-            return Errno::BUSY;
+        if after != before {
+            if self.interface.device().tell(DeviceMsg::Replace(after.clone())).is_err() {
+                return Errno::BUSY;
+            }
+            if let Some(told) = &self.told {
+                told(&after);
+            }
         }
         Errno::NONE
     }
