@@ -1,10 +1,10 @@
 //! Supervised actors: made anew with their mailbox kept, by themselves or with their group, until the budget is spent.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
-use portway::actors::{Budget, Control, Exit, Mail, Mesh, Place, Spec, Strategy};
+use portway::actors::{Budget, Control, Exit, Fault, Mail, Mesh, Place, Protocol, Spec, Strategy, Turn, clock};
 
 use crate::probe::{Msg, Probe, SOON, eventually, hold, mesh, seen, stop, view, wait};
 
@@ -166,5 +166,68 @@ fn an_actor_that_is_asked_to_end_is_not_made_anew() {
     let report = wait(mesh.drain(SOON));
     assert!(report.complete() && report.took < Duration::from_secs(2), "{report:?}");
     assert_eq!(mail.exit(), Some(Exit::Normal));
+    stop(&mesh);
+}
+
+/// Says when it is asked to finish, takes its time, and says when it has.
+struct Node {
+    name: &'static str,
+    tell: mpsc::Sender<String>,
+}
+
+/// Over both arbiters, and not of one depth.
+fn children(name: &str) -> &'static [(&'static str, usize)] {
+    match name {
+        "root" => &[("branch", 1), ("near leaf", 0)],
+        "branch" => &[("leaf", 0), ("other leaf", 1)],
+        _ => &[],
+    }
+}
+
+impl Protocol for Node {
+    type Msg = ();
+    const KIND: &'static str = "node";
+
+    fn started(&mut self, turn: &mut Turn<'_, ()>) -> Result<(), Fault> {
+        for &(name, arbiter) in children(self.name) {
+            let tell = self.tell.clone();
+            turn.spawn(Place::On(arbiter), Spec::named(name), move || Self { name, tell })
+                .map_err(|error| Fault::bug("spawn", error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    fn on(&mut self, (): (), _: &mut Turn<'_, ()>) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn drain(&mut self, _: Instant, turn: &mut Turn<'_, ()>) {
+        self.tell.send(format!("{} is asked", self.name)).unwrap();
+        assert!(turn.job(clock::sleep(Duration::from_millis(30)), |_| ()).is_ok());
+        turn.stop_when_empty();
+    }
+
+    fn closed(&mut self, why: &Exit) {
+        assert_eq!(*why, Exit::Normal);
+        self.tell.send(format!("{} has ended", self.name)).unwrap();
+    }
+}
+
+#[test]
+fn nobody_is_asked_to_finish_before_all_of_its_children_have() {
+    let mesh = mesh(2);
+    let (tell, told) = mpsc::channel();
+    mesh.spawn(Place::On(0), Spec::named("root"), move || Node { name: "root", tell }).unwrap();
+    eventually("all five are there", || mesh.live() == 5);
+    let report = wait(mesh.drain(SOON));
+    assert!(report.complete(), "{report:?}");
+    let told: Vec<String> = told.iter().collect();
+    assert_eq!(told.len(), 10, "each was asked and has ended, once: {told:?}");
+    let at = |what: String| told.iter().position(|said| *said == what).expect("it was said");
+    for parent in ["root", "branch"] {
+        for (child, _) in children(parent) {
+            assert!(at(format!("{child} has ended")) < at(format!("{parent} is asked")), "{told:?}");
+        }
+    }
     stop(&mesh);
 }
