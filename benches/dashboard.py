@@ -4,7 +4,7 @@
 
 Sessions are flows of a UDP echo, each begun by a socket of its own that is closed again, so that no limit on descriptors
 counts. ACTIVE of them move a datagram each second. In turn nobody reads the stream, and one reader does; then Chromium
-opens the page for twenty seconds. Needs target/release/portway and what `scripts/setup test` installs.
+opens the page for twenty seconds. Needs target/release/portway (or PORTWAY=FILE) and what `scripts/setup test` installs.
 """
 
 import json
@@ -29,8 +29,9 @@ def free(kind):
 
 
 def cpu(pid):
-    fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Seconds that its threads have run, to the nanosecond."""
+    threads = os.listdir(f"/proc/{pid}/task")
+    return sum(int(open(f"/proc/{pid}/task/{thread}/schedstat").read().split()[0]) for thread in threads) / 1e9
 
 
 def main():
@@ -43,7 +44,7 @@ def main():
             'per_source = 50000\nhalf_open = 50000\n[listener.udp]\nidle_answered = "1h"\nidle = "1h"\n'
         )
     gateway = subprocess.Popen(
-        [ROOT + "/target/release/portway", "run", "-c", folder + "/config.toml"], stderr=subprocess.DEVNULL
+        [os.environ.get("PORTWAY", ROOT + "/target/release/portway"), "run", "-c", folder + "/config.toml"], stderr=subprocess.DEVNULL
     )
     try:
         time.sleep(1)
@@ -108,6 +109,7 @@ def main():
         stop.set()
         mover.join()
         more = [with_one - without for without, with_one in zip(shares[False], shares[True])]
+        print(f"load average {os.getloadavg()[0]:.1f}")
         print(f"sessions {sessions()}, of them active {ACTIVE}; {PAIRS} pairs of {SECONDS} s")
         for read in (False, True):
             name = "one reader" if read else "no reader "

@@ -3,6 +3,7 @@
 //!
 //! `PORTWAY_RELOADS=1000 cargo test --test it reload_load -- --nocapture` makes the figures of benches/RESULTS.md; without
 //! the variable as many as fit into some seconds.
+#![expect(clippy::print_stderr, reason = "figures, for whoever asks for them")]
 
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
