@@ -67,6 +67,15 @@ impl Certificates {
         found.ok_or_else(|| TlsError::Value(format!("there is no certificate `{name}`")))
     }
 
+    /// The SHA-256 of one.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    #[cfg(feature = "http")]
+    pub(super) fn fingerprint(&self, name: &str) -> Result<Vec<u8>, TlsError> {
+        self.get(name)?.fingerprint()
+    }
+
     /// What a listener says in its handshakes.
     ///
     /// # Errors

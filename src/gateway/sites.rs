@@ -6,6 +6,7 @@ pub(super) mod hello;
 pub(super) mod quic;
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -67,6 +68,7 @@ pub(super) fn upstreams_of(http: &Http) -> impl Iterator<Item = &str> {
             | HttpAction::Redirect { .. }
             | HttpAction::Static { .. }
             | HttpAction::Moq { .. }
+            | HttpAction::Fingerprint { .. }
             | HttpAction::Demo => (None, None),
         };
         first.into_iter().chain(second).map(String::as_str)
@@ -81,6 +83,7 @@ fn servers_of(http: &Http) -> impl Iterator<Item = &str> {
         | HttpAction::Redirect { .. }
         | HttpAction::Static { .. }
         | HttpAction::Demo
+        | HttpAction::Fingerprint { .. }
         | HttpAction::Moq { .. }
         | HttpAction::Session { .. } => None,
     })
@@ -140,7 +143,7 @@ pub(super) fn make(
     for route in &http.routes {
         let rule = rule(route).map_err(|error| error.to_string())?;
         let rewrite = guards::rewrite_of(&rule.path, route.strip_prefix, route.rewrite.as_deref());
-        routes.push((rule, self::route(listener, route, rewrite, &servers, upstreams)?));
+        routes.push((rule, self::route(listener, route, rewrite, &servers, upstreams, certificates)?));
     }
     let site = Site::new(routes).map_err(|tie| tie.to_string())?;
     let (settings, next) = (Arc::new(settings), Arc::new(site));
@@ -172,6 +175,7 @@ fn route(
     rewrite: Rewrite,
     servers: &BTreeMap<&str, Arc<Upstream>>,
     upstreams: &Upstreams,
+    certificates: &Certificates,
 ) -> Result<Route, String> {
     let status = |status: u16| StatusCode::from_u16(status).map_err(|error| error.to_string());
     let action = match &route.action {
@@ -189,6 +193,15 @@ fn route(
             Action::Files { root: Arc::new(root), index: index.clone() }
         }
         HttpAction::Demo => Action::Demo,
+        HttpAction::Fingerprint { certificate } => {
+            let hash = certificates.fingerprint(certificate).map_err(|error| error.to_string())?;
+            let mut body = String::with_capacity(64);
+            for byte in hash {
+                // Writing into a string does not fail.
+                let _written = write!(body, "{byte:02x}");
+            }
+            Action::Respond { status: StatusCode::OK, body: Bytes::from(body) }
+        }
         #[cfg(feature = "moq")]
         HttpAction::Moq { origins } => {
             let path = match &route.path {

@@ -79,14 +79,14 @@ fn aioquic_opens_sessions() {
 }
 
 /// A certificate that browsers take by its hash: of P-256, for at most fourteen days.
-struct Short {
-    folder: PathBuf,
-    hash: [u8; 32],
+pub(crate) struct Short {
+    pub(crate) folder: PathBuf,
+    pub(crate) hash: [u8; 32],
     key_hash: String,
 }
 
 impl Short {
-    fn make() -> Self {
+    pub(crate) fn make() -> Self {
         let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("the curve");
         let key = PKey::from_ec_key(EcKey::generate(&group).expect("a key")).expect("a key");
         let mut name = X509NameBuilder::new().expect("a name");
@@ -114,20 +114,24 @@ impl Short {
         Self { folder, hash, key_hash: boring::base64::encode_block(&boring::sha::sha256(&public)) }
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn cert(&self) -> PathBuf {
+        self.folder.join("cert.pem")
+    }
+
+    pub(crate) fn text(&self) -> String {
         let (cert, key) = (self.folder.join("cert.pem"), self.folder.join("key.pem"));
         format!("[[certificate]]\nname = \"local\"\ncert = {cert:?}\nkey = {key:?}\n")
     }
 }
 
 /// Serves a page, and hears what it reports.
-struct Pages {
-    address: SocketAddr,
-    reports: Receiver<String>,
+pub(crate) struct Pages {
+    pub(crate) address: SocketAddr,
+    pub(crate) reports: Receiver<String>,
 }
 
 impl Pages {
-    fn serve(page: impl Fn() -> String + Send + Sync + 'static) -> Self {
+    pub(crate) fn serve(page: impl Fn() -> String + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
         let (tell, reports) = channel();
@@ -167,7 +171,7 @@ impl Pages {
         Self { address, reports }
     }
 
-    fn report(&self, browser: &Browser) -> String {
+    pub(crate) fn report(&self, browser: &Browser) -> String {
         match self.reports.recv_timeout(Duration::from_secs(50)) {
             Ok(report) => report,
             Err(_) => panic!("the page said nothing: {}", browser.complaints()),
@@ -176,13 +180,13 @@ impl Pages {
 }
 
 /// A browser without a window; it ends with this.
-struct Browser {
-    child: Child,
-    folder: PathBuf,
+pub(crate) struct Browser {
+    pub(crate) child: Child,
+    pub(crate) folder: PathBuf,
 }
 
 impl Browser {
-    fn open(url: &str, flags: &[String]) -> Self {
+    pub(crate) fn open(url: &str, flags: &[String]) -> Self {
         let folder = temp_dir();
         let child = Command::new("chromium")
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"])
@@ -205,7 +209,7 @@ impl Browser {
         Self { child, folder }
     }
 
-    fn complaints(&self) -> String {
+    pub(crate) fn complaints(&self) -> String {
         let mut text = String::new();
         let file = std::fs::File::open(self.folder.join("stderr"));
         let _read = file.and_then(|mut file| file.read_to_string(&mut text));

@@ -46,6 +46,8 @@ mod memory;
 mod moq;
 #[cfg(feature = "moq")]
 mod moq_bad;
+#[cfg(all(feature = "moq", feature = "http"))]
+mod moq_browser;
 #[cfg(feature = "moq")]
 mod moq_chain;
 #[cfg(feature = "moq")]

@@ -29,13 +29,21 @@ use crate::quic_gateway::{pattern, pem, says};
 pub(crate) struct Clients {
     mesh: Mesh,
     quic: QuicClient,
+    tls: tls::ClientSettings,
 }
 
 impl Clients {
     pub(crate) fn new(arbiters: usize) -> Self {
         let mesh = mesh(arbiters);
         let quic = QuicClient::start(&mesh, ClientSettings::new("clients")).expect("a client");
-        Self { mesh, quic }
+        Self { mesh, quic, tls: says("moqt") }
+    }
+
+    /// On one arbiter, trusting this certificate.
+    pub(crate) fn trusting(file: std::path::PathBuf) -> Self {
+        let mut clients = Self::new(1);
+        clients.tls.roots = tls::Roots::File(file);
+        clients
     }
 
     pub(crate) async fn join(&self, to: std::net::SocketAddr, draft: Draft) -> MoqClient {
@@ -43,7 +51,7 @@ impl Clients {
     }
 
     pub(crate) async fn join_with(&self, to: std::net::SocketAddr, options: ClientOptions) -> MoqClient {
-        soon("a session", MoqClient::connect(&self.quic, to, says("moqt"), options)).await.expect("a session")
+        soon("a session", MoqClient::connect(&self.quic, to, self.tls.clone(), options)).await.expect("a session")
     }
 
     fn totals(&self) -> Totals {

@@ -56,12 +56,7 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("moq_client_datagrams_dropped", "client", "reason", "Datagrams that came to clients and were dropped, by reason"),
     ("moq_client_goaways", "client", "", "GOAWAYs that came to clients"),
     ("moq_client_sessions", "client", "draft", "Sessions of clients of Media over QUIC that were set up, by draft"),
-    (
-        "moq_client_sessions_failed",
-        "client",
-        "reason",
-        "Sessions of clients closed because the relay broke a rule, by which",
-    ),
+    ("moq_client_sessions_failed", "client", "reason", "Sessions of clients closed for a rule the relay broke"),
     ("moq_client_streams_dropped", "client", "reason", "Streams that came to clients and were not read, by reason"),
     ("moq_cross_arbiter", "relay", "", "Messages with objects from a track to another arbiter"),
     ("moq_datagrams_dropped", "relay", "reason", "Datagrams with objects dropped, by reason"),

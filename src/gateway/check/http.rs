@@ -277,6 +277,13 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
             files(raw, around.folder, mistakes)?
         }
         (_, _, Field::Is(At { value: RouteService::Demo, .. })) => HttpAction::Demo,
+        (_, _, Field::Is(At { value: RouteService::Fingerprint, span })) => {
+            let Some(certificate) = around.certificates.first() else {
+                mistakes.add(*span, "there is no certificate whose hash could be shown", "add a `[[certificate]]`");
+                return None;
+            };
+            HttpAction::Fingerprint { certificate }
+        }
         (_, _, Field::Is(At { value: RouteService::Moq, span })) => {
             let hint = "add `webtransport = true`; over plain QUIC there is protocol `moq`";
             mistakes.add(*span, "`moq` is a service of sessions of WebTransport", hint);
@@ -315,8 +322,10 @@ fn misfits(here: &RawHttpRoute, fits: impl Fn(&str) -> bool, mistakes: &mut Mist
 fn session(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option<HttpAction> {
     const INSIDE: &str = "write `service = \"echo\"`, `service = \"moq\"` or `upstream = \"app\"`";
     let here = &raw.http;
-    if let Field::Is(At { value: RouteService::Static | RouteService::Respond | RouteService::Demo, span }) =
-        raw.service
+    if let Field::Is(At {
+        value: RouteService::Static | RouteService::Respond | RouteService::Demo | RouteService::Fingerprint,
+        span,
+    }) = raw.service
     {
         mistakes.add(span, "this service answers requests, not sessions of WebTransport", INSIDE);
         return None;

@@ -38,6 +38,11 @@ pub(super) struct CertificateNames {
 }
 
 impl CertificateNames {
+    /// The one that comes first in the file.
+    pub(super) fn first(&self) -> Option<String> {
+        self.names.first().map(|name| name.text.clone())
+    }
+
     pub(super) fn of(raw: &[RawCertificate]) -> Self {
         let names: Vec<_> = raw.iter().filter_map(|raw| is(&raw.name).map(|name| name.value.clone())).collect();
         Self { unknown: names.len() < raw.len(), names }
@@ -266,7 +271,12 @@ fn route(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option
         mistakes.add(raw.header, "a `[[listener.route]]` of QUIC lacks `alpn`", "add `alpn = \"echo\"`");
     }
     if let Field::Is(At {
-        value: RouteService::Static | RouteService::Respond | RouteService::Demo | RouteService::Moq,
+        value:
+            RouteService::Static
+            | RouteService::Respond
+            | RouteService::Demo
+            | RouteService::Moq
+            | RouteService::Fingerprint,
         span,
     }) = raw.service
     {

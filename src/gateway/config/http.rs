@@ -200,6 +200,13 @@ pub enum HttpAction {
     },
     /// A page that shows the request.
     Demo,
+    /// The SHA-256 of a certificate in hexadecimal digits, as it is when the configuration is taken up: for pages that
+    /// open sessions of WebTransport by the hash of a certificate that no authority has signed.
+    #[non_exhaustive]
+    Fingerprint {
+        /// The name of the certificate: the first of the file.
+        certificate: String,
+    },
     /// A relay of Media over QUIC in sessions of WebTransport.
     #[non_exhaustive]
     Moq {

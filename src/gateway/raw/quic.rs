@@ -78,12 +78,13 @@ pub(crate) const QUIC_KEYS: &[&str] = &[
 
 const CONGESTION: [(&str, Congestion); 2] = [("cubic", Congestion::Cubic), ("bbr2", Congestion::Bbr2)];
 const RETRY: [(&str, Retry); 3] = [("auto", Retry::Auto), ("always", Retry::Always), ("never", Retry::Never)];
-const SERVICES: [(&str, RouteService); 5] = [
+const SERVICES: [(&str, RouteService); 6] = [
     ("echo", RouteService::Echo),
     ("static", RouteService::Static),
     ("respond", RouteService::Respond),
     ("demo", RouteService::Demo),
     ("moq", RouteService::Moq),
+    ("certificate_sha256", RouteService::Fingerprint),
 ];
 
 /// The word behind `service` of a route.
@@ -94,6 +95,7 @@ pub(crate) enum RouteService {
     Respond,
     Demo,
     Moq,
+    Fingerprint,
 }
 
 const LEAST_IDLE: Duration = Duration::from_secs(1);
