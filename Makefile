@@ -60,6 +60,10 @@ bench: ## our measurements beside our peers'; what they were elsewhere is in ben
 interop: setup ## the gateway against programs in other languages, also those that must be built first
 	@cargo test -q --locked --test it interop_ -- --list | grep -q ': test$$' || { echo 'no interop_ test in tests/it'; exit 1; }
 	cargo test --locked --test it interop_
+	@scripts/moq-peers
+	@rm -f $(TARGET)/moq-interop.tsv
+	MOQ_TABLE=$(abspath $(TARGET))/moq-interop.tsv cargo test --locked --test it moq_interop -- --include-ignored --test-threads 2
+	@scripts/moq-table $(TARGET)/moq-interop.tsv
 	@scripts/moq-oracle
 
 setup: ## install what tests need and this machine lacks (Debian)

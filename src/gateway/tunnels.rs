@@ -253,6 +253,15 @@ fn mark<'a>(
     if kernel::takes_all(peers) { SockRef::from(socket).set_mark(kernel::mark(listener)) } else { Ok(()) }
 }
 
+/// Takes away a mark that `wg` may have given.
+fn unmark(socket: &UdpSocket, changed_by_wg: bool) {
+    let socket = SockRef::from(socket);
+    if changed_by_wg && socket.mark().is_ok_and(|mark| mark > 0) {
+        // Who may not take it away could not give it.
+        let _not_ours = socket.set_mark(0);
+    }
+}
+
 /// Says what is doubtful.
 fn warn(listener: &Listener, wireguard: &Wireguard) {
     for warning in &wireguard.warnings {
@@ -468,6 +477,10 @@ pub(super) fn apply(
                 let names = if was.is_some() { &mut done.changed } else { &mut done.added };
                 names.push(listener.name.clone());
                 let generated = was.map(|tunnel| tunnel.secret.clone());
+                // On the host the new one wants the name, and the addresses of services, that the old one has.
+                if let Some(tunnel) = was.filter(|tunnel| matches!(tunnel.inside.running, Running::Tun(_))) {
+                    tunnel.stop();
+                }
                 running.push(Arc::new(start(around, number, listener, socket, generated)?));
                 if let Some(tunnel) = was {
                     tunnel.stop();
@@ -481,6 +494,7 @@ pub(super) fn apply(
                     place: listener.place.clone(),
                     message: format!("the socket cannot be shared: {error}"),
                 })?;
+                unmark(&socket, tunnel.by_wg.has_changed());
                 // The old one ends first: two that read one socket would take each other's datagrams.
                 tunnel.stop();
                 running.push(Arc::new(start(around, number, listener, socket, Some(tunnel.secret.clone()))?));
@@ -503,10 +517,11 @@ fn adjust(around: Around<'_>, tunnel: &Tunnel, listener: Listener) -> Result<Tun
     let Some(wireguard) = of(&listener) else { return Err(refuse("this is no tunnel")) };
     let socket = tunnel.socket.try_clone().map_err(|_| refuse("the socket cannot be shared"))?;
     warn(&listener, wireguard);
+    let changed_by_wg = tunnel.by_wg.forget();
+    unmark(&socket, changed_by_wg);
     if matches!(tunnel.inside.running, Running::Tun(_)) {
         mark(&socket, &listener, kernel::settings_of(wireguard)).map_err(|_| refuse("the socket cannot be marked"))?;
     }
-    let changed_by_wg = tunnel.by_wg.forget();
     let inside = tunnel.inside.adjusted(around, &listener, wireguard)?;
     if tunnel.device().tell(DeviceMsg::Replace(peers(wireguard))).is_err() {
         tunnel.by_wg.remember(changed_by_wg);

@@ -49,6 +49,7 @@ pub mod state_delivery;
 pub mod state_directory;
 pub mod state_objects;
 pub mod state_outgoing;
+pub mod state_ready;
 pub mod state_requests;
 pub mod state_rights;
 pub mod state_track;

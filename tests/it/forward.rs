@@ -145,7 +145,7 @@ fn an_upstream_gets_no_part_of_a_message() {
 #[test]
 fn an_upstream_that_refuses_or_hangs_is_passed_over_and_named() {
     let ((refusing, _kept), (hanging, _queue)) = (nobody(), full_queue());
-    let quick = |settings: &mut RelaySettings| settings.connect_timeout = Duration::from_millis(150);
+    let quick = |settings: &mut RelaySettings| settings.connect_timeout = SOON / 10;
     for (bad, reason) in [(refusing, "connect_refused"), (hanging, "connect_timeout")] {
         // Servers take turns, and there is one attempt: the neighbour gets the good one.
         let running = forwarding(vec![echo().remove(0), bad.clone()], |settings| {
@@ -197,7 +197,7 @@ fn an_upstream_that_dies_inside_a_message_gives_the_client_no_half_of_it() {
 fn an_upstream_that_stops_inside_a_message_or_announces_too_much() {
     let (servers, listener) = by_hand();
     let running = forwarding(servers, |settings| {
-        settings.frames.as_mut().unwrap().message_timeout = Some(Duration::from_millis(200));
+        settings.frames.as_mut().unwrap().message_timeout = Some(SOON / 10);
     });
     let mut beside = beside(&running, &listener);
     let mut to = client(&running);
@@ -222,8 +222,8 @@ fn an_upstream_that_stops_inside_a_message_or_announces_too_much() {
 fn a_client_that_breaks_the_rules_is_named_and_answered_what_came_before() {
     let running = forwarding(echo(), |settings| {
         let frames = settings.frames.as_mut().unwrap();
-        frames.first_message = Some(Duration::from_millis(300));
-        frames.message_timeout = Some(Duration::from_millis(300));
+        frames.first_message = Some(SOON / 10);
+        frames.message_timeout = Some(SOON / 10);
     });
     let mut beside = neighbour(&running);
     let mut to = client(&running);

@@ -300,6 +300,8 @@ fn interop_wireguard_gateway_routes_what_wg_changes_until_a_reload() {
     run("wg", &["set", &gateway.name, "peer", other, "allowed-ips", "0.0.0.0/0"]);
     eventually("everything goes into it", || gateway.pair.a.ip(&["rule"]).contains("51820"));
     assert_eq!(run("wg", &["show", &gateway.name, "fwmark"]).trim(), "0xca6c");
+    run("wg", &["set", &gateway.name, "fwmark", "7"]);
+    assert_eq!(run("wg", &["show", &gateway.name, "fwmark"]).trim(), "0xca6c", "its own, or it would loop");
     // The same file again.
     run("kill", &["-HUP", &gateway.process.to_string()]);
     eventually("the routes of the file are there", || phones() && !gateway.pair.a.ip(&["rule"]).contains("51820"));
@@ -307,6 +309,23 @@ fn interop_wireguard_gateway_routes_what_wg_changes_until_a_reload() {
         let all = shown(&gateway.name);
         all.len() == 1 && all[0][0] == phone
     });
+    assert_eq!(run("wg", &["show", &gateway.name, "fwmark"]).trim(), "off");
+    run("wg", &["set", &gateway.name, "fwmark", "7"]);
+    assert_eq!(run("wg", &["show", &gateway.name, "fwmark"]).trim(), "0x7");
+    run("kill", &["-HUP", &gateway.process.to_string()]);
+    eventually("the mark is gone", || run("wg", &["show", &gateway.name, "fwmark"]).trim() == "off");
+    // Another port: the interface is made anew under its name.
+    let text = std::fs::read_to_string(gateway.config()).unwrap();
+    std::fs::write(gateway.config(), text.replace("[::]:51820", "[::]:51821")).unwrap();
+    run("kill", &["-HUP", &gateway.process.to_string()]);
+    eventually("it has the other port", || {
+        String::from_utf8_lossy(
+            &Command::new("wg").args(["show", &gateway.name, "listen-port"]).output().unwrap().stdout,
+        )
+        .trim()
+            == "51821"
+    });
+    assert!(phones(), "with its routes");
 }
 
 #[test]

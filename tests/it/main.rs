@@ -45,6 +45,8 @@ mod memory;
 #[cfg(feature = "moq")]
 mod moq;
 #[cfg(feature = "moq")]
+mod moq_bad;
+#[cfg(feature = "moq")]
 mod moq_chain;
 #[cfg(feature = "moq")]
 mod moq_client;

@@ -32,29 +32,29 @@ pub(crate) fn relay(arbiters: usize, rest: &str) -> String {
     )
 }
 
-fn track(name: &str) -> FullTrackName {
+pub(crate) fn track(name: &str) -> FullTrackName {
     let namespace = Namespace::new(["test", "it"]).expect("a namespace");
     FullTrackName::new(namespace, TrackName::new(name).expect("a name")).expect("a track")
 }
 
-async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, work).await.unwrap_or_else(|_| panic!("{what} took too long"))
 }
 
 /// The messages of one stream.
-struct Words {
-    stream: RecvStream,
-    decoder: MessageDecoder,
-    rest: Bytes,
+pub(crate) struct Words {
+    pub(crate) stream: RecvStream,
+    pub(crate) decoder: MessageDecoder,
+    pub(crate) rest: Bytes,
 }
 
 impl Words {
-    fn new(stream: RecvStream, draft: Draft) -> Self {
+    pub(crate) fn new(stream: RecvStream, draft: Draft) -> Self {
         Self { stream, decoder: MessageDecoder::new(draft), rest: Bytes::new() }
     }
 
     /// The next message; `None` at the end.
-    async fn next(&mut self) -> Option<Message> {
+    pub(crate) async fn next(&mut self) -> Option<Message> {
         loop {
             if let Some(message) = self.decoder.decode(&mut self.rest).expect("a message") {
                 return Some(message);
@@ -65,40 +65,40 @@ impl Words {
 }
 
 /// A request with its stream.
-struct Request {
-    send: SendStream,
-    words: Words,
+pub(crate) struct Request {
+    pub(crate) send: SendStream,
+    pub(crate) words: Words,
 }
 
 /// What came on a stream of objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Subgroup {
-    alias: u64,
-    group: u64,
-    subgroup: u64,
-    objects: Vec<(u64, Bytes)>,
-    whole: bool,
+pub(crate) struct Subgroup {
+    pub(crate) alias: u64,
+    pub(crate) group: u64,
+    pub(crate) subgroup: u64,
+    pub(crate) objects: Vec<(u64, Bytes)>,
+    pub(crate) whole: bool,
 }
 
 /// A session over the codec.
-struct Peer {
-    connection: Connection,
-    draft: Draft,
-    control: SendStream,
-    _words: Words,
-    next: u64,
+pub(crate) struct Peer {
+    pub(crate) connection: Connection,
+    pub(crate) draft: Draft,
+    pub(crate) control: SendStream,
+    pub(crate) _words: Words,
+    pub(crate) next: u64,
     /// Requests that stay open: dropping one gives it up.
-    kept: Vec<Request>,
+    pub(crate) kept: Vec<Request>,
 }
 
-fn bytes_of(message: &Message, draft: Draft) -> Bytes {
+pub(crate) fn bytes_of(message: &Message, draft: Draft) -> Bytes {
     let mut out = BytesMut::new();
     put_message(message, draft, &mut out).expect("it can be said");
     out.freeze()
 }
 
 impl Peer {
-    async fn connect(clients: &Clients, to: SocketAddr, draft: Draft) -> Self {
+    pub(crate) async fn connect(clients: &Clients, to: SocketAddr, draft: Draft) -> Self {
         let connection = soon("a connection", clients.connect(to, draft.alpn())).await;
         let control = connection.open_uni(Priority::default()).await.expect("a stream");
         control.write(bytes_of(&Message::Setup(Box::default()), draft)).await.expect("written");
@@ -108,7 +108,7 @@ impl Peer {
         Self { connection, draft, control, _words: words, next: 0, kept: Vec::new() }
     }
 
-    async fn ask(&mut self, make: impl FnOnce(u64) -> Message) -> Request {
+    pub(crate) async fn ask(&mut self, make: impl FnOnce(u64) -> Message) -> Request {
         let (send, receive) = self.connection.open(Priority::default()).await.expect("a stream");
         let id = self.next;
         self.next += 2;
@@ -116,13 +116,13 @@ impl Peer {
         Request { send, words: Words::new(receive, self.draft) }
     }
 
-    async fn subscribe_with(&mut self, name: &str, params: Params) -> Request {
+    pub(crate) async fn subscribe_with(&mut self, name: &str, params: Params) -> Request {
         let track = track(name);
         self.ask(|request_id| Message::Subscribe(Box::new(Subscribe { request_id, track, params }))).await
     }
 
     /// A subscription that is accepted, and its alias.
-    async fn subscribe(&mut self, name: &str) -> (Request, u64) {
+    pub(crate) async fn subscribe(&mut self, name: &str) -> (Request, u64) {
         let params = Params { rendezvous_timeout: Some(SOON), ..Params::default() };
         let mut request = self.subscribe_with(name, params).await;
         match request.words.next().await {
@@ -131,7 +131,7 @@ impl Peer {
         }
     }
 
-    async fn publish(&mut self, name: &str, alias: u64) -> Request {
+    pub(crate) async fn publish(&mut self, name: &str, alias: u64) -> Request {
         let track = track(name);
         let mut request = self
             .ask(|request_id| {
@@ -144,7 +144,7 @@ impl Peer {
     }
 
     /// A subgroup of whole objects, numbered from 0 on.
-    fn subgroup(&self, alias: u64, group: u64, payloads: &[&[u8]]) -> Bytes {
+    pub(crate) fn subgroup(&self, alias: u64, group: u64, payloads: &[&[u8]]) -> Bytes {
         let header = SubgroupHeader {
             track_alias: alias,
             group,
@@ -166,21 +166,21 @@ impl Peer {
         out.freeze()
     }
 
-    async fn send_subgroup(&self, alias: u64, group: u64, payloads: &[&[u8]]) {
+    pub(crate) async fn send_subgroup(&self, alias: u64, group: u64, payloads: &[&[u8]]) {
         let stream = self.connection.open_uni(Priority::default()).await.expect("a stream");
         stream.write(self.subgroup(alias, group, payloads)).await.expect("written");
         stream.finish().await.expect("finished");
     }
 
     /// Sends bytes on a stream of their own, and its end.
-    async fn send_raw(&self, bytes: &'static [u8]) {
+    pub(crate) async fn send_raw(&self, bytes: &'static [u8]) {
         let stream = self.connection.open_uni(Priority::default()).await.expect("a stream");
         stream.write(Bytes::from_static(bytes)).await.expect("written");
         stream.finish().await.expect("finished");
     }
 
     /// The next stream of objects, to its end.
-    async fn receive(&self) -> Subgroup {
+    pub(crate) async fn receive(&self) -> Subgroup {
         let stream = soon("a stream", self.connection.accept_uni()).await.expect("a stream");
         let mut starts = StreamDecoder::new(self.draft);
         let mut rest = Bytes::new();
@@ -213,14 +213,14 @@ impl Peer {
     }
 
     /// The next stream, of which something has come.
-    async fn begun(&self) -> RecvStream {
+    pub(crate) async fn begun(&self) -> RecvStream {
         let stream = soon("a stream", self.connection.accept_uni()).await.expect("a stream");
         assert!(soon("bytes", stream.read(65_536)).await.expect("read").is_some());
         stream
     }
 
     /// The code that the relay closes with.
-    async fn closed(&self) -> SessionCode {
+    pub(crate) async fn closed(&self) -> SessionCode {
         let farewell = soon("a close", self.connection.join()).await;
         match farewell.end.code {
             Code::Application(number) => SessionCode::from_number(number, self.draft),
@@ -230,7 +230,7 @@ impl Peer {
 }
 
 /// Whether a stream ends by a reset.
-async fn is_torn(stream: &RecvStream) -> bool {
+pub(crate) async fn is_torn(stream: &RecvStream) -> bool {
     loop {
         match soon("the end", stream.read(65_536)).await {
             Ok(Some(_)) => {}
@@ -240,7 +240,7 @@ async fn is_torn(stream: &RecvStream) -> bool {
     }
 }
 
-fn code_of(message: Option<Message>) -> RequestCode {
+pub(crate) fn code_of(message: Option<Message>) -> RequestCode {
     match message {
         Some(Message::RequestError(error)) => error.code,
         other => panic!("{other:?}"),
@@ -396,7 +396,7 @@ fn fifty_sessions_are_fifty_actors_and_then_none() {
 
 /// Sends something bad from a session of its own; the session is closed with that code, the counter of the reason rises
 /// by one, and a neighbour's subscription goes on.
-fn bad(reason: &str, code: SessionCode, what: impl AsyncFnOnce(&mut Peer)) {
+pub(crate) fn bad(reason: &str, code: SessionCode, what: impl AsyncFnOnce(&mut Peer)) {
     let running = Running::start(&relay(1, ""));
     let to = running.address("moq");
     let clients = Clients::new();

@@ -366,7 +366,7 @@ fn beside_a_bad_server(bad: &Address, reason: &str) {
     let server = Server::start();
     let one_attempt = |settings: &mut RelaySettings| {
         settings.attempts = 1;
-        settings.connect_timeout = Duration::from_millis(150);
+        settings.connect_timeout = SOON / 10;
     };
     // Servers take turns.
     let running = Running::with(vec![Address::Tcp(server.address), bad.clone()], one_attempt);
@@ -379,7 +379,7 @@ fn beside_a_bad_server(bad: &Address, reason: &str) {
     drop(neighbour);
     running.is_empty();
 
-    let quick = |settings: &mut RelaySettings| settings.connect_timeout = Duration::from_millis(150);
+    let quick = |settings: &mut RelaySettings| settings.connect_timeout = SOON / 10;
     let running = Running::with(vec![bad.clone(), Address::Tcp(server.address)], quick);
     let (mut one, mut two) = (running.neighbour(), running.neighbour());
     assert!(running.totals().get("upstream_failures", "app", reason) >= 1, "the next one was tried");
@@ -516,7 +516,7 @@ fn a_proxy_header_that_is_garbage_or_never_ends() {
     let server = Server::start();
     let running = Running::with(server.servers(), |settings| {
         settings.proxy_in = true;
-        settings.proxy_timeout = Duration::from_millis(300);
+        settings.proxy_timeout = SOON / 8;
     });
     let mut neighbour = running.client();
     neighbour.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\ne").unwrap();
@@ -537,8 +537,8 @@ fn a_proxy_header_that_is_garbage_or_never_ends() {
     is_reset(&mut client);
     running.counts("connections_closed", "relay", "proxy_timeout", 1);
     let mut client = running.client();
+    client.write_all(b"PROXY UNKNOWN ").unwrap();
     let slow = std::thread::spawn(move || {
-        client.write_all(b"PROXY UNKNOWN ").unwrap();
         while client.write_all(b"a").is_ok() {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -548,6 +548,41 @@ fn a_proxy_header_that_is_garbage_or_never_ends() {
     neighbour.works();
     assert_eq!(running.totals().family("connections_closed"), 5, "each once, and nobody else");
     assert_eq!(running.totals().family("upstream_failures"), 0, "no server was bothered");
+}
+
+#[test]
+fn the_access_log_has_a_line_for_each_stream_that_says_why_it_ended() {
+    let server = Server::start();
+    let mut binary = crate::gateway::Binary::start(&format!(
+        "version = 1\n[[upstream]]\nname = \"app\"\nservers = [\"{}\"]\n[[listener]]\nname = \"front\"\n\
+         listen = \"127.0.0.1:0\"\nprotocol = \"relay\"\nupstream = \"app\"\n",
+        server.address
+    ));
+    let front = binary.address("front");
+    let asks = |command: u8| {
+        let mut client = patient(TcpStream::connect(front).unwrap());
+        client.write_all(&[command]).unwrap();
+        client
+    };
+    let mut neighbour = Neighbour(asks(ECHO));
+    neighbour.works();
+    let finishes = asks(ECHO);
+    goes_round(&finishes, b"there and back");
+    let mut is_cut = asks(RESET);
+    is_cut.read_exact(&mut [0; 1_000]).unwrap();
+    is_reset(&mut is_cut);
+    for (client, reason, up, down) in [(finishes, "finished", 15, 14), (is_cut, "upstream_reset", 1, 1_000)] {
+        let line = binary.says(&format!("reason=\"{reason}\""));
+        let (peer, server) = (client.local_addr().unwrap(), server.address);
+        let parts = [
+            "relayed listener=front".to_owned(),
+            format!("peer={peer} upstream=app server={server} bytes_up={up} bytes_down={down} ms="),
+        ];
+        parts.iter().for_each(|part| assert!(line.contains(part), "{part} is not in {line}"));
+    }
+    neighbour.works();
+    drop(neighbour);
+    binary.says("bytes_up=11");
 }
 
 #[test]

@@ -413,7 +413,7 @@ fn a_flood_is_held_back_and_nothing_is_lost_between_arbiters() {
             .chain(speakers.iter_mut())
             .map(|member| {
                 let mut reader = Client(member.0.try_clone().unwrap());
-                reader.0.set_read_timeout(Some(Duration::from_millis(1_500))).unwrap();
+                reader.0.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
                 scope.spawn(move || {
                     use std::io::Read;
                     let (mut bytes, mut buffer) = (0, vec![0; 1 << 16]);

@@ -575,9 +575,9 @@ fn warnings(text: &str, conf: &str) -> Vec<String> {
     }
     let name = folder.join("test.toml").display().to_string();
     let config = parse(&name, text, &known()).unwrap_or_else(|report| panic!("{report}"));
-    let of = |listener: &Listener| match &listener.protocol {
-        Protocol::Wireguard(wireguard) => wireguard.warnings.clone(),
-        other => panic!("{other:?}"),
+    let of = |listener: &Listener| {
+        let Protocol::Wireguard(wireguard) = &listener.protocol else { panic!("{:?}", listener.protocol) };
+        wireguard.warnings.clone()
     };
     let found = config.listeners.iter().flat_map(of);
     let found = found.map(|text| text.replace(&folder.display().to_string(), ".")).collect();

@@ -133,7 +133,8 @@ pub(super) fn peer(
     let public_key = public_key(raw, seen, mistakes);
     let expires = expires(&raw.expires, mistakes);
     if expires.is_some_and(|at| at <= clock::since_1970().as_secs()) {
-        let who = name.as_deref().map(|name: &str| format!("`{name}`")).or(public_key.map(|key| key.to_string()));
+        let who =
+            name.as_deref().map(|name: &str| format!("`{name}`")).or_else(|| public_key.map(|key| key.to_string()));
         warnings.push(format!("peer {} has expired: it is refused", who.unwrap_or_default()));
     }
     let limit = |bytes: &Field<u64>, packets: &Field<u64>| {

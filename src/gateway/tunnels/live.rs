@@ -14,7 +14,7 @@ use crate::gateway::config::wireguard::Wireguard;
 use crate::transports::wireguard::uapi::{self, Uapi};
 use crate::transports::wireguard::{Interface, Live, SecretKey};
 
-/// Whether `wg` has changed the peers since those of the file were set.
+/// Whether `wg` has changed the peers, or the mark, since those of the file were set.
 #[derive(Clone, Default)]
 pub(super) struct ByWg(Arc<AtomicBool>);
 
@@ -59,6 +59,7 @@ pub(super) fn start(mesh: &Mesh, served: &Served<'_>) -> Option<Mail<Infallible>
     let live = live.telling(move |peers| {
         by_wg.remember(true);
         if let Some((kernel, socket)) = &host {
+            // Also when `wg` has set another mark: by ours the tunnel's own datagrams stay out of it.
             if let Err(error) = mark(socket, &listener, peers) {
                 tracing::warn!(listener = %listener.name, %error, "the socket cannot be marked");
             }

@@ -306,7 +306,7 @@ impl MoqSession {
         let Some(serving) = self.serving(number) else { return };
         serving.waits = false;
         if !matches!(serving.stage, Stage::Waiting) {
-            self.ready.insert(number);
+            self.ready.mark(number);
             return;
         }
         let Some(feed) = serving.reader.as_ref().map(|reader| reader.feed.clone()) else { return };
@@ -356,7 +356,7 @@ impl MoqSession {
                 serving.stage = Stage::Cache;
             }
             self.fetch_is_known(number, until, session);
-            self.ready.insert(number);
+            self.ready.mark(number);
             return;
         }
         // Only its beginning is missing, and the rest stays in order behind it.
@@ -452,7 +452,7 @@ impl MoqSession {
                         super::actor_errand::Part::Payload(payload) => serving.out.push_back(payload),
                     }
                 }
-                self.ready.insert(number);
+                self.ready.mark(number);
             }
             Came::End => {
                 match serving.cached_from {
@@ -462,7 +462,7 @@ impl MoqSession {
                     }
                     None => serving.stage = Stage::Produced,
                 }
-                self.ready.insert(number);
+                self.ready.mark(number);
             }
             Came::Lost => self.fetch_fails(number, RequestCode::InternalError, session),
         }

@@ -30,6 +30,9 @@ const STEPS: usize = 1_024;
 /// Numbers of offers that have no stream yet begin here: above those of streams.
 const OFFERS: u64 = 1 << 63;
 
+/// By what is decided who writes next: the subscriber's priority, the publisher's, and what it is.
+pub(super) type Key = (u8, u8, Option<Rank>);
+
 /// A subscription of the peer.
 pub(super) struct Sub {
     pub(super) name: FullTrackName,
@@ -171,7 +174,7 @@ impl MoqSession {
                 // What was begun is finished first.
                 sub.ending = Some(code);
                 sub.delivery.look(&feed.groups.borrow());
-                self.ready.insert(number);
+                self.ready.mark(number);
             }
             Status::Live(properties) if is_status => self.status(number, properties, session),
             Status::Ended(_) => self.refuse(number, RequestCode::DoesNotExist, session),
@@ -183,7 +186,7 @@ impl MoqSession {
                     && sub.established
                     && sub.delivery.look(&feed.groups.borrow())
                 {
-                    self.ready.insert(number);
+                    self.ready.mark(number);
                 }
             }
         }
@@ -408,7 +411,7 @@ impl MoqSession {
             Some(What::Fetch(serving)) => serving.unblock(),
             _ => return,
         }
-        self.ready.insert(number);
+        self.ready.mark(number);
     }
 
     /// The peer wants no more of a stream, or its data expired.
@@ -419,7 +422,7 @@ impl MoqSession {
             Some(What::Fetch(_)) => return self.end_request(number, ResetCode::Cancelled, session),
             _ => return,
         }
-        self.ready.insert(number);
+        self.ready.mark(number);
     }
 
     /// Streams can be opened again.
@@ -437,7 +440,7 @@ impl MoqSession {
                 | What::Errand(_)
                 | What::Over => continue,
             }
-            self.ready.insert(*number);
+            self.ready.mark(*number);
         }
         let waiting: Vec<u64> = self.offers.keys().copied().collect();
         for offer in waiting {
@@ -463,31 +466,20 @@ impl MoqSession {
 
     /// The request that goes first, with the rank of its entry if it is a subscription.
     fn most_important(&mut self) -> Option<(u64, Option<Rank>)> {
-        let mut best = None;
-        let mut idle = Vec::new();
-        for number in &self.ready {
-            let key = match self.requests.get(number).map(|request| &request.what) {
-                Some(What::Sub(sub)) => sub.reader.as_ref().and_then(|reader| {
-                    let rank = sub.delivery.first(&reader.feed.groups.borrow())?;
-                    Some((rank.subscriber, rank.publisher, Some(rank)))
-                }),
-                // Of one rank, what is new goes before what is old: `None` would be less, hence the priority.
-                Some(What::Fetch(serving)) => serving.is_ready().then(|| (serving.priority(), u8::MAX, None)),
-                _ => None,
-            };
-            let Some(key) = key else {
-                idle.push(*number);
-                continue;
-            };
-            if best.as_ref().is_none_or(|(least, _): &((u8, u8, Option<Rank>), u64)| key < *least) {
-                best = Some((key, *number));
-            }
-        }
-        for number in idle {
-            self.ready.remove(&number);
-            self.may_be_done.push(number);
-        }
-        best.map(|((_, _, rank), number)| (number, rank))
+        let (requests, idle) = (&self.requests, &mut self.may_be_done);
+        let key = |number| match requests.get(&number).map(|request| &request.what) {
+            Some(What::Sub(sub)) => sub.reader.as_ref().and_then(|reader| {
+                let rank = sub.delivery.first(&reader.feed.groups.borrow())?;
+                Some((rank.subscriber, rank.publisher, Some(rank)))
+            }),
+            // Of one rank, what is new goes before what is old: `None` would be less, hence the priority.
+            Some(What::Fetch(serving)) => serving.is_ready().then(|| (serving.priority(), u8::MAX, None)),
+            _ => None,
+        };
+        let (number, (.., rank)) = self.ready.first(key, idle)?;
+        // Whatever is done about it now, it is another one then.
+        self.ready.mark(number);
+        Some((number, rank))
     }
 
     /// Carries out one step of a subscription.
@@ -522,7 +514,7 @@ impl MoqSession {
                 match session.open(StreamKind::Unidirectional, priority) {
                     Ok(stream) => {
                         let mut bytes = BytesMut::with_capacity(48);
-                        subgroup_head(&mut bytes, alias, &head, first, self.draft);
+                        subgroup_head(&mut bytes, alias, &head, first);
                         self.outgoing.insert(stream, number, entry);
                         self.outgoing.put_head(stream, bytes.freeze());
                         self.counters.streams_out.add(1);
@@ -550,7 +542,7 @@ impl MoqSession {
             }
             Step::Datagram { head, mark, bytes, expires } => {
                 let datagram = Datagram {
-                    bytes: datagram_bytes(alias, &head, &mark, &bytes, self.draft),
+                    bytes: datagram_bytes(alias, &head, &mark, &bytes),
                     priority: urgency(rank.subscriber, rank.publisher),
                     expires,
                     wait_for_path: false,

@@ -14,7 +14,7 @@ use super::model::Side;
 use super::model_codes::{DoneCode, RequestCode, ResetCode, SessionCode};
 use super::model_message::{Message, NamespaceAdded, NamespaceDone, RequestOk, RequestUpdate, Subscribe};
 use super::model_names::{FullTrackName, Namespace};
-use super::model_params::{Filter, Params, Token};
+use super::model_params::{Params, Token};
 use super::state_directory::Asked;
 use super::state_rights::{Act, Grant, Held, Refused, Rights};
 use crate::actors::clock::since_1970;
@@ -241,6 +241,7 @@ impl MoqSession {
             What::Sub(_) => return self.update_sub(number, &update.params, session),
             What::Fetch(serving) => {
                 serving.set_priority(update.params.priority);
+                self.ready.mark(number);
                 None
             }
             What::WatchNamespaces { prefix, .. } | What::WatchTracks { prefix, .. } => {
@@ -422,8 +423,7 @@ impl MoqSession {
         let up = Up::wanted(track);
         // Unfiltered: whoever subscribes here may want what the publisher still has.
         let hold = Some(hold).filter(|hold| self.side == Side::Client && !hold.is_zero());
-        let (filter, forward) = (Some(Filter::NextObject), Some(true));
-        let params = Params { filter, forward, rendezvous_timeout: hold, ..Params::default() };
+        let params = Params { forward: Some(true), rendezvous_timeout: hold, ..Params::default() };
         let opened = self.open_request(What::Up(Box::new(up)), session, |request_id| {
             Message::Subscribe(Box::new(Subscribe { request_id, track: name, params }))
         });
@@ -434,7 +434,7 @@ impl MoqSession {
 
     /// What a request held is let go of.
     pub(super) fn let_go(&mut self, number: u64, what: What, session: Option<&mut dyn Session>) {
-        self.ready.remove(&number);
+        self.ready.remove(number);
         self.wake.remove(&number);
         match what {
             What::New | What::Over => {}

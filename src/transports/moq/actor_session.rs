@@ -26,6 +26,7 @@ use super::actor_directory::ToDirectory;
 use super::actor_errand::Errands;
 use super::actor_feed::Bell;
 use super::actor_ingest::Incoming;
+use super::actor_publish::Key;
 use super::actor_publish::Offer;
 use super::actor_relay::{Relay, ToSession};
 use super::actor_site::Site;
@@ -37,6 +38,7 @@ use super::model_codes::{RequestCode, SessionCode};
 use super::model_message::{Goaway, Message, Setup};
 use super::state_directory::SessionId;
 use super::state_outgoing::Outgoing;
+use super::state_ready::Ready;
 use super::state_requests::{Aliases, Numbers, Prefixes};
 use super::state_rights::Held;
 use crate::actors::clock::{later, since_1970};
@@ -53,6 +55,8 @@ pub(super) const READ: usize = 64 << 10;
 pub(super) const RETRY: Duration = Duration::from_millis(1);
 /// A session that was asked to go is closed this long before the drain ends.
 const BEFORE: Duration = Duration::from_secs(1);
+/// A control stream that ends is a broken rule, unless the session ends right behind it.
+const GRACE: Duration = Duration::from_millis(50);
 /// Streams of the peer that may wait for the setup.
 const EARLY: usize = 128;
 
@@ -146,6 +150,8 @@ pub(super) struct MoqSession {
     goaway_said: bool,
     /// When the peer's SETUP must be there, and later when the session is closed.
     by: Option<Instant>,
+    /// A control stream has ended: when that is held against the peer.
+    doomed: Option<Instant>,
     pub(super) numbers: Numbers,
     pub(super) requests: BTreeMap<u64, Request>,
     pub(super) namespaces: Prefixes,
@@ -162,7 +168,7 @@ pub(super) struct MoqSession {
     /// Streams of objects to the peer.
     pub(super) outgoing: Outgoing<StreamId>,
     /// Subscriptions and fetches that may have something to send.
-    pub(super) ready: BTreeSet<u64>,
+    pub(super) ready: Ready<Key>,
     /// Subscriptions that have nothing to send now.
     pub(super) may_be_done: Vec<u64>,
     /// Tracks that are to be offered.
@@ -215,6 +221,7 @@ impl MoqSession {
             goaway_came: false,
             goaway_said: false,
             by: None,
+            doomed: None,
             numbers: Numbers::new(side),
             requests: BTreeMap::new(),
             namespaces: Prefixes::default(),
@@ -225,7 +232,7 @@ impl MoqSession {
             parked: Vec::new(),
             unread: BTreeSet::new(),
             outgoing: Outgoing::default(),
-            ready: BTreeSet::new(),
+            ready: Ready::default(),
             may_be_done: Vec::new(),
             offers: BTreeMap::new(),
             came: false,
@@ -399,10 +406,18 @@ impl MoqSession {
                     self.hear_control(session)?;
                 }
                 Ok(Read::Nothing) => return Ok(()),
-                Ok(Read::End) | Err(StreamError::Reset(_)) => return Err(Close::violation("control_stream_closed")),
+                Ok(Read::End) | Err(StreamError::Reset(_)) => {
+                    self.control_ended(session.now());
+                    return Ok(());
+                }
                 Err(_) => return Ok(()),
             }
         }
+    }
+
+    /// A control stream has ended. A peer that closes may end its streams first: its close is here by then.
+    fn control_ended(&mut self, now: Instant) {
+        self.doomed.get_or_insert_with(|| later(now, GRACE));
     }
 
     fn hear_control(&mut self, session: &mut dyn Session) -> Result<(), Close> {
@@ -496,7 +511,8 @@ impl MoqSession {
             }
             Event::Stopped(stream, code) => {
                 if Some(stream) == self.control {
-                    return Err(Close::violation("control_stream_closed"));
+                    self.control_ended(session.now());
+                    return Ok(());
                 }
                 if stream.kind() == StreamKind::Bidirectional {
                     self.request_cancelled(stream.0, code, session);
@@ -510,7 +526,8 @@ impl MoqSession {
             Event::Reset(stream, code) => {
                 // Said by `read` as well, unless nothing was left to be read.
                 if Some(stream) == self.theirs {
-                    return Err(Close::violation("control_stream_closed"));
+                    self.control_ended(session.now());
+                    return Ok(());
                 }
                 if stream.kind() == StreamKind::Bidirectional {
                     self.request_cancelled(stream.0, code, session);
@@ -543,6 +560,9 @@ impl MoqSession {
 
     fn tick(&mut self, session: &mut dyn Session) {
         let now = session.now();
+        if self.doomed.is_some_and(|at| at <= now) {
+            return self.close(Close::violation("control_stream_closed"), session);
+        }
         if self.by.is_some_and(|at| at <= now) {
             let close = if self.stage == Stage::Setup {
                 Close { code: SessionCode::ControlMessageTimeout, reason: "setup_timeout" }
@@ -627,7 +647,7 @@ impl Application for MoqSession {
 
     fn deadline(&self) -> Option<Instant> {
         let woken = self.wake.values().min().copied();
-        [self.by, self.retry, self.rights_end, woken].into_iter().flatten().min()
+        [self.by, self.doomed, self.retry, self.rights_end, woken].into_iter().flatten().min()
     }
 
     fn on_deadline(&mut self, session: &mut dyn Session) {

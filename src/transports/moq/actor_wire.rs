@@ -5,15 +5,14 @@ use std::time::Instant;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::codec::{Mistake, Reader, Stop, put_varint};
-use super::codec_message::{MessageDecoder, Refused, message, put_message};
+use super::codec_datagram::{Content, Datagram, read_parts};
+use super::codec_message::{MessageDecoder, Refused, put_message};
+use super::codec_stream::{Head as StreamBegins, read_head};
+use super::codec_subgroup::{SubgroupHeader, SubgroupId, put_subgroup_header};
 use super::model::{Draft, Location, ObjectStatus};
 use super::model_message::Message;
 use super::model_params::Properties;
 use super::state_cache::{Head, Mark};
-
-/// Types of unidirectional streams (draft, section 3.4).
-const FETCH_HEADER: u64 = 0x05;
-const PADDING: u64 = 0x132b_3e28;
 
 /// The messages of one stream.
 pub(super) struct Messages {
@@ -68,58 +67,48 @@ pub(super) enum StreamHead {
 /// Reads the beginning of a stream: `None` if more is needed; else with the bytes behind it.
 pub(super) fn stream_head(bytes: &Bytes) -> Result<Option<(StreamHead, Bytes)>, Mistake> {
     let mut reader = Reader::new(bytes);
-    match head(&mut reader) {
-        Ok(StreamHead::Control) => Ok(Some((StreamHead::Control, bytes.clone()))),
-        Ok(head) => Ok(Some((head, bytes.slice(bytes.len() - reader.remaining()..)))),
-        Err(Stop::More(_)) => Ok(None),
-        Err(Stop::Wrong(mistake)) => Err(mistake),
-    }
+    let head = match read_head(&mut reader) {
+        Ok(StreamBegins::Control) => return Ok(Some((StreamHead::Control, bytes.clone()))),
+        Ok(StreamBegins::Padding) => StreamHead::Padding,
+        Ok(StreamBegins::Fetch(request)) => StreamHead::Fetch { request },
+        Ok(StreamBegins::Subgroup(header)) => {
+            let (head, first_is_subgroup) = of_cache(&header);
+            StreamHead::Subgroup { alias: header.track_alias, head, first_is_subgroup }
+        }
+        Err(Stop::More(_)) => return Ok(None),
+        Err(Stop::Wrong(mistake)) => return Err(mistake),
+    };
+    Ok(Some((head, bytes.slice(bytes.len() - reader.remaining()..))))
 }
 
-fn head(reader: &mut Reader<'_>) -> Result<StreamHead, Stop> {
-    let kind = reader.varint()?;
-    match kind {
-        message::SETUP => return Ok(StreamHead::Control),
-        FETCH_HEADER => return Ok(StreamHead::Fetch { request: reader.varint()? }),
-        PADDING => return Ok(StreamHead::Padding),
-        _ => {}
-    }
-    let mode = (kind >> 1) & 0b11;
-    if kind & !0x7f != 0 || kind & 0x10 == 0 || mode == 0b11 {
-        return Err(Mistake::UnknownStream(kind).into());
-    }
-    let (alias, group) = (reader.varint()?, reader.varint()?);
-    let subgroup = if mode == 0b10 { reader.varint()? } else { 0 };
-    let priority = if kind & 0x20 == 0 { Some(reader.byte()?) } else { None };
+/// The head of a subgroup's stream as the cache keeps it; whether its number is that of its first object.
+fn of_cache(header: &SubgroupHeader) -> (Head, bool) {
     let head = Head {
-        group,
-        subgroup: Some(subgroup),
-        priority,
-        properties: kind & 0x01 != 0,
-        end_of_group: kind & 0x08 != 0,
-        first_object: kind & 0x40 != 0,
+        group: header.group,
+        subgroup: Some(header.subgroup.number(None).unwrap_or(0)),
+        priority: header.priority,
+        properties: header.properties,
+        end_of_group: header.end_of_group,
+        first_object: header.first_object,
     };
-    Ok(StreamHead::Subgroup { alias, head, first_is_subgroup: mode == 0b01 })
+    (head, header.subgroup == SubgroupId::FirstObject)
 }
 
 /// Writes the head of a subgroup's stream, and the number of its first object if there is one.
-pub(super) fn subgroup_head(out: &mut BytesMut, alias: u64, head: &Head, first: Option<u64>, _: Draft) {
-    let subgroup = head.subgroup.unwrap_or(0);
-    let mut kind = 0x10;
-    kind |= u64::from(head.properties);
-    kind |= if subgroup == 0 { 0 } else { 0b100 };
-    kind |= if head.end_of_group { 0x08 } else { 0 };
-    kind |= if head.priority.is_none() { 0x20 } else { 0 };
-    kind |= if head.first_object { 0x40 } else { 0 };
-    put_varint(kind, out);
-    put_varint(alias, out);
-    put_varint(head.group, out);
-    if subgroup != 0 {
-        put_varint(subgroup, out);
-    }
-    if let Some(priority) = head.priority {
-        out.put_u8(priority);
-    }
+pub(super) fn subgroup_head(out: &mut BytesMut, alias: u64, head: &Head, first: Option<u64>) {
+    let header = SubgroupHeader {
+        track_alias: alias,
+        group: head.group,
+        subgroup: match head.subgroup {
+            None | Some(0) => SubgroupId::Zero,
+            Some(number) => SubgroupId::Given(number),
+        },
+        priority: head.priority,
+        properties: head.properties,
+        end_of_group: head.end_of_group,
+        first_object: head.first_object,
+    };
+    put_subgroup_header(&header, out);
     if let Some(first) = first {
         put_varint(first, out);
     }
@@ -146,68 +135,40 @@ pub(super) struct ObjectDatagram {
 
 /// Reads a datagram; `None` if it is padding.
 pub(super) fn read_datagram(bytes: &Bytes, now: Instant) -> Result<Option<ObjectDatagram>, Mistake> {
-    datagram(bytes, now).map_err(Stop::at_end)
-}
-
-fn datagram(bytes: &Bytes, now: Instant) -> Result<Option<ObjectDatagram>, Stop> {
-    let mut reader = Reader::new(bytes);
-    let kind = reader.varint()?;
-    if kind == PADDING {
-        return Ok(None);
-    }
-    if kind & !0x2f != 0 || kind & 0x22 == 0x22 {
-        return Err(Mistake::UnknownDatagram(kind).into());
-    }
-    let (alias, group) = (reader.varint()?, reader.varint()?);
-    let id = if kind & 0x04 == 0 { reader.varint()? } else { 0 };
-    let priority = if kind & 0x08 == 0 { Some(reader.byte()?) } else { None };
-    let from = bytes.len() - reader.remaining();
-    let mut said = 0;
-    if kind & 0x01 != 0 {
-        let inner = reader.bytes(super::codec::MAX_PROPERTIES, Mistake::PropertiesTooLong)?;
-        if inner.is_empty() {
-            return Err(Mistake::NoProperties.into());
-        }
-        Properties::of_object(Bytes::copy_from_slice(inner), Location::new(group, id))?;
-        said = bytes.len() - from - reader.remaining();
-    }
-    let mut status = ObjectStatus::Normal;
-    let mut rest = bytes.slice(from..);
-    if kind & 0x20 != 0 {
-        let number = reader.varint()?;
-        status = ObjectStatus::from_number(number).ok_or(Mistake::UnknownStatus(number))?;
-        if status != ObjectStatus::Normal && said > 0 {
-            return Err(Mistake::PropertiesOfStatus.into());
-        }
-        if !reader.is_empty() {
-            return Err(Mistake::TrailingBytes.into());
-        }
-        rest.truncate(said);
-    }
+    let (datagram, written) = match read_parts(bytes)? {
+        (Datagram::Object(datagram), written) => (datagram, written),
+        (Datagram::Padding, _) => return Ok(None),
+    };
+    let said = written.len();
+    let (status, rest) = match &datagram.content {
+        Content::Payload(_) => (ObjectStatus::Normal, bytes.slice(written.start..)),
+        Content::Status(status) => (*status, bytes.slice(written)),
+    };
+    let payload = rest.len() - said;
     let head = Head {
-        group,
+        group: datagram.at.group,
         subgroup: None,
-        priority,
+        priority: datagram.priority,
         properties: said > 0,
-        end_of_group: kind & 0x02 != 0,
+        end_of_group: datagram.end_of_group,
         first_object: false,
     };
     let length = u32::try_from(said).unwrap_or(u32::MAX);
     let mark = Mark {
-        id,
+        id: datagram.at.object,
         at: 0,
         delta: 0,
         status: u8::try_from(status.number()).unwrap_or(0),
         properties: length,
         head: length,
-        payload: (rest.len() - said) as u64,
+        payload: payload as u64,
         arrived: now,
     };
-    Ok(Some(ObjectDatagram { alias, head, mark, bytes: rest }))
+    Ok(Some(ObjectDatagram { alias: datagram.track_alias, head, mark, bytes: rest }))
 }
 
 /// Writes a datagram; `bytes` are the properties with their length, and the payload.
-pub(super) fn datagram_bytes(alias: u64, head: &Head, mark: &Mark, bytes: &Bytes, _: Draft) -> Bytes {
+pub(super) fn datagram_bytes(alias: u64, head: &Head, mark: &Mark, bytes: &Bytes) -> Bytes {
     let mut out = BytesMut::with_capacity(bytes.len() + 32);
     let mut kind = u64::from(mark.properties > 0);
     kind |= if head.end_of_group { 0x02 } else { 0 };

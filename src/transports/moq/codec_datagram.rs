@@ -1,5 +1,7 @@
 //! Datagrams (section 11.3): one object each, or padding.
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::codec::{MAX_PROPERTIES, Mistake, Reader, Stop, Unsayable, put_varint};
@@ -59,14 +61,19 @@ pub enum Content {
 /// # Errors
 /// [`Mistake`]: what is malformed in the object itself costs the track, all else the session.
 pub fn read_datagram(datagram: &Bytes) -> Result<Datagram, Mistake> {
+    read_parts(datagram).map(|(read, _)| read)
+}
+
+/// The same, with where its properties are, with their length: they and the payload behind them are passed on.
+pub(super) fn read_parts(datagram: &Bytes) -> Result<(Datagram, Range<usize>), Mistake> {
     let mut reader = Reader::new(datagram);
     read(datagram, &mut reader).map_err(Stop::at_end)
 }
 
-fn read(datagram: &Bytes, reader: &mut Reader<'_>) -> Result<Datagram, Stop> {
+fn read(datagram: &Bytes, reader: &mut Reader<'_>) -> Result<(Datagram, Range<usize>), Stop> {
     let kind = reader.varint()?;
     if kind == PADDING {
-        return Ok(Datagram::Padding);
+        return Ok((Datagram::Padding, 0..0));
     }
     let has_status = kind & bit::STATUS != 0;
     let end_of_group = kind & bit::END_OF_GROUP != 0;
@@ -77,6 +84,7 @@ fn read(datagram: &Bytes, reader: &mut Reader<'_>) -> Result<Datagram, Stop> {
     let object = if kind & bit::ZERO_OBJECT != 0 { 0 } else { reader.varint()? };
     let at = Location::new(group, object);
     let priority = if kind & bit::DEFAULT_PRIORITY != 0 { None } else { Some(reader.byte()?) };
+    let behind = datagram.len() - reader.remaining();
     let mut properties = Properties::default();
     if kind & bit::PROPERTIES != 0 {
         let bytes = reader.bytes(MAX_PROPERTIES, Mistake::PropertiesTooLong)?;
@@ -85,6 +93,7 @@ fn read(datagram: &Bytes, reader: &mut Reader<'_>) -> Result<Datagram, Stop> {
         }
         properties = Properties::of_object(datagram.slice_ref(bytes), at)?;
     }
+    let written = behind..datagram.len() - reader.remaining();
     let content = if has_status {
         let number = reader.varint()?;
         let status = ObjectStatus::from_number(number).ok_or(Mistake::UnknownStatus(number))?;
@@ -98,7 +107,8 @@ fn read(datagram: &Bytes, reader: &mut Reader<'_>) -> Result<Datagram, Stop> {
     } else {
         Content::Payload(datagram.slice_ref(reader.take_rest()))
     };
-    Ok(Datagram::Object(ObjectDatagram { track_alias, at, priority, end_of_group, properties, content }))
+    let read = ObjectDatagram { track_alias, at, priority, end_of_group, properties, content };
+    Ok((Datagram::Object(read), written))
 }
 
 impl ObjectDatagram {

@@ -76,14 +76,16 @@ pub fn put_padding_header(out: &mut BytesMut) {
     put_varint(PADDING, out);
 }
 
-enum Head {
+/// What a stream begins with, before any decoder is made for the rest of it.
+pub(super) enum Head {
     Control,
     Subgroup(SubgroupHeader),
     Fetch(u64),
     Padding,
 }
 
-fn read_head(reader: &mut Reader<'_>) -> Result<Head, Stop> {
+/// Reads what a stream begins with. The type of SETUP is taken like any other.
+pub(super) fn read_head(reader: &mut Reader<'_>) -> Result<Head, Stop> {
     match reader.varint()? {
         message::SETUP => Ok(Head::Control),
         FETCH => Ok(Head::Fetch(reader.varint()?)),

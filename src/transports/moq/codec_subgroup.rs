@@ -180,12 +180,12 @@ pub struct ObjectDecoder {
 }
 
 /// The fields of an object's head; where its properties begin, and how many bytes they have.
-struct Fields {
-    delta: u64,
-    delta_len: usize,
-    properties: (usize, usize),
-    length: u64,
-    status: ObjectStatus,
+pub(super) struct Fields {
+    pub(super) delta: u64,
+    pub(super) delta_len: usize,
+    pub(super) properties: (usize, usize),
+    pub(super) length: u64,
+    pub(super) status: ObjectStatus,
 }
 
 impl ObjectDecoder {
@@ -259,7 +259,8 @@ impl ObjectDecoder {
     }
 }
 
-fn read_object(reader: &mut Reader<'_>, has_properties: bool) -> Result<Fields, Stop> {
+/// Reads the head of an object.
+pub(super) fn read_object(reader: &mut Reader<'_>, has_properties: bool) -> Result<Fields, Stop> {
     let all = reader.remaining();
     let delta = reader.varint()?;
     let delta_len = all - reader.remaining();

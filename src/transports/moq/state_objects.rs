@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
-use super::codec::{MAX_PROPERTIES, Mistake, Reader, Stop};
+use super::codec::{Mistake, Reader, Stop};
+use super::codec_subgroup::read_object;
 use super::model::{Location, ObjectStatus};
 use super::model_params::Properties;
 use super::state_cache::{Head, Mark};
@@ -133,43 +134,30 @@ impl Objects {
 
     fn header(&self, bytes: &[u8]) -> Result<(usize, Header), Stop> {
         let mut reader = Reader::new(bytes);
-        let distance = reader.varint()?;
-        let delta = bytes.len() - reader.remaining();
+        let fields = read_object(&mut reader, self.properties)?;
         let id = match self.previous {
-            None => distance,
-            Some(previous) => {
-                previous.checked_add(1).and_then(|next| next.checked_add(distance)).ok_or(Mistake::Overflow)?
-            }
+            None => Some(fields.delta),
+            Some(previous) => previous.checked_add(1).and_then(|next| next.checked_add(fields.delta)),
         };
-        let mut said = 0;
-        let mut has_properties = false;
-        if self.properties {
-            let before = reader.remaining();
-            let inner = reader.bytes(MAX_PROPERTIES, Mistake::PropertiesTooLong)?;
-            said = before - reader.remaining();
-            has_properties = !inner.is_empty();
-            if has_properties {
-                Properties::of_object(Bytes::copy_from_slice(inner), Location::new(self.group, id))?;
-            }
-        }
-        let payload = reader.varint()?;
-        let mut status = ObjectStatus::Normal;
-        if payload == 0 {
-            let number = reader.varint()?;
-            status = ObjectStatus::from_number(number).ok_or(Mistake::UnknownStatus(number))?;
-            if status != ObjectStatus::Normal && has_properties {
+        let id = id.ok_or(Mistake::Overflow)?;
+        let (from, length) = fields.properties;
+        if length > 0 {
+            if fields.status != ObjectStatus::Normal {
                 return Err(Mistake::PropertiesOfStatus.into());
             }
+            let inner = bytes.get(from..from + length).unwrap_or_default();
+            Properties::of_object(Bytes::copy_from_slice(inner), Location::new(self.group, id))?;
         }
-        let length = bytes.len() - reader.remaining();
+        // Their length is written before them, however long that is.
+        let said = if self.properties { from + length - fields.delta_len } else { 0 };
         let header = Header {
             id,
-            delta: u8::try_from(delta).unwrap_or(u8::MAX),
+            delta: u8::try_from(fields.delta_len).unwrap_or(u8::MAX),
             properties: u32::try_from(said).unwrap_or(u32::MAX),
-            status: u8::try_from(status.number()).unwrap_or(0),
-            payload,
+            status: u8::try_from(fields.status.number()).unwrap_or(0),
+            payload: fields.length,
         };
-        Ok((length, header))
+        Ok((bytes.len() - reader.remaining(), header))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::actors::clock;
 /// How long a device may take to answer: its turn comes many times a second.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What is told of the peers after `wg` has changed them.
+/// What is told of the peers after `wg` has changed them, or the mark.
 type Told = Box<dyn Fn(&[PeerSettings]) + Send>;
 
 /// See the top of the file.
@@ -46,7 +46,8 @@ impl Live {
         Ok(Self { interface, socket: socket.try_clone()?, secret, told: None })
     }
 
-    /// The same, and `told` learns of all peers after each change that was made, on the thread of this actor.
+    /// The same, and `told` learns of all peers after each change that was made, be it of the mark, on the thread of
+    /// this actor.
     #[must_use]
     pub fn telling(self, told: impl Fn(&[PeerSettings]) + Send + 'static) -> Self {
         Self { told: Some(Box::new(told)), ..self }
@@ -101,13 +102,12 @@ impl Tunnel for Live {
         {
             return Errno(error.raw_os_error().unwrap_or(Errno::INVALID.0));
         }
-        if after != before {
-            if self.interface.device().tell(DeviceMsg::Replace(after.clone())).is_err() {
-                return Errno::BUSY;
-            }
-            if let Some(told) = &self.told {
-                told(&after);
-            }
+        let changed = after != before;
+        if changed && self.interface.device().tell(DeviceMsg::Replace(after.clone())).is_err() {
+            return Errno::BUSY;
+        }
+        if let Some(told) = self.told.as_ref().filter(|_| changed || mark.is_some()) {
+            told(&after);
         }
         Errno::NONE
     }
