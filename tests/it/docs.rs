@@ -467,6 +467,10 @@ fn unknown_metrics(file: &str, page: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     for rest in page.split("portway_").skip(1) {
         let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+        // A name in capitals stands for any.
+        if name.starts_with(|c: char| c.is_ascii_uppercase()) {
+            continue;
+        }
         let base = ["_total", "_bucket", "_count", "_sum", "_"].iter().find_map(|end| name.strip_suffix(end));
         let base = base.unwrap_or(&name);
         if !sources.contains(&format!("\"{base}")) {
