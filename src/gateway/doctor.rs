@@ -4,6 +4,8 @@
 //! finding is a line, with what to do where something lacks. Whether it fails is whether a listener of the
 //! configuration could not start; everything else works with less.
 
+mod places;
+
 use std::fmt::{self, Write as _};
 
 use super::limits;
@@ -160,7 +162,6 @@ impl Finding {
         Self { state: State::Less, what: what.into(), found: found.into(), hint: hint.into() }
     }
 
-    #[cfg_attr(not(feature = "wireguard"), expect(dead_code, reason = "only tunnels need what may not be there"))]
     fn missing(what: impl Into<String>, found: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { state: State::Missing, what: what.into(), found: found.into(), hint: hint.into() }
     }
@@ -187,12 +188,12 @@ pub(super) fn look(config: Option<&super::config::Config>, helper: &std::path::P
     } else {
         Finding::less("open files", files.to_string(), "each connection is one, a relayed one two: `ulimit -n 65536`")
     };
-    #[cfg_attr(not(feature = "wireguard"), expect(unused_mut, reason = "tunnels add theirs"))]
     let mut all = vec![files];
+    all.extend(places::findings(config));
     #[cfg(feature = "wireguard")]
     all.extend(tunnels::findings(config, helper));
     #[cfg(not(feature = "wireguard"))]
-    let _ = (config, helper);
+    let _ = helper;
     let text = all.iter().fold(String::new(), |mut text, finding| {
         let _infallible = writeln!(text, "{finding}");
         text

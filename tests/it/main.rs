@@ -13,6 +13,8 @@ mod dashboard;
 mod deadlock;
 #[cfg(all(feature = "moq", feature = "wireguard", feature = "http"))]
 mod docs;
+#[cfg(feature = "http")]
+mod doctor;
 mod embed;
 mod forward;
 mod framed;
