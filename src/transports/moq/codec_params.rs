@@ -505,21 +505,21 @@ fn put_bare_filter(filter: Filter, out: &mut BytesMut) -> Result<(), Unsayable> 
         Filter::All | Filter::NextObject => {}
         Filter::Relative(groups) => put_varint(groups, out),
         Filter::From(start) => put_location(start, out),
-        Filter::Groups { start, end_group } => {
-            put_location(start, out);
-            put_varint(distance(start, end_group)?, out);
-        }
+        Filter::Groups { start, end_group } => put_groups(start, end_group, out)?,
         Filter::Range { start, end } => {
-            put_location(start, out);
-            put_varint(distance(start, end.group)?, out);
+            put_groups(start, end.group, out)?;
             put_varint(end.object, out);
         }
     }
     Ok(())
 }
 
-fn distance(start: Location, end_group: u64) -> Result<u64, Unsayable> {
-    end_group.checked_sub(start.group).ok_or(Unsayable::Contradiction("a filter that ends before it begins"))
+/// Where a range begins, and how many groups on it ends.
+fn put_groups(start: Location, end_group: u64, out: &mut BytesMut) -> Result<(), Unsayable> {
+    let groups = end_group.checked_sub(start.group);
+    put_location(start, out);
+    put_varint(groups.ok_or(Unsayable::Contradiction("a filter that ends before it begins"))?, out);
+    Ok(())
 }
 
 fn put_filter(filter: Filter, draft: Draft, out: &mut BytesMut) -> Result<(), Unsayable> {
@@ -534,8 +534,7 @@ fn put_filter(filter: Filter, draft: Draft, out: &mut BytesMut) -> Result<(), Un
             }
             Filter::Groups { start, end_group } => {
                 put_varint(0x4, out);
-                put_location(start, out);
-                put_varint(distance(start, end_group)?, out);
+                put_groups(start, end_group, out)?;
             }
             Filter::Relative(_) | Filter::Range { .. } => {
                 return Err(Unsayable::NotInDraft { what: "this filter", draft });
@@ -549,13 +548,9 @@ fn put_filter(filter: Filter, draft: Draft, out: &mut BytesMut) -> Result<(), Un
         Filter::NextObject => put_location(Location::START, out),
         Filter::Relative(groups) => put_varint(groups, out),
         Filter::From(start) => put_location(start, out),
-        Filter::Groups { start, end_group } => {
-            put_location(start, out);
-            put_varint(distance(start, end_group)?, out);
-        }
+        Filter::Groups { start, end_group } => put_groups(start, end_group, out)?,
         Filter::Range { start, end } => {
-            put_location(start, out);
-            put_varint(distance(start, end.group)?, out);
+            put_groups(start, end.group, out)?;
             put_varint(end.object, out);
         }
     }
