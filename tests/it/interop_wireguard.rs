@@ -140,7 +140,9 @@ pub(crate) fn theirs(netns: &mut Netns, keys: &Keys, addresses: &[&str], peer: &
 fn implementation(netns: &mut Netns, keys: &Keys, command: &[&str], addresses: &[&str], peer: &[&str]) -> String {
     let name = unique("wgo");
     netns.spawn(command[0], &[&command[1..], &[&name]].concat());
-    eventually("it serves its socket", || Path::new(uapi::FOLDER).join(format!("{name}.sock")).exists());
+    // The file is there before somebody listens behind it.
+    let socket = Path::new(uapi::FOLDER).join(format!("{name}.sock"));
+    eventually("it serves its socket", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
     let key = keys.file("theirs", &secret(2));
     let us = public_key(&secret(1)).to_string();
     netns.run("wg", &[&["set", &name, "listen-port", "51820", "private-key", &key, "peer", &us], peer].concat());
@@ -600,7 +602,9 @@ fn interop_wireguard_go_takes_new_keys_when_the_protocol_says_so() {
     while handshakes() < 2 {
         let age = now() - began;
         assert!(age < Duration::from_secs(140), "no new keys");
-        assert_eq!(both.pair.a.pings("10.98.0.2", 1), 1, "after {age:?}");
+        // None is lost; on a busy machine one may take its time.
+        let ping = both.pair.a.output("ping", &["-q", "-n", "-W", "5", "-c", "1", "10.98.0.2"]);
+        assert!(ping.status.success(), "after {age:?}: {ping:?}");
         std::thread::sleep(Duration::from_millis(950));
     }
     assert!(now() - began > Duration::from_secs(115), "not before their time");
