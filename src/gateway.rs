@@ -355,6 +355,7 @@ impl Builder {
             certificates: Mutex::new(certificates),
             started: clock::now(),
             applied: AtomicU64::new(1),
+            refused: AtomicU64::new(0),
             last_applied: Snapshot::default(),
             file: Snapshot::default(),
             reloader: Snapshot::default(),
@@ -411,7 +412,9 @@ pub(crate) struct Status {
     started: Instant,
     /// Configurations applied, that of the start among them.
     applied: AtomicU64,
-    /// What the last of them did.
+    /// Configurations that were refused while this one ran.
+    refused: AtomicU64,
+    /// What the last of those applied did.
     last_applied: Snapshot<Reloaded>,
     /// The file that `reloader` reads.
     file: Snapshot<Option<PathBuf>>,
@@ -487,12 +490,18 @@ impl Status {
         self.applied.load(Ordering::Relaxed)
     }
 
+    /// Reloads since the start, by their result.
+    fn reloads(&self) -> [(&'static str, u64); 2] {
+        [("applied", self.applied().saturating_sub(1)), ("refused", self.refused.load(Ordering::Relaxed))]
+    }
+
     fn drain_time(&self) -> Duration {
         *self.drain.read()
     }
 
     fn note_reload(&self, applied: bool, message: String) {
         let (level, what) = if applied { ("info", "reloaded") } else { ("warn", "reload refused") };
+        self.refused.fetch_add(u64::from(!applied), Ordering::Relaxed);
         self.watched.note(level, format!("{what}: {message}"));
         self.last_reload.publish(Some((clock::now(), applied, message)));
     }

@@ -136,10 +136,23 @@ fn two_hundred_reloads_under_load_lose_nothing() {
 
 #[test]
 fn sighup_reloads_the_file_and_a_broken_one_changes_nothing() {
-    let (a, b) = (free(), free());
-    let text = |listeners: &[String]| format!("version = 1\n[runtime]\narbiters = 2\n{}", listeners.concat());
+    let (a, b, admin) = (free(), free(), free());
+    let text = |listeners: &[String]| {
+        let head = format!("version = 1\n[admin]\nlisten = \"{admin}\"\n[runtime]\narbiters = 2\n");
+        head + &listeners.concat()
+    };
+    let reloads = || {
+        let page = crate::gateway::get(admin, "/metrics").1;
+        let of = |result: &str| {
+            let line = format!("portway_reloads_total{{result=\"{result}\"}} ");
+            page.lines().find_map(|found| found.strip_prefix(&line)).unwrap().to_owned()
+        };
+        (of("applied"), of("refused"))
+    };
+    let counts = |applied: &str, refused: &str| (applied.to_owned(), refused.to_owned());
     let mut binary = Binary::start(&text(&[listener("a", a, "")]));
     binary.says("running");
+    assert_eq!(reloads(), counts("0", "0"));
     let mut on_a = Neighbour::of(a);
     binary.rewrite(&text(&[listener("a", a, ""), listener("b", b, "")]));
     binary.signal("HUP");
@@ -151,6 +164,7 @@ fn sighup_reloads_the_file_and_a_broken_one_changes_nothing() {
     binary.signal("HUP");
     binary.says("reload refused");
     binary.says("did you mean");
+    assert_eq!(reloads(), counts("1", "1"));
     on_a.works();
     Neighbour::of(b).works();
     binary.signal("TERM");

@@ -201,11 +201,27 @@ pub(super) fn render(view: &MeshView, status: &Status) -> Result<String, fmt::Er
     registry.register_collector(Box::new(Page { gauges: gauges(view, status), totals: view.totals.clone() }));
     registry.register_collector(Box::new(metrics_memory::Pools::of(view)));
     registry.register_collector(Box::new(metrics_memory::Locks(status.reloading.contention())));
+    registry.register_collector(Box::new(Reloads(status.reloads())));
     #[cfg(feature = "deadlock")]
     registry.register_collector(Box::new(metrics_memory::Deadlocks));
     let mut out = String::new();
     encode(&mut out, &registry)?;
     Ok(out)
+}
+
+/// Reloads by their result.
+#[derive(Debug)]
+struct Reloads([(&'static str, u64); 2]);
+
+impl Collector for Reloads {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Configurations applied to the running gateway, or refused";
+        let mut metric = encoder.encode_descriptor("reloads", help, None, MetricType::Counter)?;
+        for (result, count) in self.0 {
+            ConstCounter::new(count).encode(metric.encode_family(&[("result", result)])?)?;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
