@@ -14,7 +14,7 @@
 //! # Stop and drain
 //! [`Control::Stop`] ends an actor at its next turn; what is queued is dropped, and askers learn `Closed`.
 //! [`Control::Drain`] lets it finish what it accepted, under a deadline. [`Mesh::drain`] does that for all actors,
-//! leaves first, and reports who did not finish.
+//! leaves first and those that carry what others send last ([`Layer`]), and reports who did not finish.
 //!
 //! # A full mailbox
 //! gives the message back to its sender ([`Refused::Full`]); nothing is buffered beyond the bound, in messages and in
