@@ -164,7 +164,7 @@ impl Upstreams {
             };
             let running = match before.filter(goes_on) {
                 Some(running) => Ok(running.clone()),
-                None => Self::one(mesh, upstream, secure, lookup),
+                None => Self::one(mesh, upstream, before, secure, lookup),
             };
             match running {
                 Ok(running) => {
@@ -179,9 +179,30 @@ impl Upstreams {
         Ok(next)
     }
 
-    fn one(mesh: &Mesh, upstream: &config::Upstream, secure: &Secure, lookup: &Lookup) -> Result<Running, SpawnError> {
+    fn one(
+        mesh: &Mesh,
+        upstream: &config::Upstream,
+        before: Option<&Running>,
+        secure: &Secure,
+        lookup: &Lookup,
+    ) -> Result<Running, SpawnError> {
         let answers = Answers::new(upstream);
-        let balancer = Balancer::new(answers.servers(), settings_of(upstream));
+        let settings = settings_of(upstream);
+        // Through another tunnel the same address is another server.
+        let balancer = match before.filter(|before| before.config.via == upstream.via) {
+            None => Balancer::new(answers.servers(), settings),
+            Some(before) => {
+                if upstream.health.check == Check::Off {
+                    // Nobody would find them up.
+                    let known = before.balancer.view(now());
+                    known.iter().for_each(|server| before.balancer.set_health(server.id, true));
+                }
+                let alike = before.config.servers == upstream.servers && before.config.tls == upstream.tls;
+                // Until names have been looked up again they lead where they led.
+                let servers = if alike { before.balancer.addresses() } else { answers.servers() };
+                before.balancer.followed(servers, settings)
+            }
+        };
         let through = upstream.via.as_ref().map(|_| Through::default());
         let secure = secure.only(&upstream.name);
         #[cfg(feature = "http")]

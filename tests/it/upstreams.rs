@@ -1,6 +1,7 @@
 //! Upstreams with real servers on loopback: looked up, checked, gone and back.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use portway::gateway::check;
 use portway::gateway::upstreams::Upstreams;
 use portway::transports::kit::balance::{Address, Balancer, NoServer};
 
+use crate::gateway::{Client, Running, free};
 use crate::probe::{SOON, eventually, mesh, now, stop, view, wait};
 
 /// Upstreams named `app`, as a configuration says.
@@ -121,4 +123,68 @@ fn they_outlast_the_drain_of_the_mesh_until_their_own() {
     assert_eq!((counted.get("actor_exits", "upstream", "normal"), counted.family("actor_panics")), (1, 0));
     assert!(upstreams.get("app").expect("it stays").pick(now(), 0, &[]).is_ok());
     stop(&mesh);
+}
+
+/// Other settings of an upstream: whoever is there is still counted, who is down stays down, and names still lead
+/// somewhere.
+#[test]
+fn a_changed_upstream_knows_what_it_knew() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gone = {
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+        closed.local_addr().unwrap()
+    };
+    let (address, to) = (server.local_addr().unwrap(), free());
+    // Checks connect as well.
+    std::thread::spawn(move || {
+        for stream in server.incoming() {
+            let stream = stream.unwrap();
+            std::thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
+        }
+    });
+    let text = |timeout: u8, more: &str| {
+        format!(
+            "version = 1\n[runtime]\narbiters = 2\n\
+             [[listener]]\nname = \"r\"\nlisten = \"{to}\"\nprotocol = \"relay\"\nupstream = \"app\"\n\
+             [[upstream]]\nname = \"app\"\nservers = [\"localhost:{}\", \"{gone}\"]\n\
+             [upstream.limits]\nconnections = 2\nconnect_timeout = \"{timeout}s\"\n{more}",
+            address.port()
+        )
+    };
+    let running = Running::start(&text(5, CHECKS));
+    let parse = |text: &str| check::parse("test.toml", text, &check::Known::default()).unwrap();
+    let servers = || {
+        let rows = wait(running.gateway().overview()).servers;
+        rows.into_iter().map(|row| (row.address, row.connections, row.healthy)).collect::<Vec<_>>()
+    };
+    let is_down = || servers().iter().any(|(at, _, healthy)| *at == gone.to_string() && !healthy);
+    eventually("it is found down", || is_down() && servers().len() == 2);
+    let mut held: Vec<_> = (0..2)
+        .map(|_| {
+            let mut client = Client::to(to);
+            client.echoes(b"in");
+            client
+        })
+        .collect();
+    // Reset before or after its `connect` has come back.
+    let refused = || {
+        let reset = TcpStream::connect(to).and_then(|mut client| client.read(&mut [0]));
+        assert_eq!(reset.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+    };
+    refused();
+    for timeout in [4, 3] {
+        running.gateway().reload(parse(&text(timeout, CHECKS))).unwrap();
+        assert!(is_down(), "it is not tried again: {:?}", servers());
+        assert!(servers().iter().any(|(at, now, _)| *at == address.to_string() && *now == 2), "{:?}", servers());
+        refused();
+    }
+    held.iter_mut().for_each(|client| client.echoes(b"still in"));
+    running.counts("connections_closed", "r", "no_upstream", 3);
+    // A place that comes free is free for the settings of now.
+    drop(held.pop());
+    eventually("a place is free", || servers().iter().any(|(at, now, _)| *at == address.to_string() && *now == 1));
+    Client::to(to).echoes(b"in its place");
+    // Without checks nobody would ever find it up.
+    running.gateway().reload(parse(&text(5, ""))).unwrap();
+    assert!(!is_down());
 }

@@ -99,6 +99,8 @@ pub struct Balancer {
     epoch: OnceLock<Instant>,
     /// Held while servers are ejected, readmitted or replaced; never by `pick`.
     changes: Mutex<()>,
+    /// The servers of the balancer that this one follows: one of them that comes into the list is the same server.
+    kept: Vec<Arc<Server>>,
 }
 
 /// A place at a server. Dropping it gives the place back.
@@ -149,7 +151,30 @@ impl Balancer {
             turn: AtomicU64::new(0),
             epoch: OnceLock::new(),
             changes: Mutex::new(()),
+            kept: Vec::new(),
         };
+        balancer.set_servers(servers);
+        Arc::new(balancer)
+    }
+
+    /// A balancer that takes the place of this one, with other settings: servers that are in both lists are the same
+    /// servers, with the connections they have from either, their health and their ejection. For the moment in which
+    /// both are used, news of a failure may count once less or more.
+    #[must_use]
+    pub fn followed(&self, servers: Vec<Address>, settings: BalanceSettings) -> Arc<Self> {
+        let known = self.servers.read();
+        let balancer = Self {
+            settings,
+            servers: Snapshot::new(known.to_vec()),
+            next_id: AtomicU64::new(self.next_id.load(Ordering::Relaxed)),
+            turn: AtomicU64::new(0),
+            epoch: self.epoch.clone(),
+            changes: Mutex::new(()),
+            kept: known.to_vec(),
+        };
+        if settings.eject_after == 0 {
+            known.iter().for_each(|server| server.ejected_until.store(0, Ordering::Relaxed));
+        }
         balancer.set_servers(servers);
         Arc::new(balancer)
     }
@@ -264,7 +289,7 @@ impl Balancer {
             if after.iter().any(|server| server.address == address) {
                 continue;
             }
-            let stays = before.iter().find(|server| server.address == address);
+            let stays = before.iter().chain(&self.kept).find(|server| server.address == address);
             after.push(stays.cloned().unwrap_or_else(|| {
                 Arc::new(Server {
                     id: ServerId(self.next_id.fetch_add(1, Ordering::Relaxed)),
@@ -298,6 +323,12 @@ impl Balancer {
             server.ejected_until.store(0, Ordering::Relaxed);
             server.back_since.store(UNSEEN, Ordering::Relaxed);
         }
+    }
+
+    /// Where the servers are, in the order they were given.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<Address> {
+        self.servers.read().iter().map(|server| server.address.clone()).collect()
     }
 
     /// All servers, in the order they were given.
@@ -415,6 +446,30 @@ mod tests {
         let ids: Vec<_> = balancer.view(now).iter().map(|view| view.id).collect();
         assert_eq!(balancer.pick(now, 0, &ids).err(), Some(NoServer::AllTried));
         assert_eq!(ports(&[balancer.pick(now, 0, &ids[..2]).unwrap()]), [3]);
+    }
+
+    #[test]
+    fn one_that_follows_counts_on_and_knows_who_is_down() {
+        let settings = BalanceSettings { max_connections: 2, eject_after: 1, ..BalanceSettings::default() };
+        let (before, now) = balancer(4, settings);
+        let mut held: Vec<_> = (0..4).map(|_| before.pick(now, 0, &[]).unwrap()).collect();
+        before.pick(now, 0, &[]).unwrap().failed(now);
+        let down = before.view(now)[1].id;
+        before.set_health(down, false);
+        // The third is not in the list any more, another one is.
+        let after = before.followed([1, 2, 4, 5].map(tcp).to_vec(), settings);
+        let view = after.view(now);
+        let seen: Vec<_> = view.iter().map(|one| (one.connections, one.healthy, one.ejected.is_some())).collect();
+        assert_eq!(seen, [(1, true, true), (1, false, false), (1, true, false), (0, true, false)]);
+        assert!(view[3].id != held[2].id() && view[..3].iter().zip([0, 1, 3]).all(|(one, n)| one.id == held[n].id()));
+        // A place is given back to the same server, whoever gave it.
+        drop(held.pop());
+        assert_eq!(after.view(now)[2].connections, 0);
+        // What comes back into the list later, a name for instance, is known as well.
+        after.set_servers([4, 3].map(tcp).to_vec());
+        assert_eq!(after.view(now)[1].connections, 1);
+        let none = BalanceSettings { eject_after: 0, ..settings };
+        assert!(before.followed(vec![tcp(1)], none).view(now)[0].ejected.is_none(), "nobody is ejected there");
     }
 
     /// The share of one server in a thousand picks, in per mille.
