@@ -51,7 +51,7 @@ pub(super) async fn overview(admin: &Admin, certificates: &[Certificate]) -> Res
             .map_err(|error| AskGatewayError { whom, why: format!("not a portway of this version: {error}") })
     };
     if let Some(path) = &admin.control
-        && let Ok((true, text)) = command(path, Method::GET, "/status").await
+        && let Ok((true, text)) = command(path, Method::GET, "/status", PATIENCE).await
     {
         return parsed(path.display().to_string(), text.as_bytes());
     }
@@ -76,21 +76,21 @@ pub(super) async fn overview(admin: &Admin, certificates: &[Certificate]) -> Res
 /// Asks the gateway whose control socket is at `path` to reload: whether it did, and what or why not. Waits as long as
 /// that takes.
 pub(super) async fn reload(path: &Path) -> Result<(bool, String), AskGatewayError> {
-    command(path, Method::POST, "/reload").await
+    command(path, Method::POST, "/reload", RELOAD_PATIENCE).await
 }
 
 /// Asks it what a reload would do, as JSON, or why that would be refused.
 pub(super) async fn plan(path: &Path) -> Result<(bool, String), AskGatewayError> {
-    command(path, Method::GET, "/plan").await
+    command(path, Method::GET, "/plan", RELOAD_PATIENCE).await
 }
 
-async fn command(path: &Path, method: Method, what: &str) -> Result<(bool, String), AskGatewayError> {
+async fn command(path: &Path, method: Method, what: &str, time: Duration) -> Result<(bool, String), AskGatewayError> {
     let fail = |why: String| AskGatewayError { whom: path.display().to_string(), why };
     let asking = async {
         let stream = UnixStream::connect(path).await.map_err(|error| error.to_string())?;
         request(stream, Asked { method, path: what, host: "localhost", token: None }).await
     };
-    let (status, body) = patient(RELOAD_PATIENCE, asking).await.map_err(fail)?;
+    let (status, body) = patient(time, asking).await.map_err(fail)?;
     let text = String::from_utf8_lossy(&body).into_owned();
     match status {
         StatusCode::OK => Ok((true, text)),
