@@ -61,10 +61,10 @@ impl DrainReport {
 impl Mesh {
     /// Ends all actors gently within `time`: spawns are refused, every actor is told to take no new work, then the
     /// actors of the deepest level of the tree are asked to finish, and when they have, the next level; those that carry
-    /// what others send come after all of these (see [`Layer`]). At the deadline whoever is left is ended, layer by
-    /// layer: what carries has half a second each then, for the last words of the others. Actors on the System's
-    /// thread ([`Place::System`](super::Place::System)) are left alone: they serve the administration, which has to
-    /// see this. The arbiters go on: call [`stop`](Self::stop) afterwards.
+    /// what others send come after all of these (see [`Layer`]). At the deadline whoever was asked and is left is ended;
+    /// who had to wait for them has half a second each then, for last words. Actors on the System's thread
+    /// ([`Place::System`](super::Place::System)) are left alone: they serve the administration, which has to see this.
+    /// The arbiters go on: call [`stop`](Self::stop) afterwards.
     pub async fn drain(&self, time: Duration) -> DrainReport {
         let began = clock::now();
         let by = clock::later(began, time);
@@ -97,11 +97,14 @@ impl Mesh {
             }
         }
         let mut highest = highest.unwrap_or(0);
+        let mut first = true;
         for layer in Layer::ALL {
-            // Those that carry what others sent last need a moment, also when the others took all the time.
-            let by = if layer == Layer::Application { by } else { by.max(clock::later(clock::now(), GRACE)) };
             for level in (layer.base()..=highest).rev() {
-                self.drain_level(&alive, level, by).await;
+                // Who had to wait for those above has a moment, also when these took all the time: a listener is not
+                // late because one of its connections was, and what carries others has their last words to send.
+                let moment = if first { by } else { by.max(clock::later(clock::now(), GRACE)) };
+                first = false;
+                self.drain_level(&alive, level, moment).await;
             }
             report.unfinished.extend(self.end_from(&alive, layer.base()).await);
             highest = layer.base().saturating_sub(1);

@@ -133,6 +133,22 @@ fn a_reload_that_changes_the_servers_leads_new_streams_to_the_new_ones() {
     old.works();
 }
 
+/// A drain names those who were not done, and nobody who only had to wait for them.
+#[test]
+fn a_stream_that_is_late_makes_no_listener_late() {
+    let (echo, front) = (free(), free());
+    let mut config = parse(&relay(echo, front, &[echo], ""));
+    config.runtime.drain = std::time::Duration::from_millis(300);
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    config.upstreams = parse(&relay(echo, front, &[server.local_addr().unwrap()], "")).upstreams;
+    let running = Running::of(Builder::new().start(config).unwrap());
+    let _client = Client::to(front);
+    let _served = server.accept().unwrap();
+    let report = wait(running.gateway().drain());
+    let late: Vec<_> = report.unfinished.iter().map(|one| one.kind).collect();
+    assert_eq!(late, ["relay"], "{report:?}");
+}
+
 #[test]
 fn rooms_of_the_configuration() {
     let text = "[[listener]]\nname = \"chat\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"framed\"\nservice = \"rooms\"\n";
