@@ -44,6 +44,7 @@ mod schema;
 mod service;
 #[cfg_attr(not(feature = "http"), path = "gateway/sites/none.rs")]
 mod sites;
+mod spare;
 mod start_error;
 #[cfg(feature = "wireguard")]
 mod tunnels;
