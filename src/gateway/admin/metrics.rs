@@ -311,7 +311,7 @@ fn gauges(view: &MeshView, status: &Status) -> Vec<Gauge> {
         ),
         gauge(
             "log_lines_dropped",
-            "Log lines dropped since standard error was not read",
+            "Log lines lost: standard error was not read, or could not be written",
             vec![(None, crate::gateway::log::lines_dropped() as f64)],
         ),
         gauge("memory_budget_bytes", "Bytes that sessions may hold", vec![(None, status.budget.limit() as f64)]),
