@@ -15,6 +15,8 @@
 
 mod certificate;
 mod client;
+#[cfg(feature = "http")]
+mod handshakes;
 mod keylog;
 mod reload;
 mod server;
@@ -29,6 +31,8 @@ use boring::ssl::SslMode;
 pub use boring::ssl::SslContextBuilder;
 pub use certificate::Certificate;
 pub use client::{ClientSettings, PeerName, Roots};
+#[cfg(feature = "http")]
+pub(crate) use handshakes::handshake;
 pub use keylog::KeyLog;
 pub use reload::{Generations, Reload, ReloadError, reload};
 pub use server::{ClientCertificates, Curves, ServerSettings};
