@@ -890,6 +890,10 @@ mod two {
             let stream = TcpStream::connect_timeout(&address, SOON).unwrap();
             stream.set_read_timeout(Some(SOON)).unwrap();
             stream.set_write_timeout(Some(SOON)).unwrap();
+            Self::on(stream)
+        }
+
+        fn on(stream: TcpStream) -> Self {
             let mut two = Self(stream);
             two.send(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat());
             two
@@ -926,13 +930,32 @@ mod two {
         }
     }
 
+    /// A connection that was let in. Where each arbiter is late by half a second, as on a machine that is busy enough, none is
+    /// (`overload`), which is not what is asked here: it comes again.
+    fn let_in(gateway: &Running) -> TcpStream {
+        loop {
+            let count = |family| gateway.totals().get(family, "web", "");
+            let refused = || gateway.totals().get("connections_refused", "web", "overload");
+            let (accepted, before) = (count("connections_accepted"), refused());
+            let stream = TcpStream::connect_timeout(&gateway.address("web"), SOON);
+            eventually("it is let in or not", || count("connections_accepted") > accepted || refused() > before);
+            match stream {
+                Ok(stream) if refused() == before => {
+                    stream.set_read_timeout(Some(SOON)).unwrap();
+                    stream.set_write_timeout(Some(SOON)).unwrap();
+                    return stream;
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
     fn abused(what: &str, abuse: impl FnOnce(&mut Two)) {
         let server = Server::start();
-        // On a busy machine a flood may take longer than the first head may: that would be another reason.
-        let gateway = Running::start(&config(server.address, "[listener.http]\nhead_timeout = \"5m\"", ""));
-        let mut neighbour = Client::to(gateway.address("web"));
+        let gateway = gateway(&server);
+        let mut neighbour = Client(BufReader::new(let_in(&gateway)));
         neighbour.works();
-        let mut two = Two::to(gateway.address("web"));
+        let mut two = Two::on(let_in(&gateway));
         abuse(&mut two);
         neighbour.works();
         gateway.counts("connections_closed", "web", "protocol", 1);
