@@ -35,7 +35,7 @@ pub(crate) fn python() -> PathBuf {
 }
 
 /// quinn's program, built once.
-fn quinn() -> &'static Path {
+pub(crate) fn quinn() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let target = Path::new(env!("CARGO_BIN_EXE_portway")).parent().expect("a folder").join("interop");

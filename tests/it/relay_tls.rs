@@ -148,6 +148,29 @@ fn tls_ends_in_front_of_plain_servers() {
     std::fs::remove_dir_all(dir).unwrap();
 }
 
+/// A client that reads nothing for a while: what TLS could not send at once is offered to it again from elsewhere.
+#[test]
+fn a_client_of_tls_that_reads_slowly_gets_everything() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text =
+        relay(&[("app", server.local_addr().unwrap().port())], "certificate = \"local\"\nupstream = \"app\"", "")
+            + "[[certificate]]\nname = \"local\"\ngenerate = [\"localhost\"]\n";
+    let gateway = Running::start(&text);
+    let all: Vec<u8> = (0..16_u32 << 20).map(|at| (at / 7) as u8).collect();
+    let sent = all.clone();
+    std::thread::spawn(move || server.accept().unwrap().0.write_all(&sent));
+    let stream = TcpStream::connect(gateway.address("tls")).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let mut builder = boring::ssl::SslConnector::builder(boring::ssl::SslMethod::tls()).unwrap();
+    builder.set_verify(boring::ssl::SslVerifyMode::NONE);
+    let mut client = builder.build().connect("localhost", stream).unwrap();
+    let mesh = gateway.gateway().mesh().clone();
+    eventually("nobody takes any more", || view(&mesh).of_kind("relay").any(|actor| actor.held > 0));
+    let mut came = Vec::new();
+    client.read_to_end(&mut came).unwrap();
+    assert!(came == all, "{} of {} bytes", came.len(), all.len());
+}
+
 #[test]
 fn fifty_streams_are_fifty_actors() {
     let server = Server::start();
