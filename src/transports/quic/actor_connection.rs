@@ -311,6 +311,9 @@ impl ConnectionActor {
         self.end_by = Some(later(self.engine.now, CLOSE_PATIENCE));
         self.reported = true;
         turn.counter("quic_connections_closed", &self.scope, end.reason).add(1);
+        if let Some((family, alert)) = refused(end) {
+            turn.counter(family, &self.scope, alert).add(1);
+        }
         tracing::debug!(listener = %self.scope, %end, "connection closed");
     }
 
@@ -447,6 +450,12 @@ impl ConnectionActor {
     fn last_info(&self) -> Info {
         self.engine.info()
     }
+}
+
+/// Where it is counted, if TLS of one end wants nothing of the other: its certificate, its name, its protocols.
+fn refused(end: &End) -> Option<(&'static str, &'static str)> {
+    let family = if end.who == Who::Peer { "quic_tls_refused_by_peers" } else { "quic_tls_refused" };
+    end.code.alert().map(|alert| (family, alert))
 }
 
 /// The earlier of two, if there is one.
@@ -592,6 +601,9 @@ impl Protocol for ConnectionActor {
             if !std::mem::replace(&mut self.reported, true) {
                 if let Some(tally) = &self.tally {
                     tally.raise("quic_connections_closed", &self.scope, end.reason);
+                    if let Some((family, alert)) = refused(&end) {
+                        tally.raise(family, &self.scope, alert);
+                    }
                 }
                 self.engine.events.clear();
                 let event = Event::Closed(end);
