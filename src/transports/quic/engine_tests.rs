@@ -437,12 +437,9 @@ fn a_stream_that_is_held_back_again_and_again_goes_on_each_time() {
     while ended < streams.len() {
         ends.settle();
         held_back += usize::from(ends.server.sending.is_held_back());
-        let readable = happened(&mut ends.client).into_iter().filter_map(|event| match event {
-            Event::Readable(stream) => Some(stream),
-            _ => None,
-        });
         let before = (got, ended);
-        for stream in readable.collect::<Vec<_>>() {
+        for event in happened(&mut ends.client) {
+            let Event::Readable(stream) = event else { continue };
             loop {
                 match ends.client.read(stream, 1 << 20).unwrap() {
                     Read::Data(bytes) => got += bytes.len(),
