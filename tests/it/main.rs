@@ -54,6 +54,8 @@ mod moq_browser;
 mod moq_chain;
 #[cfg(feature = "moq")]
 mod moq_client;
+#[cfg(feature = "moq")]
+mod moq_fetch;
 #[cfg(all(feature = "moq", feature = "http"))]
 mod moq_interop;
 #[cfg(feature = "wireguard")]

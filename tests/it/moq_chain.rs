@@ -14,7 +14,7 @@ use crate::probe::{eventually, wait};
 use crate::quic_gateway::certificate;
 
 /// An edge of this origin; `scope` and `rest` follow its upstream.
-fn edge(origin: SocketAddr, scope: &str, rest: &str) -> String {
+pub(crate) fn edge(origin: SocketAddr, scope: &str, rest: &str) -> String {
     format!(
         "version = 1\n[runtime]\narbiters = 2\ndrain = \"5s\"\n{}\n[[upstream]]\nname = \"origin\"\n\
          servers = [\"quic://localhost:{}\"]\n[upstream.tls]\ntrust = \"local\"\nalpn = \"moqt-20\"\n[[listener]]\n\
@@ -26,7 +26,7 @@ fn edge(origin: SocketAddr, scope: &str, rest: &str) -> String {
 }
 
 /// Whether the edge has its session with the origin.
-fn is_joined(edge: &Running) -> bool {
+pub(crate) fn is_joined(edge: &Running) -> bool {
     edge.totals().get("moq_sessions", "origin", "moqt-20") > 0
 }
 
