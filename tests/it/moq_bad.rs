@@ -298,7 +298,7 @@ fn objects_that_come_twice_are_passed_on_once() {
         near.lost_nothing().await;
         drop((publish, subscription));
     });
-    assert!(running.totals().get("moq_duplicates", "moq", "") >= 1);
+    assert_eq!(running.totals().get("moq_duplicates", "moq", ""), 2, "each of its objects, once");
     assert_eq!(running.totals().family("moq_malformed"), 0);
     assert_eq!(running.totals().family("moq_sessions_failed"), 0);
 }

@@ -248,3 +248,21 @@ fn tracks_of_an_origin_are_offered_however_they_came() {
     let (_, out) = bench.with(|all, _, out| all.unwatch(watcher, &namespace("a"), out));
     assert_eq!(out, [Say::Watch { origin, tracks: true, on: false }]);
 }
+
+/// 100,000 namespaces of one session, where it may have as many: told, found, and gone with it.
+#[test]
+fn a_session_may_have_as_many_namespaces_as_it_is_allowed() {
+    const ALL: usize = 100_000;
+    let mut bench = Bench::new(Limits { namespaces: ALL, ..Limits::default() });
+    let (_, out) = bench.with(|all, _, out| all.watch_namespaces(asked(2, 0), &namespace("many"), out));
+    assert_eq!(out, []);
+    for number in 0..ALL {
+        assert_eq!(bench.announce(1, &format!("many/{number}")).len(), 1, "the watcher is told");
+    }
+    let beyond = bench.with(|all, make, out| all.publish_namespace(SessionId(1), &namespace("more"), make, out));
+    assert_eq!(beyond, (Err(RequestCode::ExcessiveLoad), vec![]));
+    assert_eq!(bench.directory.counts()[0], ALL);
+    bench.announce(3, "many/here");
+    assert_eq!(bench.with(|all, _, out| all.gone(SessionId(1), out)).1.len(), ALL);
+    assert_eq!(bench.directory.counts()[0], 1, "those of others stay");
+}
