@@ -44,6 +44,7 @@ mod schema;
 mod service;
 #[cfg_attr(not(feature = "http"), path = "gateway/sites/none.rs")]
 mod sites;
+mod spare;
 mod start_error;
 #[cfg(feature = "wireguard")]
 mod tunnels;
@@ -350,6 +351,7 @@ impl Builder {
             draining: AtomicBool::new(false),
             budget: parts.budget,
             listeners: Snapshot::new(listeners),
+            leaving: Snapshot::default(),
             tunnels: Mutex::new(tunnels),
             upstreams: Snapshot::new(upstreams),
             certificates: Mutex::new(certificates),
@@ -406,6 +408,8 @@ pub(crate) struct Status {
     draining: AtomicBool,
     budget: Budget,
     listeners: Snapshot<Vec<Arc<ListenerStatus>>>,
+    /// Those that reloads took out, while they have connections: each reload forgets the others.
+    leaving: Snapshot<Vec<Leaving>>,
     tunnels: Tunnels,
     upstreams: Snapshot<Upstreams>,
     certificates: Mutex<sites::Certificates>,
@@ -453,6 +457,15 @@ pub(crate) struct ListenerStatus {
     quic: Option<quic::QuicListener>,
     #[cfg(feature = "udp")]
     udp: Option<crate::transports::datagram::UdpServer>,
+}
+
+/// A listener that is no more, but for its connections.
+#[derive(Clone)]
+pub(crate) struct Leaving {
+    name: Arc<str>,
+    address: SocketAddr,
+    protocol: String,
+    occupancy: Arc<Occupancy>,
 }
 
 impl ListenerStatus {

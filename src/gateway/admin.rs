@@ -23,7 +23,8 @@
 //!
 //! Who may do what is decided in `access`: reading is free on loopback, whatever changes something needs the token, or a
 //! client certificate where there is none, and is logged as an `audit` line. With a `certificate` it speaks TLS. 64
-//! connections at once: one more ends the oldest. One that has not shaken hands or sent its request in 10 seconds is
+//! connections at once: one more ends the oldest, and so does one for which there is no descriptor, after those that are
+//! kept back for it. One that has not shaken hands or sent its request in 10 seconds is
 //! closed, and any after 30, but for streams, as long as they are read.
 
 mod access;
@@ -55,6 +56,7 @@ use std::time::Duration;
 pub(crate) use sampler::Hub;
 pub(crate) use terms::Terms;
 
+use super::spare::{Spare, is_shortage};
 use super::{Overview, Status};
 use crate::actors::{Control, Driver, Fault, Kind, Mail, Mesh, Place, SpawnError, Spec, clock};
 use access::{Refused, Rules, Wish};
@@ -67,6 +69,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 const CONNECTIONS: usize = 64;
+/// So many are let in although all descriptors are in use.
+const KEPT_BACK: usize = 4;
+/// How soon a descriptor that came free is kept back again: listeners that lack one look ten times a second.
+const RETAKE: Duration = Duration::from_millis(5);
 const HEADER_TIME: Duration = Duration::from_secs(10);
 /// A connection ends after this long, whatever it is doing: reading an answer takes milliseconds. One that streams ends
 /// when it has read nothing for so long.
@@ -109,15 +115,30 @@ async fn accept(
     // In the order in which they came: when there are too many the oldest has to go, so that whoever holds
     // connections open keeps nobody from looking in.
     let mut connections: VecDeque<Mail<Infallible>> = VecDeque::new();
-    let mut complained = false;
+    let (mut complained, mut spare) = (false, Spare::new(KEPT_BACK));
     loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
+            // Not before an attempt: it would take back what was given up for it.
+            () = clock::sleep(RETAKE), if !spare.is_full() => {
+                spare.refill();
+                continue;
+            }
             () = driver.drained() => return Ok(()),
         };
         let (stream, peer) = match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
             Ok(accepted) => accepted,
+            Err(error) if spare.makes_room(&error) => continue,
             Err(error) => {
+                connections.retain(|connection| !connection.is_closed());
+                if is_shortage(&error)
+                    && let Some(oldest) = connections.pop_front()
+                {
+                    oldest.control(Control::Stop);
+                    driver.raise("admin_evicted", "admin", "");
+                    clock::sleep(RETAKE).await;
+                    continue;
+                }
                 if !std::mem::replace(&mut complained, true) {
                     tracing::warn!(%error, "the admin listener cannot accept");
                 }

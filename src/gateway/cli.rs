@@ -256,7 +256,10 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
     };
     let gateway = match builder.start(config) {
         Ok(gateway) => gateway,
-        Err(error) => return complain(&error, FAILED),
+        Err(error) => {
+            let _gone_already = control.map(|(_, path)| std::fs::remove_file(path));
+            return complain(&error, FAILED);
+        }
     };
     tracing::info!(arbiters = gateway.mesh().arbiters(), open_files = files, "running");
     gateway.reloads_by(path.to_owned(), {
@@ -442,7 +445,7 @@ fn read_and_apply(gateway: &Gateway, builder: &Builder, path: &Path) -> (bool, S
             report.print();
             let first = report.diagnostics().first().and_then(|d| d.place());
             let first = first.map(|place| format!(", the first at {place}")).unwrap_or_default();
-            gateway.reload_refused(format!("{} mistakes{first}", report.count()));
+            gateway.reload_refused(format!("{}{first}", report.counted()));
             return (false, report.render(false));
         }
     };

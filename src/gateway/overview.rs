@@ -26,7 +26,7 @@ pub struct Overview {
     pub memory: (usize, usize),
     /// The arbiters.
     pub arbiters: Vec<ArbiterRow>,
-    /// The listeners, in the order of the file.
+    /// The listeners, in the order of the file; then those that a reload took out, while they have connections.
     pub listeners: Vec<ListenerRow>,
     /// The servers of all upstreams, in the order of the upstreams' names.
     pub servers: Vec<ServerRow>,
@@ -76,6 +76,8 @@ pub struct ListenerRow {
     pub protocol: String,
     /// Whether it takes connections.
     pub accepting: bool,
+    /// Whether a reload took it out: it is here until its last connection has ended.
+    pub draining: bool,
     /// Connections now.
     pub connections: usize,
     /// Connections let in since the start.
@@ -163,7 +165,11 @@ impl Overview {
         table(out, &rows)?;
         rows = vec![row(&["listener", "address", "protocol", "state", "now", "accepted", "refused"])];
         for l in &self.listeners {
-            let state = if l.accepting { "open" } else { "ENDED" };
+            let state = match l {
+                ListenerRow { draining: true, .. } => "draining",
+                ListenerRow { accepting: true, .. } => "open",
+                _ => "ENDED",
+            };
             let numbers = [l.connections as u64, l.accepted, l.refused].map(|n| n.to_string());
             rows.push(row(&[&l.name, &l.address, &l.protocol, state, &numbers[0], &numbers[1], &numbers[2]]));
         }
@@ -207,6 +213,7 @@ pub(super) fn listeners(totals: &Totals, status: &Status) -> Vec<ListenerRow> {
         address: listener.address.to_string(),
         protocol: listener.protocol.clone(),
         accepting: listener.accepting(),
+        draining: false,
         connections: listener.occupancy.connections(),
         accepted: sum("connections_accepted", &listener.name),
         refused: sum("connections_refused", &listener.name),
@@ -219,12 +226,24 @@ pub(super) fn listeners(totals: &Totals, status: &Status) -> Vec<ListenerRow> {
             address: tunnel.address.to_string(),
             protocol: "wireguard".to_owned(),
             accepting: tunnel.accepting,
+            draining: false,
             connections: tunnel.sessions,
             accepted: sum("wireguard_handshakes", tunnel.name),
             refused: sum("wireguard_dropped", tunnel.name),
         }
     });
-    rows.chain(tunnels).collect()
+    let leaving = status.leaving.read();
+    let leaving = leaving.iter().filter(|gone| gone.occupancy.connections() > 0).map(|gone| ListenerRow {
+        name: gone.name.to_string(),
+        address: gone.address.to_string(),
+        protocol: gone.protocol.clone(),
+        accepting: false,
+        draining: true,
+        connections: gone.occupancy.connections(),
+        accepted: sum("connections_accepted", &gone.name),
+        refused: sum("connections_refused", &gone.name),
+    });
+    rows.chain(tunnels).chain(leaving).collect()
 }
 
 /// What was refused, closed for a fault, dropped or contained.

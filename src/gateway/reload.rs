@@ -23,7 +23,7 @@ use super::sites::{Certificates, Web};
 use super::udp;
 use super::upstreams::Upstreams;
 use super::upstreams::secure::Secure;
-use super::{Gateway, ListenerStatus, StartError, in_order, listeners, tunnels};
+use super::{Gateway, Leaving, ListenerStatus, StartError, in_order, listeners, tunnels};
 use crate::actors::{Control, clock};
 use crate::transports::tcp;
 use plan::same_around;
@@ -225,6 +225,8 @@ impl Gateway {
         started.iter().filter_map(|status| status.web.as_ref()).for_each(Web::publish);
         let by = clock::later(clock::now(), running.runtime.drain);
         let mut now = started;
+        let mut leaving: Vec<_> =
+            self.status.leaving.read().iter().filter(|gone| gone.occupancy.connections() > 0).cloned().collect();
         for status in old.iter().cloned() {
             let goes_on = now.iter().any(|new| Arc::ptr_eq(new, &status));
             if goes_on || done.kept.iter().any(|name| *name == *status.name) {
@@ -255,10 +257,17 @@ impl Gateway {
             if !done.changed.iter().any(|name| *name == *status.name) {
                 self.mesh.drain_children(status.acceptor.id(), by);
                 done.removed.push(status.name.to_string());
+                leaving.push(Leaving {
+                    name: status.name.clone(),
+                    address: status.address,
+                    protocol: status.protocol.clone(),
+                    occupancy: status.occupancy.clone(),
+                });
             }
         }
         in_order(&mut now, &new);
         self.status.listeners.publish(now);
+        self.status.leaving.publish(leaving);
         let Config { listeners, upstreams, certificates, .. } = new;
         let runtime = Runtime { drain: new.runtime.drain, ..running.runtime.clone() };
         let mut admin = running.admin.clone();

@@ -196,9 +196,14 @@ impl Report {
         if self.more > 0 {
             text.push_str(&format!("… and {} more\n", self.more));
         }
-        let noun = if self.count() == 1 { "mistake" } else { "mistakes" };
-        text.push_str(&format!("{} {noun} in {}\n", self.count(), self.file));
+        text.push_str(&format!("{} in {}\n", self.counted(), self.file));
         text
+    }
+
+    /// Their number in words: `1 mistake`, `2 mistakes`.
+    pub(super) fn counted(&self) -> String {
+        let noun = if self.count() == 1 { "mistake" } else { "mistakes" };
+        format!("{} {noun}", self.count())
     }
 
     /// Writes the report to standard error, coloured if that is a terminal and `NO_COLOR` is not set.

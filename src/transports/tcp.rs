@@ -30,6 +30,9 @@ const ACCEPTS: usize = 64;
 const BACKLOG: i32 = 4_096;
 /// How long to leave the queue alone when this process has no file descriptor for the next connection.
 const FD_PAUSE: Duration = Duration::from_millis(100);
+/// After that it goes on when so many descriptors are free, or nobody is connected: the last ones are for those who are
+/// let in already, and for who looks in to see what is wrong.
+const FD_ROOM: usize = 16;
 /// A shortage that comes and goes is logged this often.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
@@ -178,6 +181,10 @@ impl<A: OnAccept> Acceptor<A> {
 
     fn accept(&mut self, ready: &AsyncFd<TcpListener>, turn: &Turn<'_, Never>) -> Result<Progress, Fault> {
         let listener = ready.get_ref();
+        if self.starved && self.settings.occupancy.connections() > 0 && !has_room(listener) {
+            self.paused = Some(later(turn.now(), FD_PAUSE));
+            return Ok(Progress::Idle);
+        }
         for _ in 0..ACCEPTS {
             let mut guard = match ready.poll_read_ready(&mut turn.cx()) {
                 Poll::Ready(Ok(guard)) => guard,
@@ -232,6 +239,13 @@ impl<A: OnAccept> Acceptor<A> {
         turn.counter("connections_refused", &self.settings.name, reason).add(1);
         tracing::debug!(listener = %self.settings.name, reason, "connection refused");
     }
+}
+
+/// Whether [`FD_ROOM`] descriptors can be had, found by taking and returning them: it is only asked in a shortage.
+fn has_room(of: &impl AsFd) -> bool {
+    let mut taken = Vec::with_capacity(FD_ROOM);
+    taken.extend((0..FD_ROOM).map_while(|_| rustix::io::fcntl_dupfd_cloexec(of, 0).ok()));
+    taken.len() == FD_ROOM
 }
 
 impl<A: OnAccept> Protocol for Acceptor<A> {

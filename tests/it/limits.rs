@@ -21,7 +21,6 @@ fn a_shortage_of_descriptors_is_counted_once_hurts_nobody_and_passes() {
     let mut binary = Binary::start_limited(&text, 64);
     binary.says("running");
     let mut neighbour = Neighbour::of(echo);
-    // In the shortage there is no descriptor for another admin connection: this one is kept.
     let mut asks = Kept::to(admin);
     let mut counted = || {
         let metrics = asks.get("/metrics");
@@ -41,6 +40,51 @@ fn a_shortage_of_descriptors_is_counted_once_hurts_nobody_and_passes() {
     assert_eq!(counted(), 1, "once per shortage and not per look");
     drop(clients);
     eventually("it answers again", || TcpStream::connect(admin).is_ok() && get(admin, "/healthz").0 == 200);
+    eventually("all is as before", || {
+        let mut client = Client::to(echo);
+        client.send(b"y");
+        let mut answer = [0; 5];
+        client.0.read_exact(&mut answer).is_ok()
+    });
+    neighbour.works();
+}
+
+/// When something is wrong is when people look in: the admin listener and the control socket have descriptors of their
+/// own, also for a reload that reads files. Who holds more admin connections than are kept back makes room for others.
+#[test]
+fn a_shortage_of_descriptors_locks_nobody_out_who_looks_in() {
+    let (admin, echo) = (free(), free());
+    let text = |level: &str| {
+        format!(
+            "version = 1\n[runtime]\narbiters = 1\n[log]\nlevel = \"{level}\"\n[admin]\nlisten = \"{admin}\"\n\
+             control = \"control.sock\"\n[[listener]]\nname = \"echo\"\nlisten = \"{echo}\"\nprotocol = \"framed\"\n\
+             service = \"echo\"\n"
+        )
+    };
+    let mut binary = Binary::start_limited(&text("info"), 64);
+    binary.says("running");
+    let mut neighbour = Neighbour::of(echo);
+    let clients: Vec<_> = (0..100).map(|_| Client::to(echo)).collect();
+    binary.says("no file descriptor is left");
+    let evicted = || value(&get(admin, "/metrics").1, "portway_admin_evicted_total{listener=\"admin\"}");
+    // More often than there are descriptors kept back: each comes home.
+    for _ in 0..20 {
+        assert_eq!(get(admin, "/readyz"), (200, "ready\n".to_owned()));
+    }
+    assert_eq!(evicted(), 0);
+    for level in ["warn", "info", "warn"] {
+        binary.rewrite(&text(level));
+        let done = binary.portway(&["reload"]);
+        assert!(done.status.success(), "{done:?}");
+        let status = binary.portway(&["status"]);
+        assert!(status.status.success(), "{status:?}");
+    }
+    // More that stay than can find one: those who came first have to go.
+    let held: Vec<_> = (0..40).map(|_| TcpStream::connect(admin).unwrap()).collect();
+    eventually("the others get in", || evicted() >= 10);
+    assert_eq!(get(admin, "/healthz").0, 200);
+    neighbour.works();
+    drop((held, clients));
     eventually("all is as before", || {
         let mut client = Client::to(echo);
         client.send(b"y");

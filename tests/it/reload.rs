@@ -1,5 +1,6 @@
 //! Reload: applied as a difference or refused whole, and nobody who is not concerned loses anything.
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,7 +10,8 @@ use portway::gateway::config::Config;
 use portway::gateway::{Builder, StartError, check};
 
 use crate::gateway::{Binary, Client, Neighbour, Running, free};
-use crate::probe::{SOON, eventually};
+use crate::probe::{SOON, eventually, wait};
+use crate::relay::Server;
 
 fn listener(name: &str, address: SocketAddr, more: &str) -> String {
     format!(
@@ -55,6 +57,57 @@ fn only_what_differs_is_touched() {
     running.counts("connections_closed", "c", "drained", 1);
     eventually("c is closed", || std::net::TcpStream::connect(c).is_err());
     assert_eq!(running.gateway().not_ready(), None);
+}
+
+#[test]
+fn a_listener_that_was_taken_out_is_shown_until_its_last_connection_has_ended() {
+    let server = Server::start();
+    let (a, b) = (free(), free());
+    let relay = format!(
+        "[[upstream]]\nname = \"app\"\nservers = [\"{}\"]\n[[listener]]\nname = \"b\"\nlisten = \"{b}\"\n\
+         protocol = \"relay\"\nupstream = \"app\"\n",
+        server.servers()[0]
+    );
+    let running = start(&[listener("a", a, ""), relay]);
+    let mut on_a = Neighbour::of(a);
+    let mut on_b = Client::to(b);
+    // `e` for an echo.
+    on_b.0.write_all(b"ehello").unwrap();
+    let mut hello = [0; 5];
+    on_b.0.read_exact(&mut hello).unwrap();
+    let rows = || {
+        let rows = wait(running.gateway().overview()).listeners;
+        rows.into_iter().map(|row| (row.name, row.accepting, row.draining, row.connections)).collect::<Vec<_>>()
+    };
+    let row_of = |name: &str, draining: bool| (name.to_owned(), !draining, draining, 1);
+    eventually("both are shown", || rows() == [row_of("a", false), row_of("b", false)]);
+    running.gateway().reload(config(&[listener("a", a, "")])).unwrap();
+    assert_eq!(rows(), [row_of("a", false), row_of("b", true)]);
+    assert!(wait(running.gateway().overview()).text().contains("draining"));
+    assert_eq!(running.gateway().not_ready(), None);
+    // Another reload does not forget it.
+    running.gateway().reload(config(&[listener("a", a, "[listener.limits]\nconnections = 7\n")])).unwrap();
+    assert_eq!(rows(), [row_of("a", false), row_of("b", true)]);
+    on_b.0.write_all(b"again").unwrap();
+    on_b.0.read_exact(&mut hello).unwrap();
+    assert_eq!(&hello, b"again");
+    drop(on_b);
+    eventually("it is gone", || rows() == [row_of("a", false)]);
+    on_a.works();
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_control_socket_behind() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = free();
+    let text = format!(
+        "version = 1\n[admin]\nlisten = \"{admin}\"\ncontrol = \"control.sock\"\n{}",
+        listener("late", taken.local_addr().unwrap(), "")
+    );
+    let mut binary = Binary::start(&text);
+    assert_eq!(binary.ends_within(SOON).code(), Some(1));
+    binary.says("late");
+    assert!(!binary.dir().join("control.sock").exists());
 }
 
 #[test]
