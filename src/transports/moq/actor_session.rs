@@ -284,6 +284,7 @@ impl MoqSession {
         for (number, request) in requests {
             self.let_go(number, request.what, None);
         }
+        self.errands_are_lost();
         self.joined = None;
         self.outgoing.clear();
         self.offers.clear();
