@@ -56,6 +56,8 @@ mod moq_chain;
 mod moq_client;
 #[cfg(all(feature = "moq", feature = "http"))]
 mod moq_interop;
+#[cfg(all(feature = "moq", feature = "http"))]
+mod moq_reload;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]

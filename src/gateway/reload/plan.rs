@@ -215,7 +215,10 @@ impl Gateway {
             budget: &self.status.budget,
         };
         let settings = crate::gateway::quic::settings_of(listener, quic, &around)?;
-        let same = before.routes == quic.routes && was.limits == listener.limits && was.listen == listener.listen;
+        let same = before.routes == quic.routes
+            && before.moq == quic.moq
+            && was.limits == listener.limits
+            && was.listen == listener.listen;
         Ok(same && !server.would_change(&settings))
     }
 }

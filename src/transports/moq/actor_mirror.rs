@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::actor_feed::{Feed, Feeds};
 use super::actor_relay::{Relay, TrackRef};
 use super::actor_track::ToTrack;
-use super::state_cache::{Groups, Item};
+use super::state_cache::{Groups, Item, Limits};
 use super::state_track::Status;
 use crate::actors::clock::later;
 use crate::actors::{Exit, Fault, Progress, Protocol, Turn, shelf};
@@ -27,6 +27,8 @@ pub(super) enum ToMirror {
     Items(Arc<[Item]>, usize),
     /// All that is at hand, instead of what was there.
     Anew(Groups),
+    /// Other bounds of what is kept.
+    Limits(Limits),
     /// What is true of the track from now on.
     Status(Status),
     /// Readers have come or gone, or want something else.
@@ -53,7 +55,7 @@ impl Mirror {
     pub(super) fn new(relay: Arc<Relay>, track: TrackRef) -> Self {
         let feeds = shelf(&relay, Feeds::default);
         let feed = feeds.get(track.id).unwrap_or_else(|| {
-            let feed = Rc::new(Feed::new(relay.settings.cache));
+            let feed = Rc::new(Feed::new(relay.settings().cache));
             feeds.put(track.id, feed.clone());
             feed
         });
@@ -66,7 +68,7 @@ impl Mirror {
         if let Some(feed) = feeds.get(track.id) {
             return Some(feed);
         }
-        let feed = Rc::new(Feed::new(relay.settings.cache));
+        let feed = Rc::new(Feed::new(relay.settings().cache));
         feeds.put(track.id, feed.clone());
         let (owner, of) = (relay.clone(), track.clone());
         let mail = relay.spawn_on(arbiter, "mirror", move || Self::new(owner, of));
@@ -142,7 +144,7 @@ impl Protocol for Mirror {
         match m {
             ToMirror::Items(_, bytes) => *bytes,
             // What is in the track's cache is bounded, and counted references mostly: it must fit.
-            ToMirror::Anew(_) | ToMirror::Status(_) | ToMirror::Look | ToMirror::TrackEnded => 0,
+            ToMirror::Anew(_) | ToMirror::Limits(_) | ToMirror::Status(_) | ToMirror::Look | ToMirror::TrackEnded => 0,
         }
     }
 
@@ -165,6 +167,13 @@ impl Protocol for Mirror {
             }
             ToMirror::Anew(groups) => {
                 *self.feed.groups.borrow_mut() = groups;
+                self.feed.ring();
+            }
+            ToMirror::Limits(limits) => {
+                let mut groups = self.feed.groups.borrow_mut();
+                groups.set_limits(limits);
+                groups.shrink(turn.now());
+                drop(groups);
                 self.feed.ring();
             }
             ToMirror::Status(status) => {

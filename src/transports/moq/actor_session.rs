@@ -36,12 +36,13 @@ use super::codec::{Ends, Mistake};
 use super::model::{Draft, Side};
 use super::model_codes::{RequestCode, SessionCode};
 use super::model_message::{Goaway, Message, Setup};
+use super::model_params::Token;
 use super::state_directory::SessionId;
 use super::state_outgoing::Outgoing;
 use super::state_ready::Ready;
 use super::state_requests::{Aliases, Numbers, Prefixes};
 use super::state_rights::Held;
-use crate::actors::clock::{later, since_1970};
+use crate::actors::clock::later;
 use crate::actors::{Counter, Driver, Permit};
 use crate::transports::quic::{
     Application, Code, End, Event, Priority, Read, Session, StreamError, StreamId, StreamKind,
@@ -157,6 +158,8 @@ pub(super) struct MoqSession {
     pub(super) namespaces: Prefixes,
     pub(super) tracks: Prefixes,
     pub(super) held: Held,
+    /// What the peer showed when it came: judged anew when the relay's rights change.
+    pub(super) tokens: Vec<Token>,
     pub(super) aliases: Aliases,
     pub(super) next_alias: u64,
     /// Streams of objects from the peer.
@@ -181,7 +184,7 @@ pub(super) struct MoqSession {
     /// Streams that came before the setup.
     early: Vec<StreamId>,
     /// When a grant ends, since 1970, and when to look.
-    rights_end: Option<Instant>,
+    pub(super) rights_end: Option<Instant>,
     pub(super) wake: BTreeMap<u64, Instant>,
 }
 
@@ -206,6 +209,7 @@ impl MoqSession {
         let driver = Driver::default();
         Self {
             held: Held::new(super::state_rights::Grant::default()),
+            tokens: Vec::new(),
             counters: Counters::of(&driver, site.name()),
             driver,
             joined: None,
@@ -317,21 +321,7 @@ impl MoqSession {
     /// The peer's SETUP: which relay it is for, and what it may do there.
     fn setup(&mut self, setup: &Setup, session: &mut dyn Session) -> Result<(), Close> {
         let relay = self.site.relay_of(setup)?;
-        let now = since_1970();
-        if self.side == Side::Server {
-            self.held = Held::new(relay.settings.rights.of_everybody());
-        }
-        // An origin has no rights here, whatever it says.
-        for token in setup.tokens.iter().filter(|_| self.side == Side::Server) {
-            let grant = super::actor_requests::grant_of(&relay.settings.rights, token, now).map_err(|refused| {
-                use super::state_rights::Refused;
-                match refused {
-                    Refused::Unknown => Close { code: SessionCode::Unauthorized, reason: "unauthorized" },
-                    Refused::Expired => Close { code: SessionCode::ExpiredAuthToken, reason: "expired_token" },
-                }
-            })?;
-            self.held.add(grant);
-        }
+        self.take_tokens(&relay, setup.tokens.clone())?;
         self.look_at_rights(session.now());
         let id = relay.session();
         let farewell = relay.reserve();
@@ -351,11 +341,6 @@ impl MoqSession {
             self.readable(stream, session)?;
         }
         Ok(())
-    }
-
-    pub(super) fn look_at_rights(&mut self, now: Instant) {
-        let today = since_1970();
-        self.rights_end = self.held.next_end(today).map(|at| later(now, at.saturating_sub(today)));
     }
 
     /// Something can be read on a stream.
@@ -482,13 +467,21 @@ impl MoqSession {
         }
     }
 
+    /// Tells the peer to go elsewhere, and closes the session shortly before this time is over. Of two such times the
+    /// first counts.
+    fn leave_within(&mut self, left: Duration, session: &mut dyn Session) {
+        self.say_goaway("", left, session);
+        let by = later(session.now(), left.saturating_sub(BEFORE.min(left / 2)));
+        self.by = Some(self.by.map_or(by, |before| before.min(by)));
+    }
+
     fn opened(&mut self, stream: StreamId, session: &mut dyn Session) {
         if stream.kind() == StreamKind::Unidirectional {
             self.incoming.insert(stream, Incoming::default());
             return;
         }
         session.prioritise(stream, REQUESTS);
-        let most = self.relay().map_or(1_000, |relay| relay.settings.requests);
+        let most = self.relay().map_or(1_000, |relay| relay.settings().requests);
         let request = Request::new(self.draft, false, What::New);
         let theirs = self.requests.values().filter(|request| !request.ours).count();
         self.requests.insert(stream.0, request);
@@ -551,11 +544,16 @@ impl MoqSession {
     }
 
     fn told(&mut self, what: ToSession, session: &mut dyn Session) -> Result<(), Close> {
-        if let ToSession::Goaway(uri) = &what {
-            self.say_goaway(uri, Duration::ZERO, session);
-            return Ok(());
+        match what {
+            ToSession::Goaway(uri) => self.say_goaway(&uri, Duration::ZERO, session),
+            ToSession::Retired(within) => self.leave_within(within, session),
+            ToSession::Rights => {
+                self.judge_anew(session);
+                self.look_at_rights(session.now());
+            }
+            other => self.hear_relay(other, session)?,
         }
-        self.hear_relay(what, session)
+        Ok(())
     }
 
     fn tick(&mut self, session: &mut dyn Session) {
@@ -639,10 +637,7 @@ impl Application for MoqSession {
     }
 
     fn drain(&mut self, by: Instant, session: &mut dyn Session) {
-        let now = session.now();
-        let left = by.saturating_duration_since(now);
-        self.say_goaway("", left, session);
-        self.by = Some(later(now, left.saturating_sub(BEFORE.min(left / 2))));
+        self.leave_within(by.saturating_duration_since(session.now()), session);
     }
 
     fn deadline(&self) -> Option<Instant> {

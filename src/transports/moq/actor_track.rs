@@ -52,6 +52,8 @@ pub(super) enum ToTrack {
     Errand(Box<Errand>),
     /// What is known of it.
     View(Reply<TrackView>),
+    /// The relay's cache has other bounds.
+    Changed,
     /// The relay ends.
     Stop,
 }
@@ -97,7 +99,7 @@ pub(super) struct TrackActor {
 
 impl TrackActor {
     pub(super) fn new(relay: Arc<Relay>, id: u64, name: FullTrackName) -> Self {
-        let state = Track::new(relay.settings.cache);
+        let state = Track::new(relay.settings().cache);
         Self {
             relay,
             id,
@@ -226,8 +228,22 @@ impl TrackActor {
         self.idle = match (lonely && self.ending.is_none(), self.idle) {
             (false, _) => None,
             (true, at @ Some(_)) => at,
-            (true, None) => Some(later(turn.now(), self.relay.settings.linger)),
+            (true, None) => Some(later(turn.now(), self.relay.settings().linger)),
         };
+    }
+
+    /// Other bounds hold for what is at hand, here and at its mirrors.
+    fn changed(&mut self, turn: &Turn<'_, ToTrack>) {
+        let limits = self.relay.settings().cache;
+        self.state.set_limits(limits);
+        self.state.shrink(turn.now());
+        self.counters.evicted.add(self.state.take_evicted());
+        for side in self.mirrors.values_mut() {
+            if side.mail.tell(ToMirror::Limits(limits)).is_err() {
+                side.behind = true;
+                self.retry.get_or_insert_with(|| later(turn.now(), RETRY));
+            }
+        }
     }
 
     /// Nobody came back.
@@ -345,6 +361,7 @@ impl Protocol for TrackActor {
                 None => errand.say(Came::Refused(RequestCode::DoesNotExist)),
             },
             ToTrack::View(reply) => drop(reply.send(self.view())),
+            ToTrack::Changed => self.changed(turn),
             ToTrack::Stop => turn.stop(),
         }
         Ok(())
@@ -356,6 +373,9 @@ impl Protocol for TrackActor {
 
     fn on_deadline(&mut self, turn: &mut Turn<'_, ToTrack>) -> Result<(), Fault> {
         let now = turn.now();
+        if self.state.groups().limits() != self.relay.settings().cache {
+            self.changed(turn);
+        }
         self.state.shrink(now);
         if self.retry.is_some_and(|at| at <= now) {
             self.catch_up(turn);

@@ -272,6 +272,17 @@ impl Groups {
         }
     }
 
+    /// The bounds.
+    #[must_use]
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Other bounds. What is beyond them goes with the next [`shrink`](Self::shrink).
+    pub const fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// All that is published from here on will be seen.
     pub fn know_from(&mut self, from: Location) {
         self.known_from = Some(self.known_from.map_or(from, |known| known.max(from)));
