@@ -293,7 +293,7 @@ impl Builder {
         let upstreams = upstreams.map_err(StartError::Spawn)?;
         #[cfg(feature = "moq")]
         let upstreams = {
-            let relays = upstreams.relays().renewed(mesh, config).map_err(StartError::Spawn)?;
+            let relays = upstreams.relays().renewed(mesh, config, &parts.budget).map_err(StartError::Spawn)?;
             let upstreams = upstreams.with_relays(relays);
             upstreams.relays().take_over(&moq::Relays::default(), mesh, &upstreams, config.runtime.drain);
             upstreams

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use super::config::{Config, HttpAction, Moq, MoqOrigin, MoqWhenSlow, Protocol};
 use super::upstreams::Upstreams;
 use crate::actors::{Mesh, SpawnError};
-use crate::memory::Snapshot;
+use crate::memory::{Budget, Snapshot};
 use crate::transports::kit::balance::Balancer;
 use crate::transports::moq::model_names::Namespace;
 use crate::transports::moq::model_params::Token;
@@ -79,7 +79,7 @@ impl Relays {
     ///
     /// # Errors
     /// See [`Mesh::spawn`].
-    pub(super) fn renewed(&self, mesh: &Mesh, config: &Config) -> Result<Self, SpawnError> {
+    pub(super) fn renewed(&self, mesh: &Mesh, config: &Config, budget: &Budget) -> Result<Self, SpawnError> {
         let mut by_listener = Vec::new();
         for (name, moq) in wanted(config) {
             let before = self.by_listener.iter().find(|running| running.name == name);
@@ -89,7 +89,7 @@ impl Relays {
                 let known = before.and_then(|before| before.scope(of.path.as_ref(), of.authority.as_ref()));
                 let relay = match known {
                     Some(scope) => scope.relay.clone(),
-                    None => Relay::start(mesh, &label, settings_of(&moq))?,
+                    None => Relay::start_within(mesh, &label, settings_of(&moq), Some(budget.clone()))?,
                 };
                 scopes.push(Scope { path: of.path.clone(), authority: of.authority.clone(), relay });
             }

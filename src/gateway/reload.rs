@@ -155,7 +155,7 @@ impl Gateway {
         let started = upstreams.map_err(StartError::Spawn).and_then(|upstreams| {
             #[cfg(feature = "moq")]
             let upstreams = {
-                let relays = upstreams.relays().renewed(&self.mesh, &new);
+                let relays = upstreams.relays().renewed(&self.mesh, &new, &self.status.budget);
                 let relays = relays.inspect_err(|_| upstreams.retire(&before)).map_err(StartError::Spawn)?;
                 upstreams.with_relays(relays)
             };

@@ -368,3 +368,61 @@ fn a_scope_that_is_taken_out_sends_its_sessions_away_and_no_others() {
     assert_eq!(running.totals().get("moq_sessions_failed", "moq", "goaway_timeout"), 1);
     assert_eq!(running.totals().family("moq_sessions_failed"), 1);
 }
+
+fn metric(text: &str, name: &str) -> Option<usize> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.rsplit(' ').next()?.parse::<f64>().ok().map(|value| value as usize)
+}
+
+/// Caches count against the memory budget and give way before anybody is refused.
+#[test]
+fn caches_of_many_tracks_stay_within_the_memory_budget() {
+    const BUDGET: usize = 24 << 20;
+    let place = Place::new();
+    let text = place.text("cache = \"8MiB\"\n").replace("arbiters = 2\n", "arbiters = 2\nmemory = \"24MiB\"\n");
+    let mut binary = crate::gateway::Binary::start(&text);
+    assert_eq!(binary.address("moq"), place.moq);
+    let metrics = || http(place.admin, "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").1;
+    let before = binary.resident();
+    let clients = crate::moq_client::Clients::new(1);
+    let others = Clients::new();
+    let (mut most, mut covered) = (0, true);
+    wait(async {
+        let mut neighbour = crate::moq::Flow::begin(&others, place.moq, "neighbour").await;
+        let payload = crate::quic_gateway::pattern(100_000);
+        let mut publishers = Vec::new();
+        let mut kept = Vec::new();
+        for _ in 0..5 {
+            let client = clients.join(place.moq, Draft::D20).await;
+            for _ in 0..4 {
+                let name = crate::moq_client::track(&format!("many-{}", publishers.len()));
+                publishers.push(client.publish(name, Default::default()).await.expect("accepted"));
+            }
+            kept.push(client);
+        }
+        for number in 0..30 {
+            for publisher in &publishers {
+                crate::moq_client::group(publisher, number, std::slice::from_ref(&payload)).await;
+            }
+            neighbour.works().await;
+            let text = metrics();
+            let leased = metric(&text, "portway_memory_leased_bytes").expect("it is exported");
+            let api = place.api();
+            let cached = api.lines().filter_map(|line| line.trim().strip_prefix("\"cached_bytes\": ")?.parse::<usize>().ok());
+            covered &= leased + (20 << 16) >= cached.sum::<usize>();
+            most = most.max(leased);
+        }
+        let text = metrics();
+        let of =
+            |reason: &str| metric(&text, &format!("portway_moq_evicted_total{{relay=\"moq\",reason=\"{reason}\"}}"));
+        assert!(of("memory").is_some_and(|evicted| evicted > 100), "{text}");
+        assert!(!text.contains("portway_connections_refused_total"), "{text}");
+        let _late = crate::moq::Flow::begin(&others, place.moq, "late").await;
+        drop(kept);
+    });
+    assert!(covered, "what caches hold is leased");
+    assert!(most > BUDGET / 2 && most < BUDGET / 10 * 8, "{most}");
+    let grown = binary.resident().saturating_sub(before);
+    assert!(grown < 3 * BUDGET, "grown by {grown}");
+    drop(others);
+}

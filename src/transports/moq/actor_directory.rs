@@ -179,7 +179,7 @@ impl DirectoryActor {
         self.names.set_limits(relay.settings().directory);
         if cache {
             for (_, track) in self.names.tracks() {
-                // One that has no room now looks for itself when it next lets go of what is old.
+                // One that has no room now keeps its bounds until the next change.
                 drop(track.mail.tell(ToTrack::Changed));
             }
         }

@@ -15,11 +15,14 @@ use super::state_cache::{Groups, Item, Limits};
 use super::state_track::Status;
 use crate::actors::clock::later;
 use crate::actors::{Exit, Fault, Progress, Protocol, Turn, shelf};
+use crate::memory::Lease;
 
 /// How long a mirror without readers is kept.
 const LINGER: Duration = Duration::from_secs(1);
 /// When to try a full mailbox again.
 const RETRY: Duration = Duration::from_millis(2);
+/// Changes of what it holds that are too small to tell the budget.
+const STEP: usize = 16 << 10;
 
 /// What a mirror is told.
 pub(super) enum ToMirror {
@@ -42,6 +45,8 @@ pub(super) struct Mirror {
     relay: Arc<Relay>,
     track: TrackRef,
     feed: Rc<Feed>,
+    /// What the copy costs beside what it shares with the track.
+    lease: Option<Lease>,
     /// What the track was told: whether objects are wanted here.
     told: Option<bool>,
     attached: bool,
@@ -59,7 +64,8 @@ impl Mirror {
             feeds.put(track.id, feed.clone());
             feed
         });
-        Self { relay, track, feed, told: None, attached: false, retry: None, idle: None }
+        let lease = relay.lease();
+        Self { relay, track, feed, lease, told: None, attached: false, retry: None, idle: None }
     }
 
     /// The feed of a track on this arbiter, with a mirror that writes it.
@@ -215,11 +221,15 @@ impl Protocol for Mirror {
     fn flush(&mut self, turn: &mut Turn<'_, ToMirror>) -> Result<Progress, Fault> {
         // A word about readers may have found no room.
         self.look(turn);
+        let overhead = self.held();
+        if let Some(lease) = self.lease.as_mut().filter(|lease| overhead.abs_diff(lease.bytes()) >= STEP) {
+            lease.force(overhead);
+        }
         Ok(Progress::Idle)
     }
 
     fn held(&self) -> usize {
-        self.feed.groups.borrow().bytes()
+        self.feed.groups.borrow().overhead()
     }
 
     fn closed(&mut self, _: &Exit) {

@@ -17,7 +17,7 @@ use super::state_cache;
 use super::state_directory::{self, SessionId};
 use super::state_rights::Rights;
 use crate::actors::{Control, Mail, Mesh, Permit, Place, Protocol, SpawnError, Spec};
-use crate::memory::{Snapshot, Version};
+use crate::memory::{Budget, Lease, Snapshot, Version};
 use crate::transports::quic::Door;
 
 /// What waits in the mailbox of a track or mirror, at most.
@@ -172,6 +172,8 @@ pub struct Relay {
     /// The scope of its counters.
     pub(super) name: Arc<str>,
     settings: Snapshot<RelaySettings>,
+    /// What caches count against.
+    pub(super) budget: Option<Budget>,
     directory: std::sync::OnceLock<Mail<ToDirectory>>,
     next: AtomicU64,
 }
@@ -188,11 +190,26 @@ impl Relay {
     /// # Errors
     /// See [`Mesh::spawn`].
     pub fn start(mesh: &Mesh, name: &Arc<str>, settings: RelaySettings) -> Result<Arc<Self>, SpawnError> {
+        Self::start_within(mesh, name, settings, None)
+    }
+
+    /// The same, whose caches count against a memory budget: from 70 % of it on they shrink instead of growing, so that
+    /// nobody is refused for their sake.
+    ///
+    /// # Errors
+    /// See [`Mesh::spawn`].
+    pub fn start_within(
+        mesh: &Mesh,
+        name: &Arc<str>,
+        settings: RelaySettings,
+        budget: Option<Budget>,
+    ) -> Result<Arc<Self>, SpawnError> {
         let limits = settings.directory;
         let relay = Arc::new(Self {
             mesh: mesh.clone(),
             name: name.clone(),
             settings: Snapshot::new(settings),
+            budget,
             directory: std::sync::OnceLock::new(),
             next: AtomicU64::new(1),
         });
@@ -230,6 +247,11 @@ impl Relay {
     #[must_use]
     pub fn retire(&self, within: Duration) -> bool {
         self.tell_directory(ToDirectory::Retire(within))
+    }
+
+    /// What a cache counts by; nothing yet.
+    pub(super) fn lease(&self) -> Option<Lease> {
+        self.budget.as_ref().map(Budget::nothing)
     }
 
     /// A number that is never used twice.
