@@ -408,7 +408,8 @@ fn caches_of_many_tracks_stay_within_the_memory_budget() {
             let text = metrics();
             let leased = metric(&text, "portway_memory_leased_bytes").expect("it is exported");
             let api = place.api();
-            let cached = api.lines().filter_map(|line| line.trim().strip_prefix("\"cached_bytes\": ")?.parse::<usize>().ok());
+            let cached =
+                api.lines().filter_map(|line| line.trim().strip_prefix("\"cached_bytes\": ")?.parse::<usize>().ok());
             covered &= leased + (20 << 16) >= cached.sum::<usize>();
             most = most.max(leased);
         }
@@ -425,4 +426,111 @@ fn caches_of_many_tracks_stay_within_the_memory_budget() {
     let grown = binary.resident().saturating_sub(before);
     assert!(grown < 3 * BUDGET, "grown by {grown}");
     drop(others);
+}
+
+/// The hash that is told follows the certificate, on connections that are open as well.
+#[test]
+fn the_hash_of_a_certificate_follows_its_file() {
+    let folder = crate::gateway::temp_dir();
+    let (cert, key) = (folder.join("c.pem"), folder.join("k.pem"));
+    let put = |from: &str, of: &str| {
+        std::fs::copy(crate::quic_gateway::pem(from), &cert).expect("copied");
+        std::fs::copy(crate::quic_gateway::pem(of), &key).expect("copied");
+    };
+    put("good.pem", "good-key.pem");
+    let at = free();
+    let text = format!(
+        "version = 1\n[runtime]\narbiters = 1\n[[certificate]]\nname = \"local\"\ncert = {cert:?}\nkey = {key:?}\n\
+         [[listener]]\nname = \"plain\"\nlisten = \"{at}\"\nprotocol = \"http\"\n\
+         [[listener.route]]\npath_exact = \"/hash\"\nservice = \"certificate_sha256\"\n"
+    );
+    let config =
+        || check::parse("test.toml", &text, &Known::default()).unwrap_or_else(|r| panic!("{}", r.render(false)));
+    let running = Running::start(&text);
+    let hash = || crate::gateway::get(at, "/hash").1;
+    let before = hash();
+    assert_eq!(before.len(), 64, "{before}");
+    let done = running.gateway().reload(config()).expect("it reloads");
+    assert_eq!(done.kept, ["plain"], "nothing has changed");
+    put("new.pem", "new-key.pem");
+    let plan = running.gateway().plan(&config()).expect("a plan");
+    assert_eq!(plan.steps[0].fate.to_string(), "change");
+    // As `keep_certificates` does when a file has changed.
+    let done = running.gateway().reload(config()).expect("it reloads");
+    assert_eq!(done.changed, ["plain"]);
+    eventually("the hash is the new one", || hash() != before);
+    let fresh = Running::start(&text.replace(&at.to_string(), "127.0.0.1:0"));
+    assert_eq!(hash(), crate::gateway::get(fresh.address("plain"), "/hash").1);
+    let _removed = std::fs::remove_dir_all(&folder);
+}
+
+/// Waits until this counter has this value.
+async fn counted(running: &Running, family: &str, reason: &str, value: u64) {
+    soon(&format!("{family} {reason}"), async {
+        while running.gateway().mesh().view().await.totals.get(family, "moq", reason) < value {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(running.gateway().mesh().view().await.totals.get(family, "moq", reason), value, "{family} {reason}");
+}
+
+/// Streams whose alias nobody explains are each given up and counted once: what is too many at once, the others in time,
+/// and those that wait when the session ends.
+#[test]
+fn streams_of_unknown_tracks_are_given_up_in_time_and_counted() {
+    let place = Place::new();
+    let running = Running::start(&place.text(""));
+    let clients = Clients::new();
+    wait(async {
+        let mut flow = crate::moq::Flow::begin(&clients, place.moq, "neighbour").await;
+        let peer = Peer::connect(&clients, place.moq, Draft::D18).await;
+        let mut streams = Vec::new();
+        for alias in 0..40 {
+            let stream = peer.connection.open_uni(Priority::default()).await.expect("a stream");
+            stream.write(peer.subgroup(1_000 + alias, 0, &[b"nobody wants it"])).await.expect("written");
+            streams.push(stream);
+        }
+        counted(&running, "moq_streams_dropped", "unknown_alias", 8).await;
+        flow.works().await;
+        counted(&running, "moq_streams_dropped", "unknown_alias", 40).await;
+        for stream in streams {
+            soon("a stop", async {
+                while stream.write(&b"more"[..]).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await;
+        }
+        let came = running.gateway().mesh().view().await.totals.get("moq_streams_in", "moq", "");
+        peer.send_subgroup(2_000, 0, &[b"the last"]).await;
+        counted(&running, "moq_streams_in", "", came + 1).await;
+        peer.connection.close(0, "");
+        counted(&running, "moq_streams_dropped", "unknown_alias", 41).await;
+        flow.works().await;
+    });
+    assert_eq!(running.totals().family("moq_sessions_failed"), 0);
+}
+
+/// What is set up ends once, and says how.
+#[test]
+fn a_session_counts_once_and_by_how_it_ended() {
+    let place = Place::new();
+    let text = format!("{}[listener.quic]\nidle_timeout = \"1s\"\n", place.text(""));
+    let running = Running::start(&text);
+    let clients = Clients::new();
+    wait(async {
+        let peer = Peer::connect(&clients, place.moq, Draft::D18).await;
+        counted(&running, "moq_sessions", "moqt-18", 1).await;
+        peer.connection.close(0, "");
+        counted(&running, "moq_sessions_ended", "closed", 1).await;
+        let connection = soon("a connection", clients.connect(place.moq, Draft::D20.alpn())).await;
+        let _setup = soon("a control stream", connection.accept_uni()).await;
+        connection.close(0, "");
+        counted(&running, "moq_setups_abandoned", "closed", 1).await;
+        let _silent = Peer::connect(&clients, place.moq, Draft::D20).await;
+        counted(&running, "moq_sessions_ended", "idle", 1).await;
+    });
+    assert_eq!(running.totals().family("moq_sessions"), 2);
+    assert_eq!(running.totals().family("moq_sessions_ended"), 2);
 }

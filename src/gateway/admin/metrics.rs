@@ -80,6 +80,7 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("moq_sessions", "relay", "draft", "Sessions of Media over QUIC that were set up, by draft"),
     ("moq_sessions_ended", "relay", "reason", "Sessions that ended, by reason"),
     ("moq_sessions_failed", "relay", "reason", "Sessions closed because their peer broke a rule, by which"),
+    ("moq_setups_abandoned", "relay", "reason", "Sessions that ended before they were set up, by reason"),
     ("moq_skipped", "relay", "", "Subgroups and datagrams that subscribers missed because they were slow or late"),
     ("moq_streams_dropped", "relay", "reason", "Streams of publishers dropped, by reason"),
     ("moq_streams_in", "relay", "", "Streams with objects that came from publishers"),

@@ -279,9 +279,7 @@ pub(crate) fn same_around(
         Protocol::Relay(relay) => relay.upstreams().all(unchanged),
         Protocol::Framed(framed) => framed.upstream.as_deref().is_none_or(unchanged),
         #[cfg(feature = "http")]
-        Protocol::Http(http) => {
-            sites::upstreams_of(http).all(unchanged) && http.tls.as_ref().is_none_or(|tls| before.same_for(now, tls))
-        }
+        Protocol::Http(http) => sites::upstreams_of(http).all(unchanged) && sites::same_certificates(http, before, now),
         Protocol::Udp(udp) => udp.upstream.as_deref().is_none_or(unchanged),
         Protocol::Quic(_) | Protocol::Custom { .. } => true,
         #[cfg(feature = "wireguard")]

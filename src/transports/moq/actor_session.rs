@@ -164,8 +164,8 @@ pub(super) struct MoqSession {
     pub(super) next_alias: u64,
     /// Streams of objects from the peer.
     pub(super) incoming: BTreeMap<StreamId, Incoming>,
-    /// Those whose track is not known.
-    pub(super) parked: Vec<StreamId>,
+    /// Those whose track is not known, and until when they may wait for it.
+    pub(super) parked: BTreeMap<StreamId, Instant>,
     /// Those that have more to be read.
     pub(super) unread: BTreeSet<StreamId>,
     /// Streams of objects to the peer.
@@ -233,7 +233,7 @@ impl MoqSession {
             aliases: Aliases::default(),
             next_alias: 1,
             incoming: BTreeMap::new(),
-            parked: Vec::new(),
+            parked: BTreeMap::new(),
             unread: BTreeSet::new(),
             outgoing: Outgoing::default(),
             ready: Ready::default(),
@@ -276,10 +276,15 @@ impl MoqSession {
     fn end(&mut self, session: &mut dyn Session) {
         if self.stage != Stage::Closed {
             self.stage = Stage::Closed;
-            self.raise("moq_sessions_ended", "closed");
+            self.count_end("closed");
             session.close(SessionCode::NoError.number(self.draft), "");
             self.leave();
         }
+    }
+
+    /// One that was never set up is not among those that are counted.
+    fn count_end(&self, reason: &'static str) {
+        self.raise(if self.joined.is_some() { "moq_sessions_ended" } else { "moq_setups_abandoned" }, reason);
     }
 
     /// Lets go of everything.
@@ -287,6 +292,9 @@ impl MoqSession {
         let requests = std::mem::take(&mut self.requests);
         for (number, request) in requests {
             self.let_go(number, request.what, None);
+        }
+        for _ in std::mem::take(&mut self.parked) {
+            self.raise("moq_streams_dropped", "unknown_alias");
         }
         self.joined = None;
         self.outgoing.clear();
@@ -537,8 +545,8 @@ impl MoqSession {
     fn closed(&mut self, end: &End) {
         if self.stage != Stage::Closed {
             self.stage = Stage::Closed;
-            let calm = matches!(end.code, Code::Application(0) | Code::None | Code::Transport(0));
-            self.raise("moq_sessions_ended", if calm { "closed" } else { end.reason });
+            let calm = matches!(end.code, Code::Application(0) | Code::Transport(0)) || end.reason == "peer_closed";
+            self.count_end(if calm { "closed" } else { end.reason });
         }
         self.leave();
     }
@@ -573,6 +581,7 @@ impl MoqSession {
             self.rights_ended(session);
             self.look_at_rights(now);
         }
+        self.unparked(session);
         let due: Vec<u64> = self.wake.iter().filter(|(_, at)| **at <= now).map(|(number, _)| *number).collect();
         for number in due {
             self.wake.remove(&number);
@@ -642,7 +651,8 @@ impl Application for MoqSession {
 
     fn deadline(&self) -> Option<Instant> {
         let woken = self.wake.values().min().copied();
-        [self.by, self.doomed, self.retry, self.rights_end, woken].into_iter().flatten().min()
+        let parked = self.parked.values().min().copied();
+        [self.by, self.doomed, self.retry, self.rights_end, woken, parked].into_iter().flatten().min()
     }
 
     fn on_deadline(&mut self, session: &mut dyn Session) {
