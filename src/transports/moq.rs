@@ -13,6 +13,7 @@ mod actor_errand;
 mod actor_feed;
 mod actor_fetch;
 mod actor_ingest;
+mod actor_listing;
 mod actor_mirror;
 mod actor_origin;
 mod actor_publish;

@@ -54,6 +54,10 @@ mod moq_browser;
 mod moq_chain;
 #[cfg(feature = "moq")]
 mod moq_client;
+#[cfg(feature = "moq")]
+mod moq_examples;
+#[cfg(feature = "moq")]
+mod moq_fetch;
 #[cfg(all(feature = "moq", feature = "http"))]
 mod moq_interop;
 #[cfg(all(feature = "moq", feature = "http"))]

@@ -75,6 +75,13 @@ pub(super) enum ToDirectory {
         asked: Asked,
         prefix: Namespace,
     },
+    /// An origin lists a namespace, or does so no more; or lists nothing any more.
+    Listed {
+        origin: SessionId,
+        namespace: Namespace,
+        is: bool,
+    },
+    Unlisted(SessionId),
     /// A track has ended.
     Ended(TrackRef),
     /// What there is.
@@ -157,6 +164,7 @@ impl DirectoryActor {
                     self.source(&track, source, None);
                     self.tell(source, ToSession::Pull(track, hold));
                 }
+                Say::Watch { origin, tracks, on } => self.tell(origin, ToSession::Watch { tracks, on }),
                 Say::SourceGone(track, source) => drop(track.mail.tell(ToTrack::Gone(source, None))),
             }
         }
@@ -257,7 +265,16 @@ impl Protocol for DirectoryActor {
                 self.tell(asked.session, ToSession::Granted { request: asked.request, refused: done.err() });
                 self.say(out);
             }
-            ToDirectory::Unwatch { asked, prefix } => self.names.unwatch(asked, &prefix),
+            ToDirectory::Unwatch { asked, prefix } => {
+                self.change(|names, _, out| names.unwatch(asked, &prefix, out));
+            }
+            ToDirectory::Listed { origin, namespace, is } => {
+                let kept = self.change(|names, _, out| names.listed(origin, &namespace, is, out));
+                if let Some(relay) = self.relay.upgrade().filter(|_| !kept) {
+                    turn.counter("moq_namespaces_unlisted", &relay.name, "").add(1);
+                }
+            }
+            ToDirectory::Unlisted(origin) => self.change(|names, _, out| names.unlisted(origin, out)),
             ToDirectory::Ended(track) => {
                 let name = track.name.clone();
                 self.names.ended(&name, &track);

@@ -135,6 +135,7 @@ impl MoqSession {
             | What::WatchNamespaces { .. }
             | What::WatchTracks { .. }
             | What::Errand(_)
+            | What::OfOrigin { .. }
             | What::Over => return,
         };
         let Some(feed) = Mirror::feed(&relay, &track, arbiter) else {
@@ -162,6 +163,7 @@ impl MoqSession {
             | What::WatchNamespaces { .. }
             | What::WatchTracks { .. }
             | What::Errand(_)
+            | What::OfOrigin { .. }
             | What::Over => return,
         };
         let Some(feed) = sub.reader.as_ref().map(|reader| reader.feed.clone()) else { return };
@@ -444,6 +446,7 @@ impl MoqSession {
                 | What::WatchTracks { .. }
                 | What::Status { .. }
                 | What::Errand(_)
+                | What::OfOrigin { .. }
                 | What::Over => continue,
             }
             self.ready.mark(*number);

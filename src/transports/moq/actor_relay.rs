@@ -103,6 +103,8 @@ pub(super) enum ToSession {
     Offer { request: u64, track: TrackRef },
     /// Subscribe to this, and feed it; an origin may wait so long for a publisher.
     Pull(TrackRef, Duration),
+    /// Watch the origin's tracks, or its namespaces, or do so no more.
+    Watch { tracks: bool, on: bool },
     /// Objects of this track are wanted, or not any more.
     Forward { track: u64, forward: bool },
     /// This track is not to be fed any more.

@@ -84,6 +84,18 @@ impl MoqSession {
                 }
                 Ok(())
             }
+            Message::Namespace(NamespaceAdded { suffix }) if self.lists(number) => {
+                self.listed(suffix, true);
+                Ok(())
+            }
+            Message::NamespaceDone(NamespaceDone { suffix }) if self.lists(number) => {
+                self.listed(suffix, false);
+                Ok(())
+            }
+            Message::PublishBlocked(_) if matches!(self.what(number), Some(What::OfOrigin { tracks: true })) => {
+                self.raise("moq_origin_refused", "publish_blocked");
+                Ok(())
+            }
             Message::PublishStateNotify(_)
             | Message::Setup(_)
             | Message::Goaway(_)
@@ -130,8 +142,14 @@ impl MoqSession {
                     return Err(Close { code: SessionCode::DuplicateTrackAlias, reason: "duplicate_track_alias" });
                 }
                 let name = message.track.clone();
-                let allowed = self.may(Act::Publish, name.namespace(), &message.params.tokens);
-                let twice = self.receives(&name);
+                let (allowed, twice) = match self.side {
+                    Side::Server => {
+                        (self.may(Act::Publish, name.namespace(), &message.params.tokens), self.receives(&name, false))
+                    }
+                    // An origin has no rights here; what it was asked for it may bring, unless that comes already.
+                    Side::Client if self.watching(true).is_some() => (Ok(()), self.receives(&name, true)),
+                    Side::Client => (Err(RequestCode::Uninterested), false),
+                };
                 self.set(number, What::Up(Box::new(Up::offered(*message))));
                 if let Err(code) = allowed {
                     self.refuse(number, code, session);
@@ -206,11 +224,11 @@ impl MoqSession {
             || self.offers.values().any(|offer| offer.name == *name)
     }
 
-    /// Whether the peer publishes a track here by itself already.
-    fn receives(&self, name: &FullTrackName) -> bool {
-        self.requests
-            .values()
-            .any(|request| !request.ours && matches!(&request.what, What::Up(up) if up.name == *name && !up.is_done()))
+    /// Whether the peer publishes a track here by itself already, or because it was asked to.
+    fn receives(&self, name: &FullTrackName, asked: bool) -> bool {
+        self.requests.values().any(|request| {
+            (asked || !request.ours) && matches!(&request.what, What::Up(up) if up.name == *name && !up.is_done())
+        })
     }
 
     /// A word about a request that holds already.
@@ -229,7 +247,7 @@ impl MoqSession {
             What::Up(_) | What::Namespace(_) => None,
             // It crossed our last word.
             What::Over => return Ok(()),
-            What::New | What::Status { .. } | What::Errand(_) => {
+            What::New | What::Status { .. } | What::Errand(_) | What::OfOrigin { .. } => {
                 return Err(Close::violation("unexpected_message"));
             }
         };
@@ -294,6 +312,7 @@ impl MoqSession {
             }
             ToSession::Offer { request, track } => self.offer(request, track, session),
             ToSession::Pull(track, hold) => self.pull(track, hold, session),
+            ToSession::Watch { tracks, on } => self.watch_origin(tracks, on, session),
             ToSession::Forward { track, forward } => self.forward(track, forward, session),
             ToSession::Drop { track, malformed } => self.drop_track(track, malformed, session),
             ToSession::Fetch(errand) => self.errand(*errand, session),
@@ -340,7 +359,7 @@ impl MoqSession {
                 }
                 Ok(())
             }
-            What::Over => Ok(()),
+            What::Over | What::OfOrigin { .. } => Ok(()),
             What::New
             | What::Sub(_)
             | What::Up(_)
@@ -372,6 +391,7 @@ impl MoqSession {
                 let errand = *errand;
                 self.errand_refused(errand, error.code);
             }
+            What::OfOrigin { .. } => self.raise("moq_origin_refused", error.code.reason()),
             What::New
             | What::Sub(_)
             | What::Namespace(_)
@@ -449,6 +469,8 @@ impl MoqSession {
             }
             What::Fetch(serving) => self.serving_is_over(number, *serving, session),
             What::Errand(errand) => self.errand_is_over(errand),
+            What::OfOrigin { tracks: false } => self.unlisted(),
+            What::OfOrigin { tracks: true } => {}
         }
     }
 }

@@ -122,7 +122,7 @@ impl MoqSession {
                 What::Namespace(namespace) => (Act::Publish, namespace),
                 What::WatchNamespaces { prefix, .. } | What::WatchTracks { prefix, .. } => (Act::Subscribe, prefix),
                 What::Fetch(serving) => (Act::Subscribe, serving.name().namespace()),
-                What::Up(_) | What::Errand(_) | What::New | What::Over => continue,
+                What::Up(_) | What::Errand(_) | What::OfOrigin { .. } | What::New | What::Over => continue,
             };
             if let Err(code) = self.still(act, namespace, &request.tokens, now) {
                 over.push((*number, code));

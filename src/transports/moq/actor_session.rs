@@ -293,6 +293,7 @@ impl MoqSession {
         for (number, request) in requests {
             self.let_go(number, request.what, None);
         }
+        self.errands_are_lost();
         for _ in std::mem::take(&mut self.parked) {
             self.raise("moq_streams_dropped", "unknown_alias");
         }

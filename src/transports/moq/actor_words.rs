@@ -46,6 +46,8 @@ pub(super) enum What {
     Fetch(Box<super::actor_fetch::Serving>),
     /// We fetch, for another session.
     Errand(u64),
+    /// We watch the tracks, or the namespaces, of an origin.
+    OfOrigin { tracks: bool },
     /// It was answered, and only its end is awaited.
     Over,
 }
@@ -170,6 +172,7 @@ impl MoqSession {
                 self.draft.profile().fin_cancels
             }
             What::Up(up) => !request.ours && !up.is_done() || request.ours && !up.is_done(),
+            What::OfOrigin { .. } => true,
             What::New | What::Errand(_) | What::Over => false,
         };
         if cancels {
