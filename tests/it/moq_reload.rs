@@ -534,3 +534,34 @@ fn a_session_counts_once_and_by_how_it_ended() {
     assert_eq!(running.totals().family("moq_sessions"), 2);
     assert_eq!(running.totals().family("moq_sessions_ended"), 2);
 }
+
+/// An edge of this origin, which shows this token there.
+fn edge(origin: SocketAddr, token: &str) -> String {
+    format!(
+        "version = 1\n[runtime]\narbiters = 1\ndrain = \"1s\"\n{}\n[[upstream]]\nname = \"origin\"\n\
+         servers = [\"quic://localhost:{}\"]\n[upstream.tls]\ntrust = \"local\"\nalpn = \"moqt-20\"\n\
+         [[listener]]\nname = \"moq\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"moq\"\ncertificate = \"local\"\n\
+         [[listener.moq.scope]]\nupstream = \"origin\"\nupstream_token = \"{token}\"\n",
+        certificate(),
+        origin.port()
+    )
+}
+
+/// An edge that is let in and then refused asks less and less often, and says so once; a token where none is demanded
+/// does no harm.
+#[test]
+fn an_origin_that_refuses_is_not_asked_without_pause() {
+    let place = Place::new();
+    let origin = Running::start(&place.text(&tokens(&[("right", "")])));
+    let mut binary = crate::gateway::Binary::start(&edge(place.moq, "wrong"));
+    let refused = || origin.totals().get("moq_sessions_failed", "moq", "unauthorized");
+    binary.says("no session with the origin of a relay");
+    // At once, then after 0.1, 0.2, 0.4, 0.8, 1.6 and 2 s.
+    std::thread::sleep(Duration::from_secs(4));
+    let tries = refused();
+    assert!((2..=8).contains(&tries), "{tries}");
+    place.reload(&origin, "");
+    binary.says("the origin of a relay is back");
+    assert_eq!(binary.said("no session with the origin of a relay"), 1);
+    assert_eq!(origin.totals().get("moq_sessions", "moq", "moqt-20"), 1);
+}
