@@ -19,6 +19,7 @@ mod actor_origin;
 mod actor_publish;
 mod actor_relay;
 mod actor_requests;
+mod actor_rights;
 mod actor_session;
 mod actor_site;
 mod actor_track;

@@ -60,6 +60,8 @@ mod moq_examples;
 mod moq_fetch;
 #[cfg(all(feature = "moq", feature = "http"))]
 mod moq_interop;
+#[cfg(all(feature = "moq", feature = "http"))]
+mod moq_reload;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]

@@ -88,6 +88,13 @@ pub(super) enum ToDirectory {
     View(Reply<(RelayView, Vec<TrackRef>)>),
     /// All sessions are to go elsewhere.
     Goaway(String),
+    /// The relay's settings are others: also who may do what, or what is cached.
+    Changed {
+        rights: bool,
+        cache: bool,
+    },
+    /// The relay is taken away.
+    Retire(Duration),
 }
 
 struct Known {
@@ -100,11 +107,13 @@ pub(super) struct DirectoryActor {
     relay: Weak<Relay>,
     names: Directory<TrackRef>,
     sessions: BTreeMap<SessionId, Known>,
+    /// The relay is taken away: who comes has so long.
+    retired: Option<Duration>,
 }
 
 impl DirectoryActor {
     pub(super) const fn new(relay: Weak<Relay>, limits: Limits) -> Self {
-        Self { relay, names: Directory::new(limits), sessions: BTreeMap::new() }
+        Self { relay, names: Directory::new(limits), sessions: BTreeMap::new(), retired: None }
     }
 
     /// What a change comes to.
@@ -172,6 +181,21 @@ impl DirectoryActor {
         self.say(out);
     }
 
+    /// Passes on that the relay's settings are others.
+    fn changed(&mut self, rights: bool, cache: bool) {
+        let Some(relay) = self.relay.upgrade() else { return };
+        self.names.set_limits(relay.settings().directory);
+        if cache {
+            for (_, track) in self.names.tracks() {
+                // One that has no room now keeps its bounds until the next change.
+                drop(track.mail.tell(ToTrack::Changed));
+            }
+        }
+        if rights {
+            self.sessions.values().for_each(|known| tell(&known.door, ToSession::Rights));
+        }
+    }
+
     fn source(&self, track: &TrackRef, source: SessionId, offers: Option<u64>) {
         let Some(known) = self.sessions.get(&source) else { return };
         if track.mail.tell(ToTrack::Source { source, door: known.door.clone(), offers }).is_err()
@@ -196,6 +220,9 @@ impl Protocol for DirectoryActor {
         let now = turn.now();
         match m {
             ToDirectory::Hello { session, door, arbiter, origin } => {
+                if let Some(within) = self.retired {
+                    tell(&door, ToSession::Retired(within));
+                }
                 self.sessions.insert(session, Known { door, arbiter });
                 if origin {
                     self.change(|names, make, out| names.origin(session, make, out));
@@ -261,6 +288,11 @@ impl Protocol for DirectoryActor {
             }
             ToDirectory::Goaway(uri) => {
                 self.sessions.values().for_each(|known| tell(&known.door, ToSession::Goaway(uri.clone())));
+            }
+            ToDirectory::Changed { rights, cache } => self.changed(rights, cache),
+            ToDirectory::Retire(within) => {
+                self.retired = Some(within);
+                self.sessions.values().for_each(|known| tell(&known.door, ToSession::Retired(within)));
             }
         }
         Ok(())

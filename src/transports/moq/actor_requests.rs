@@ -14,39 +14,12 @@ use super::model::Side;
 use super::model_codes::{DoneCode, RequestCode, ResetCode, SessionCode};
 use super::model_message::{Message, NamespaceAdded, NamespaceDone, RequestOk, RequestUpdate, Subscribe};
 use super::model_names::{FullTrackName, Namespace};
-use super::model_params::{Params, Token};
+use super::model_params::Params;
 use super::state_directory::Asked;
-use super::state_rights::{Act, Grant, Held, Refused, Rights};
-use crate::actors::clock::since_1970;
+use super::state_rights::Act;
 use crate::transports::quic::Session;
 
-/// What a token grants. Aliases are not granted room for, so that none may be registered or used.
-pub(super) fn grant_of(rights: &Rights, token: &Token, now: Duration) -> Result<Grant, Refused> {
-    match token {
-        Token::UseValue { kind, value } | Token::Register { kind, value, .. } => rights.of(*kind, value, now),
-        Token::Delete { .. } | Token::UseAlias { .. } => Err(Refused::Unknown),
-    }
-}
-
 impl MoqSession {
-    /// Whether the peer may do something, with the tokens of this request.
-    fn may(&self, act: Act, namespace: &Namespace, params: &Params) -> Result<(), RequestCode> {
-        let Some(relay) = self.relay() else { return Err(RequestCode::InternalError) };
-        let now = since_1970();
-        let code = |refused: Refused| match refused {
-            Refused::Unknown => RequestCode::Unauthorized,
-            Refused::Expired => RequestCode::ExpiredAuthToken,
-        };
-        if params.tokens.is_empty() {
-            return self.held.may(act, namespace, now).map_err(code);
-        }
-        let mut held: Held = self.held.clone();
-        for token in &params.tokens {
-            held.add(grant_of(&relay.settings.rights, token, now).map_err(code)?);
-        }
-        held.may(act, namespace, now).map_err(code)
-    }
-
     fn asked(&self, request: u64) -> Option<Asked> {
         self.joined.as_ref().map(|joined| Asked { session: joined.id, request })
     }
@@ -81,12 +54,18 @@ impl MoqSession {
             let Some(kind) = message.opens() else { return Err(Close::violation("not_a_request")) };
             request.kind = Some(kind);
             request.id = message.request_id().unwrap_or(0);
+            request.tokens = message.tokens().to_vec();
+            let shown = !request.tokens.is_empty();
             if self.is_leaving() {
                 self.refuse(number, RequestCode::GoingAway, session);
                 return Ok(());
             }
             self.raise("moq_requests", message.name());
-            return self.request(number, message, session);
+            let done = self.request(number, message, session);
+            if shown {
+                self.look_at_rights(session.now());
+            }
+            return done;
         }
         match message {
             Message::RequestUpdate(update) => self.update(number, &update, session),
@@ -138,7 +117,7 @@ impl MoqSession {
         match message {
             Message::Subscribe(message) => {
                 let name = message.track.clone();
-                if let Err(code) = self.may(Act::Subscribe, name.namespace(), &message.params) {
+                if let Err(code) = self.may(Act::Subscribe, name.namespace(), &message.params.tokens) {
                     self.refuse(number, code, session);
                 } else if !self.draft.profile().many_subscriptions && self.sends(&name) {
                     self.refuse(number, RequestCode::DuplicateSubscription, session);
@@ -150,7 +129,7 @@ impl MoqSession {
             }
             Message::TrackStatus(message) => {
                 let name = message.track.clone();
-                if let Err(code) = self.may(Act::Subscribe, name.namespace(), &message.params) {
+                if let Err(code) = self.may(Act::Subscribe, name.namespace(), &message.params.tokens) {
                     self.refuse(number, code, session);
                 } else {
                     let sub = Box::new(Sub::asked(name.clone(), message.params));
@@ -165,7 +144,7 @@ impl MoqSession {
                 let name = message.track.clone();
                 let (allowed, twice) = match self.side {
                     Side::Server => {
-                        (self.may(Act::Publish, name.namespace(), &message.params), self.receives(&name, false))
+                        (self.may(Act::Publish, name.namespace(), &message.params.tokens), self.receives(&name, false))
                     }
                     // An origin has no rights here; what it was asked for it may bring, unless that comes already.
                     Side::Client if self.watching(true).is_some() => (Ok(()), self.receives(&name, true)),
@@ -181,7 +160,7 @@ impl MoqSession {
                 }
             }
             Message::PublishNamespace(message) => {
-                if let Err(code) = self.may(Act::Publish, &message.namespace, &message.params) {
+                if let Err(code) = self.may(Act::Publish, &message.namespace, &message.params.tokens) {
                     self.refuse(number, code, session);
                 } else {
                     let namespace = message.namespace;
@@ -191,7 +170,7 @@ impl MoqSession {
             }
             Message::SubscribeNamespace(message) => {
                 let prefix = message.prefix;
-                if let Err(code) = self.may(Act::Subscribe, &prefix, &message.params) {
+                if let Err(code) = self.may(Act::Subscribe, &prefix, &message.params.tokens) {
                     self.refuse(number, code, session);
                 } else if !self.namespaces.fits(&prefix, number) {
                     self.refuse(number, RequestCode::PrefixOverlap, session);
@@ -204,7 +183,7 @@ impl MoqSession {
             }
             Message::SubscribeTracks(message) => {
                 let prefix = message.prefix;
-                if let Err(code) = self.may(Act::Subscribe, &prefix, &message.params) {
+                if let Err(code) = self.may(Act::Subscribe, &prefix, &message.params.tokens) {
                     self.refuse(number, code, session);
                 } else if !self.tracks.fits(&prefix, number) {
                     self.refuse(number, RequestCode::PrefixOverlap, session);
@@ -217,7 +196,7 @@ impl MoqSession {
             }
             Message::Fetch(message) => {
                 let name = self.name_of_fetch(&message);
-                match name.map(|name| self.may(Act::Subscribe, name.namespace(), &message.params)) {
+                match name.map(|name| self.may(Act::Subscribe, name.namespace(), &message.params.tokens)) {
                     Some(Err(code)) => self.refuse(number, code, session),
                     Some(Ok(())) | None => self.fetch(number, *message, session),
                 }
@@ -289,7 +268,8 @@ impl MoqSession {
         let of_tracks = matches!(self.what(number), Some(What::WatchTracks { .. }));
         let prefixes = if of_tracks { &mut self.tracks } else { &mut self.namespaces };
         let fits = prefixes.fits(&new, number);
-        let allowed = self.may(Act::Subscribe, &new, &Params::default());
+        let tokens = self.requests.get(&number).map(|request| request.tokens.clone()).unwrap_or_default();
+        let allowed = self.may(Act::Subscribe, &new, &tokens);
         if let Err(code) = if fits { allowed } else { Err(RequestCode::PrefixOverlap) } {
             self.refuse(number, code, session);
             return Ok(());
@@ -339,7 +319,8 @@ impl MoqSession {
             ToSession::Fetched(fetched) => self.fetched(fetched, session),
             ToSession::ErrandMore { errand, bytes } => self.errand_more(errand, bytes, session)?,
             ToSession::ErrandOver { errand } => self.errand_over(errand, session),
-            ToSession::Goaway(_) => {}
+            // Heard by the session itself.
+            ToSession::Goaway(_) | ToSession::Retired(_) | ToSession::Rights => {}
         }
         Ok(())
     }
@@ -490,34 +471,6 @@ impl MoqSession {
             What::Errand(errand) => self.errand_is_over(errand),
             What::OfOrigin { tracks: false } => self.unlisted(),
             What::OfOrigin { tracks: true } => {}
-        }
-    }
-
-    /// Some grant has ended: what it granted ends.
-    pub(super) fn rights_ended(&mut self, session: &mut dyn Session) {
-        let now = since_1970();
-        let mut over = Vec::new();
-        for (number, request) in &self.requests {
-            let (act, namespace) = match &request.what {
-                What::Sub(sub) | What::Status { sub } => (Act::Subscribe, sub.name.namespace()),
-                What::Up(up) if !request.ours => (Act::Publish, up.name.namespace()),
-                What::Namespace(namespace) => (Act::Publish, namespace),
-                What::WatchNamespaces { prefix, .. } | What::WatchTracks { prefix, .. } => (Act::Subscribe, prefix),
-                What::Up(_) | What::Fetch(_) | What::Errand(_) | What::OfOrigin { .. } | What::New | What::Over => {
-                    continue;
-                }
-            };
-            if self.held.may(act, namespace, now).is_err() {
-                over.push(*number);
-            }
-        }
-        for number in over {
-            self.raise("moq_requests_refused", "expired_auth_token");
-            if matches!(self.what(number), Some(What::Sub(sub)) if sub.established) {
-                self.done(number, DoneCode::Unauthorized, session);
-            } else {
-                self.end_request(number, ResetCode::ExpiredAuthToken, session);
-            }
         }
     }
 }

@@ -18,6 +18,7 @@ use super::model::{Draft, Side};
 use super::model_codes::{RequestCode, ResetCode, SessionCode};
 use super::model_message::{Message, RequestError, RequestKind};
 use super::model_names::Namespace;
+use super::model_params::Token;
 use crate::transports::quic::{OpenError, Priority, Read, Session, StreamError, StreamId, StreamKind};
 
 /// Requests come before objects.
@@ -59,6 +60,8 @@ pub(super) struct Request {
     /// Its number on the wire.
     pub(super) id: u64,
     pub(super) kind: Option<RequestKind>,
+    /// What the peer showed with it.
+    pub(super) tokens: Vec<Token>,
     words: Messages,
     /// Words that wait.
     out: VecDeque<Bytes>,
@@ -79,6 +82,7 @@ impl Request {
             ours,
             id: 0,
             kind: None,
+            tokens: Vec::new(),
             words: Messages::new(draft),
             out: VecDeque::new(),
             waiting: 0,

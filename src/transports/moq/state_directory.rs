@@ -163,6 +163,11 @@ impl<T: Clone + PartialEq> Directory<T> {
         }
     }
 
+    /// Other bounds, for what comes from now on: what is beyond them stays.
+    pub const fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Namespaces, tracks, and subscriptions that are held.
     #[must_use]
     pub fn counts(&self) -> [usize; 3] {
