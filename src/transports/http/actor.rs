@@ -26,7 +26,7 @@ use super::codec_forward::{Sender, Way};
 use super::codec_frames::FrameWatch;
 use super::codec_head::{Guard, Stage};
 use super::exchange::Service;
-use super::nursery::Nursery;
+use super::nursery::{Brood, Nursery};
 use super::pool::{Pool, by};
 use super::record::{Record, Tallies};
 use super::site::{Published, Settings, Site, Upstream};
@@ -455,6 +455,8 @@ async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
     let frames = Looked::Frames(FrameWatch::new(PREFACE.len()));
     let wire = Wire::new(begun.stream, begun.prefix, frames, notes.clone());
     let nursery = client.nursery.clone();
+    // However it ends, its requests end with it.
+    let _brood = Brood(nursery.clone());
     let mut conn = http2::Builder::new(nursery.clone())
         .max_concurrent_streams(settings.streams)
         .max_header_list_size(u32::try_from(settings.head.bytes).unwrap_or(u32::MAX))

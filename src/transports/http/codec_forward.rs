@@ -147,6 +147,27 @@ pub fn is_of_one_hop(name: &HeaderName) -> bool {
     framing.contains(name) || [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS].contains(name)
 }
 
+/// Whether the head of a server's answer of HTTP/1.1 says in one way how its body is framed: by one length that is a
+/// number, or as `chunked` and nothing else (RFC 9112, sections 6.1 and 6.3). What says more is read differently by
+/// different parsers, and its length does not hold for what is passed on.
+#[must_use]
+pub fn is_framed_once(version: Version, fields: &HeaderMap) -> bool {
+    let mut codings = fields.get_all(header::TRANSFER_ENCODING).iter();
+    let mut lengths = fields.get_all(header::CONTENT_LENGTH).iter();
+    match (codings.next(), lengths.next()) {
+        (None, None) => true,
+        (None, Some(length)) => {
+            lengths.next().is_none() && !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit)
+        }
+        (Some(coding), None) => {
+            version != Version::HTTP_10
+                && codings.next().is_none()
+                && coding.as_bytes().eq_ignore_ascii_case(b"chunked")
+        }
+        (Some(_), Some(_)) => false,
+    }
+}
+
 /// Whether a client asks for a WebSocket (RFC 6455, section 4.1), the one switch of protocols that is passed on.
 #[must_use]
 pub fn asks_for_websocket(fields: &HeaderMap) -> bool {

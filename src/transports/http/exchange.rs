@@ -4,8 +4,11 @@
 //! hyper drops this, and with it the request to the server.
 
 use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,7 +26,7 @@ use super::record::Record;
 use super::site::{Action, Route, Upstream};
 use super::state_exchange::{Attempts, Failure, Next};
 use super::state_routes::{Wanted, is_plain};
-use super::wire::Timer;
+use super::wire::{Notes, Timer};
 use super::workers::Running;
 use super::{early, files, tunnel};
 use crate::actors::clock::later;
@@ -226,6 +229,9 @@ impl Head {
         if http2 {
             self.uri = absolute(&self, tls);
             self.fields.remove(header::HOST);
+        } else if matches!(body, ToServer::Stream(_)) && body.size_hint().exact().is_none() {
+            // hyper takes a request by GET or HEAD for one without a body unless its framing is said.
+            self.fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         let mut request = Request::new(body);
         *request.method_mut() = self.method;
@@ -238,6 +244,7 @@ impl Head {
     /// What was to be sent, for another attempt.
     fn back(parts: http::request::Parts) -> Self {
         let mut head = Self { method: parts.method, uri: parts.uri, fields: parts.headers };
+        head.fields.remove(header::TRANSFER_ENCODING);
         if let Some(authority) = head.uri.authority() {
             if let Ok(host) = HeaderValue::try_from(authority.as_str()) {
                 head.fields.insert(header::HOST, host);
@@ -399,8 +406,16 @@ async fn proxy(
                             upstream.tls.is_some(),
                         );
                         let request = early::heard(client, request).await;
-                        let until = later(notes.driver.now(), route.timeout);
-                        match notes.until(until, lent.send(request)).await {
+                        match in_time(notes, route.timeout, sending.as_deref(), lent.send(request)).await {
+                            Some(Ok(response)) if !forward::is_framed_once(response.version(), response.headers()) => {
+                                picked.failed(notes.driver.now());
+                                Failure::Framing
+                            }
+                            // Nobody asked for another protocol (RFC 9110, section 7.8).
+                            Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                                picked.failed(notes.driver.now());
+                                Failure::Switched
+                            }
                             Some(Ok(response)) => {
                                 picked.succeeded(notes.driver.now());
                                 let source = Source::Pool {
@@ -465,6 +480,34 @@ async fn proxy(
             }
         }
     }
+}
+
+/// Waits for the head of an answer. Its time begins when the request is out, so long as the server takes it: for a
+/// client that is waited for there is another limit.
+async fn in_time<F: Future>(
+    notes: &Notes,
+    timeout: Duration,
+    sending: Option<&Sending>,
+    answer: F,
+) -> Option<F::Output> {
+    let mut answer = pin!(answer);
+    let (mut timer, mut seen) = (Timer::default(), 0);
+    let mut until = later(notes.driver.now(), timeout);
+    poll_fn(|cx| {
+        if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+            timer.clear(notes);
+            return Poll::Ready(Some(answer));
+        }
+        if let Some(sending) = sending {
+            let steps = sending.steps(cx);
+            if steps != seen || sending.is_awaited() {
+                seen = steps;
+                until = later(notes.driver.now(), timeout);
+            }
+        }
+        timer.poll(notes, until, cx).map(|()| None)
+    })
+    .await
 }
 
 /// Whether a connection ended before anything of an answer came.
