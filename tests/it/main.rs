@@ -29,6 +29,8 @@ mod http3_bad;
 mod http3_interop;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod http_ends;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http_heads;
 #[cfg(feature = "http")]
 mod http_limits;
 #[cfg(all(feature = "http", feature = "quic"))]

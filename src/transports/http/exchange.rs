@@ -20,7 +20,7 @@ use hyper::upgrade::OnUpgrade;
 use super::actor::Client;
 use super::body::{self, FromClient, Sending, Source, ToClient, ToServer};
 use super::codec_forward::{self as forward, Sender};
-use super::codec_head::is_authority;
+use super::codec_head::{Refusal, is_authority};
 use super::pool::Pool;
 use super::record::Record;
 use super::site::{Action, Route, Upstream};
@@ -54,6 +54,15 @@ pub(super) async fn whole(
     mut request: Request<Incoming>,
     record: &Rc<Record>,
 ) -> Response<ToClient> {
+    if client.version == Version::HTTP_2
+        && let Some(why) = refused(client, request.headers())
+    {
+        client.notes.driver.raise("http_refused", &client.settings.listener, why.reason());
+        let large = why == Refusal::TooLarge;
+        let status = if large { StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE } else { StatusCode::BAD_REQUEST };
+        record.answers(status);
+        return plain(status, record);
+    }
     let opens = client.version == Version::HTTP_2 && *request.method() == Method::CONNECT;
     let opened = opens.then(|| hyper::upgrade::on(&mut request));
     let mut response = answer(client, request.map(FromClient::Hyper), opened, record).await;
@@ -70,6 +79,16 @@ pub(super) async fn whole(
         response.headers_mut().insert(header::ALT_SVC, alternative.clone());
     }
     response
+}
+
+/// What is wrong with the fields of a request of HTTP/2 that its library lets pass. Over HTTP/1.1 and 3 they are looked
+/// at before.
+fn refused(client: &Client, fields: &HeaderMap) -> Option<Refusal> {
+    if fields.len() > client.settings.head.fields {
+        return Some(Refusal::TooLarge);
+    }
+    // Also equal ones: parsers differ (RFC 9110, section 8.6).
+    (fields.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()).then_some(Refusal::ContentLength)
 }
 
 /// An answer without a body worth the name.
@@ -113,8 +132,12 @@ pub(super) async fn answer(
         line.agent = text("user-agent");
         line.referer = text("referer");
     }
-    // An echo of what a gateway's own fields add helps nobody, and of other protocols nothing is known.
-    let unknown = connects && (protocol == Some(false) || (protocol.is_none() && client.version == Version::HTTP_3));
+    if connects && protocol == Some(false) {
+        // Nothing is known of it (RFC 9220, section 3).
+        return plain(StatusCode::NOT_IMPLEMENTED, record);
+    }
+    // An echo of what a gateway's own fields add helps nobody.
+    let unknown = connects && protocol.is_none() && client.version == Version::HTTP_3;
     if head.method == Method::TRACE || unknown {
         return plain(StatusCode::METHOD_NOT_ALLOWED, record);
     }
@@ -177,6 +200,14 @@ async fn routed(
         }
         Action::Proxy(upstream) => {
             let websocket = asks.websocket || (!client.has_streams() && forward::asks_for_websocket(&head.headers));
+            if websocket && !client.has_streams() && !incoming.is_end_stream() {
+                // What is sent behind the head is the other protocol's already, or a body that nobody waits for.
+                let why = Refusal::UpgradeBody.reason();
+                client.notes.driver.raise("http_refused", &client.settings.listener, why);
+                let mut response = plain(StatusCode::BAD_REQUEST, record);
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                return response;
+            }
             if forwarded(client, &mut head, route, sender, record).is_none() {
                 return plain(StatusCode::BAD_REQUEST, record);
             }
@@ -205,7 +236,10 @@ async fn routed(
             response
         }
         Action::Files { root, index } => match route.rewrite.apply(head.uri.path()) {
-            Some(path) => Box::pin(files::answer(root, index, &head.method, &path, &head.headers, record)).await,
+            Some(path) => {
+                let asked = files::Asked { method: &head.method, path: &path, query: head.uri.query() };
+                Box::pin(files::answer(root, index, asked, &head.headers, record)).await
+            }
             None => plain(StatusCode::BAD_REQUEST, record),
         },
         Action::Demo => demo(client, &head, sender.authority(), record),
