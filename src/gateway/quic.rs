@@ -52,6 +52,8 @@ pub(super) const H3: &[u8] = b"h3";
 const GONE: Duration = Duration::from_secs(120);
 /// Clients on one arbiter that may be told at the same time that there are too many.
 const ROOM_AT_THE_DOOR: usize = 1_024;
+/// Connections on each arbiter for which a listener has room in any case.
+const ROOM: usize = 100_000;
 /// Fewer bytes of secret could be guessed.
 const LEAST_SECRET: usize = 32;
 
@@ -71,6 +73,8 @@ struct Shared {
     occupancy: Arc<Occupancy>,
     /// What new connections begin with.
     settings: Mutex<transport::ServerSettings>,
+    /// What its sockets and mailboxes were made by.
+    made_by: transport::ServerSettings,
 }
 
 type Routes = BTreeMap<Vec<u8>, Way>;
@@ -179,6 +183,7 @@ fn shared(
         door: Mutex::new(Admission::new(caps_of(listener), around.budget.clone(), occupancy.clone())),
         budget: around.budget.clone(),
         occupancy,
+        made_by: settings.clone(),
         settings: Mutex::new(settings),
     })
 }
@@ -279,14 +284,15 @@ pub(super) fn started(
 ) -> Result<ListenerStatus, StartError> {
     let (running, acceptor) = start(listener, quic, around, occupancy.clone())?;
     let address = running.server.local_addr();
-    tracing::info!(listener = %listener.name, %address, steered = running.server.steered(), protocol = "quic", "listening");
+    let protocol = if quic.moq.is_some() { "moq" } else { "quic" };
+    tracing::info!(listener = %listener.name, %address, steered = running.server.steered(), protocol, "listening");
     Ok(ListenerStatus {
         web: None,
         name: running.shared.name.clone(),
         address,
         configured: listener.listen,
         socket: Weak::new(),
-        protocol: if quic.moq.is_some() { "moq" } else { "quic" }.to_owned(),
+        protocol: protocol.to_owned(),
         occupancy,
         acceptor,
         quic: Some(running),
@@ -316,6 +322,19 @@ impl QuicListener {
     pub(super) fn would_change(&self, new: &transport::ServerSettings) -> bool {
         let now = self.shared.settings.lock();
         (&now.tls, &now.transport, &now.limits, &now.secret) != (&new.tls, &new.transport, &new.limits, &new.secret)
+    }
+
+    /// The keys in which these settings differ from those by which its sockets and mailboxes were made.
+    pub(super) fn needs_restart(&self, new: &transport::ServerSettings) -> Vec<&'static str> {
+        let made = &self.shared.made_by;
+        let (was, now) = (&made.transport, &new.transport);
+        let keys = [
+            ("listener.quic.steer", made.steer != new.steer),
+            ("listener.quic.gso", was.gso != now.gso),
+            ("listener.quic.socket_buffer", was.socket_buffer != now.socket_buffer),
+            ("listener.limits.connections", new.limits.connections > made.limits.connections.max(ROOM)),
+        ];
+        keys.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
     }
 
     /// Uses these settings for new connections, on all arbiters or on none; answers those of before.

@@ -1,21 +1,15 @@
 //! WireGuard listeners: from their configuration to running interfaces with what is inside, and through reloads.
 //!
-//! A reload that changes peers alone changes peers alone, also those that `wg` has changed: sessions of the others go on. Services of streams change
-//! without touching the interface. Anything else makes it anew, on the same socket.
+//! A reload that changes peers alone changes peers alone, also those that `wg` has changed: sessions of the others go
+//! on. Services change without touching the interface. Anything else makes it anew, on the same socket.
 
-#[cfg(feature = "wireguard")]
 pub(super) mod api;
-#[cfg(feature = "wireguard")]
+mod around;
 pub(super) mod datagrams;
-#[cfg(feature = "wireguard")]
 pub(super) mod inside;
-#[cfg(feature = "wireguard")]
 pub(super) mod kernel;
-#[cfg(feature = "wireguard")]
 mod live;
-#[cfg(feature = "wireguard")]
 pub(super) mod names;
-#[cfg(feature = "wireguard")]
 pub(super) mod way;
 
 use std::convert::Infallible;
@@ -23,7 +17,6 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -39,11 +32,11 @@ use super::sites::Certificates;
 use super::upstreams::Upstreams;
 use super::{StartError, keygen};
 use crate::actors::{Control, Mail, Mesh, clock};
-use crate::memory::Budget;
 use crate::transports::wireguard::{
     self as wg, DeviceMsg, Interface, PeerSettings, PublicKey, SecretKey, Settings, Threading, public_key,
 };
 pub(super) use api::api;
+pub(super) use around::Around;
 use inside::{Inside, Running};
 use live::ByWg;
 
@@ -74,21 +67,6 @@ impl fmt::Debug for Tunnel {
 
 /// All of them, in the order of the file.
 pub(crate) type Tunnels = Mutex<Vec<Arc<Tunnel>>>;
-
-/// What tunnels need of the rest of the gateway.
-#[derive(Clone, Copy)]
-pub(super) struct Around<'a> {
-    pub(super) mesh: &'a Mesh,
-    pub(super) upstreams: &'a Upstreams,
-    pub(super) certificates: &'a Certificates,
-    /// Those that a reload replaces.
-    pub(super) before: Option<(&'a Upstreams, &'a Certificates)>,
-    pub(super) budget: &'a Budget,
-    /// Sockets of the service manager.
-    pub(super) passed: &'a Passed,
-    /// The program that makes private networks, if there is one.
-    pub(super) helper: Option<&'a PathBuf>,
-}
 
 impl Around<'_> {
     /// Whether what a service leads to is the same as before the reload.

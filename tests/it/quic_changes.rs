@@ -358,6 +358,12 @@ fn a_gateway_takes_new_limits_without_a_restart() {
     // What the sockets were made with is named.
     let fixed = changed.replace("streams = 3", "streams = 3\nsteer = false\ngso = false\nsocket_buffer = \"1MiB\"");
     let done = running.gateway().reload(config(&fixed)).expect("applied");
-    assert_eq!(done.restart, ["listener.quic.steer", "listener.quic.gso", "listener.quic.socket_buffer"]);
+    let keys = ["listener.quic.steer", "listener.quic.gso", "listener.quic.socket_buffer"];
+    assert_eq!(done.restart, keys);
+    // And again, as long as they differ from what runs: not from the file before.
+    assert_eq!(running.gateway().plan(&config(&fixed)).expect("it can be").restart, keys);
+    assert_eq!(running.gateway().reload(config(&fixed)).expect("applied").restart, keys);
+    assert!(running.gateway().plan(&config(&changed)).expect("it can be").restart.is_empty());
+    assert!(running.gateway().reload(config(&changed)).expect("applied").restart.is_empty());
     assert_eq!(wait(exchange(&old, pattern(1_000))), pattern(1_000));
 }

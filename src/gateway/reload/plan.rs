@@ -143,7 +143,7 @@ impl Gateway {
                 Fate::Start
             } else if is_quic(listener) {
                 #[cfg(feature = "quic")]
-                let stays = self.quic_stays(listener, was, status, &over)?;
+                let stays = self.quic_stays(listener, was, status, (&over, &mut plan.restart))?;
                 #[cfg(not(feature = "quic"))]
                 let stays = false;
                 if stays { Fate::Keep } else { Fate::Change }
@@ -200,7 +200,7 @@ impl Gateway {
         listener: &Listener,
         was: Option<&Listener>,
         status: Option<&std::sync::Arc<crate::gateway::ListenerStatus>>,
-        certificates: &Loaded,
+        (certificates, restart): (&Loaded, &mut Vec<String>),
     ) -> Result<bool, StartError> {
         let (Protocol::Quic(quic), Some(was)) = (&listener.protocol, was) else { return Ok(false) };
         let Protocol::Quic(before) = &was.protocol else { return Ok(false) };
@@ -215,6 +215,8 @@ impl Gateway {
             budget: &self.status.budget,
         };
         let settings = crate::gateway::quic::settings_of(listener, quic, &around)?;
+        let held = server.needs_restart(&settings).into_iter().map(str::to_owned);
+        restart.extend(held.filter(|key| !restart.contains(key)).collect::<Vec<_>>());
         let same = before.routes == quic.routes && was.limits == listener.limits && was.listen == listener.listen;
         Ok(same && !server.would_change(&settings))
     }

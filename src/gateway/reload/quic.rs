@@ -19,9 +19,6 @@ use crate::gateway::{Gateway, ListenerStatus, OverQuic, StartError};
 use crate::transports::quic::ServerSettings;
 use crate::transports::tls::TlsError;
 
-/// Connections on each arbiter for which a listener has room in any case.
-const ROOM: usize = 100_000;
-
 impl Gateway {
     /// The certificates and ways to servers of a new configuration.
     pub(crate) fn renewed_over_quic(&self, new: &Config) -> Result<OverQuic, StartError> {
@@ -78,7 +75,7 @@ impl Gateway {
                 };
                 let settings = quic::settings_of(listener, quic, &around)?;
                 let Protocol::Quic(before) = &was.protocol else { continue };
-                for key in held_until_restart(was, before, listener, quic) {
+                for key in server.needs_restart(&settings) {
                     if !done.restart.contains(&key) {
                         done.restart.push(key);
                     }
@@ -120,20 +117,6 @@ impl Gateway {
             }
         }
     }
-}
-
-/// The keys in which a listener differs and which its sockets or its mailboxes were made by.
-fn held_until_restart(was: &Listener, before: &Quic, new: &Listener, quic: &Quic) -> Vec<&'static str> {
-    let (old, now) = (&before.settings, &quic.settings);
-    [
-        ("listener.quic.steer", old.steer != now.steer),
-        ("listener.quic.gso", old.gso != now.gso),
-        ("listener.quic.socket_buffer", old.socket_buffer != now.socket_buffer),
-        ("listener.limits.connections", new.limits.connections > was.limits.connections.max(ROOM)),
-    ]
-    .into_iter()
-    .filter_map(|(key, differs)| differs.then_some(key))
-    .collect()
 }
 
 /// Gives each listener its new settings, or all their old ones.

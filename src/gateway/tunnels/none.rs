@@ -1,7 +1,9 @@
 //! A build without WireGuard: there are no tunnels. The same names as in `tunnels`, so that nobody else needs to know.
 
+#[path = "around.rs"]
+mod around;
+
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -12,26 +14,14 @@ use super::reload::plan::Fate;
 use super::sites::Certificates;
 use super::upstreams::Upstreams;
 use super::{Reloaded, StartError};
-use crate::actors::Mesh;
-use crate::memory::Budget;
+
+pub(super) use around::Around;
 
 /// There is none.
 #[derive(Debug)]
 pub(crate) enum Tunnel {}
 
 pub(crate) type Tunnels = Mutex<Vec<Arc<Tunnel>>>;
-
-#[derive(Clone, Copy)]
-#[expect(dead_code, reason = "what the other build of this module needs")]
-pub(super) struct Around<'a> {
-    pub(super) mesh: &'a Mesh,
-    pub(super) upstreams: &'a Upstreams,
-    pub(super) certificates: &'a Certificates,
-    pub(super) before: Option<(&'a Upstreams, &'a Certificates)>,
-    pub(super) budget: &'a Budget,
-    pub(super) passed: &'a Passed,
-    pub(super) helper: Option<&'a PathBuf>,
-}
 
 impl Tunnel {
     pub(super) fn row(&self) -> Row<'_> {
