@@ -5,7 +5,7 @@ use portway::gateway::check;
 
 use crate::gateway::Running;
 use crate::http::{Client, Server, config, header};
-use crate::http_ends::{DATA, END_HEADERS, END_STREAM, HEADERS, Two, frame, head, says};
+use crate::http_ends::{DATA, END_HEADERS, END_STREAM, HEADERS, Two, frame, head, let_in, says};
 use crate::http3;
 use crate::probe::wait;
 
@@ -19,7 +19,7 @@ struct Bad<'a> {
 
 impl<'a> Bad<'a> {
     fn of(gateway: &'a Running) -> Self {
-        let mut neighbour = Client::to(gateway.address("web"));
+        let mut neighbour = let_in(gateway.address("web"));
         neighbour.works();
         Self { gateway, two: Two::to(gateway.address("web"), &[]), neighbour, stream: 1 }
     }
@@ -108,10 +108,10 @@ fn what_the_library_for_http2_refuses_is_counted() {
 fn a_question_for_a_websocket_has_no_body() {
     let server = Server::start();
     let gateway = Running::start(&config(server.address, "", ""));
-    let mut neighbour = Client::to(gateway.address("web"));
+    let mut neighbour = let_in(gateway.address("web"));
     neighbour.works();
     for (n, body) in (1..).zip(["content-length: 5\r\n\r\nhello", "transfer-encoding: chunked\r\n\r\n0\r\n\r\n"]) {
-        let mut client = Client::to(gateway.address("web"));
+        let mut client = let_in(gateway.address("web"));
         client.send(format!(
             "GET /ws HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
              sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n{body}"
