@@ -202,7 +202,7 @@ fn route(
             Action::Respond { status: status(*code)?, body: Bytes::from(body.clone()) }
         }
         HttpAction::Redirect { status: code, to } => Action::Redirect { status: status(*code)?, to: to.clone() },
-        HttpAction::Static { root, index } => {
+        HttpAction::Static { root, index, .. } => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let opened = rustix::fs::open(root, flags, Mode::empty());
             let root = opened.map_err(|error| format!("cannot open {}: {error}", root.display()))?;

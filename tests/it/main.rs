@@ -27,6 +27,10 @@ mod http3;
 mod http3_bad;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod http3_interop;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http_ends;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http_heads;
 #[cfg(feature = "http")]
 mod http_limits;
 #[cfg(all(feature = "http", feature = "quic"))]
