@@ -553,16 +553,20 @@ impl MoqSession {
     }
 
     fn told(&mut self, what: ToSession, session: &mut dyn Session) -> Result<(), Close> {
-        match what {
-            ToSession::Goaway(uri) => self.say_goaway(&uri, Duration::ZERO, session),
-            ToSession::Retired(within) => self.leave_within(within, session),
-            ToSession::Rights => {
-                self.judge_anew(session);
-                self.look_at_rights(session.now());
-            }
-            other => self.hear_relay(other, session)?,
+        if let ToSession::Goaway(uri) = &what {
+            self.say_goaway(uri, Duration::ZERO, session);
+            return Ok(());
         }
-        Ok(())
+        if let ToSession::Retired(within) = &what {
+            self.leave_within(*within, session);
+            return Ok(());
+        }
+        if matches!(what, ToSession::Rights) {
+            self.judge_anew(session);
+            self.look_at_rights(session.now());
+            return Ok(());
+        }
+        self.hear_relay(what, session)
     }
 
     fn tick(&mut self, session: &mut dyn Session) {
