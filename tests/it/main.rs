@@ -58,8 +58,14 @@ mod moq_browser;
 mod moq_chain;
 #[cfg(feature = "moq")]
 mod moq_client;
+#[cfg(feature = "moq")]
+mod moq_examples;
+#[cfg(feature = "moq")]
+mod moq_fetch;
 #[cfg(all(feature = "moq", feature = "http"))]
 mod moq_interop;
+#[cfg(all(feature = "moq", feature = "http"))]
+mod moq_reload;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]
@@ -91,6 +97,8 @@ mod relay;
 mod relay_splice;
 #[cfg(feature = "http")]
 mod relay_tls;
+#[cfg(feature = "http")]
+mod relay_to_tls;
 mod reload;
 #[cfg(all(feature = "moq", feature = "wireguard", feature = "http"))]
 mod reload_load;

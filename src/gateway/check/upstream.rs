@@ -1,6 +1,6 @@
 //! Judges upstreams, and whether those that listeners name are there.
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::listener::{copied, count, small};
 use super::quic::{self, Around, is};
@@ -22,8 +22,21 @@ pub(super) enum Kind {
     Quic,
     /// Datagrams.
     Udp,
-    /// Streams of bytes with TLS around them, for HTTP.
+    /// Streams of bytes with TLS around them.
     Tls,
+}
+
+/// Where a server over QUIC is, as far as that needs no look-up.
+fn over_quic(server: &Server, span: Span) -> Vec<(SocketAddr, Span)> {
+    let Server::Quic { host, port } = server else { return Vec::new() };
+    let ips: Vec<IpAddr> = match host {
+        Host::Address(ip) => vec![*ip],
+        Host::Name(name) if name.eq_ignore_ascii_case("localhost") => {
+            vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+        }
+        Host::Name(_) => Vec::new(),
+    };
+    ips.into_iter().map(|ip| (SocketAddr::new(ip, *port), span)).collect()
 }
 
 impl Kind {
@@ -41,8 +54,12 @@ pub(super) struct Names {
     names: Vec<Text>,
     /// Of those whose servers can be read.
     kinds: BTreeMap<String, Kind>,
+    /// What those over TLS offer to speak, if that is said.
+    alpn: BTreeMap<String, Span>,
     /// Their servers that are addresses.
     addresses: BTreeMap<String, Vec<(SocketAddr, Span)>>,
+    /// The same of servers over QUIC, also where they are called `localhost`.
+    over_quic: BTreeMap<String, Vec<(SocketAddr, Span)>>,
     /// Some upstream has no name that can be read: it may be the one that is meant.
     unknown: bool,
 }
@@ -74,7 +91,22 @@ impl Names {
             _ => None,
         });
         let addresses = addresses.collect();
-        Self { unknown: names.len() < raw.len(), kinds: kinds.collect(), addresses, names }
+        let over_quic = raw.iter().filter_map(|upstream| match (&upstream.name, &upstream.servers) {
+            (Field::Is(name), Field::Is(servers)) => {
+                let addresses = servers.value.iter().flat_map(|server| over_quic(&server.value, server.span));
+                Some((name.value.text.clone(), addresses.collect()))
+            }
+            _ => None,
+        });
+        let over_quic = over_quic.collect();
+        let alpn = raw.iter().filter_map(|upstream| match (&upstream.name, &upstream.tls) {
+            (Field::Is(name), Some(At { value: RawUpstreamTls { alpn: Field::Is(alpn), .. }, .. })) => {
+                Some((name.value.text.clone(), alpn.span))
+            }
+            _ => None,
+        });
+        let alpn = alpn.collect();
+        Self { unknown: names.len() < raw.len(), kinds: kinds.collect(), alpn, addresses, over_quic, names }
     }
 
     /// What the servers of an upstream take, if that can be told.
@@ -88,6 +120,22 @@ impl Names {
         let mut servers = self.addresses.get(name).into_iter().flatten();
         if let Some((_, span)) = servers.find(|(address, _)| *address == listen.value) {
             let hint = "name the server behind it: each connection would open the next one";
+            mistakes.add_pair(*span, "this server is the listener that leads to it", hint, listen.span, "listens here");
+        }
+    }
+
+    /// The same of a listener and servers over QUIC: one that listens on all addresses is at those of this host as well.
+    pub(super) fn no_circle_over_quic(&self, name: &str, listen: &Field<SocketAddr>, mistakes: &mut Mistakes) {
+        let Field::Is(listen) = listen else { return };
+        let here = |address: &SocketAddr| {
+            let same = *address == listen.value;
+            same || address.port() == listen.value.port()
+                && listen.value.ip().is_unspecified()
+                && address.ip().is_loopback()
+        };
+        let mut servers = self.over_quic.get(name).into_iter().flatten();
+        if let Some((_, span)) = servers.find(|(address, _)| here(address)) {
+            let hint = "name the relay that it is an edge of: it would ask itself for what it has not";
             mistakes.add_pair(*span, "this server is the listener that leads to it", hint, listen.span, "listens here");
         }
     }
@@ -106,12 +154,12 @@ impl Names {
         mistakes.add(name.span, format!("{} is not the name of an `[[upstream]]`", name.value.shown()), hint);
     }
 
-    /// Notes a name that no upstream has, or one whose servers speak TLS: that is for HTTP.
-    pub(super) fn need_plain(&self, name: &At<Text>, mistakes: &mut Mistakes) {
-        self.need(name, mistakes);
-        if self.kind(&name.value.text) == Some(Kind::Tls) {
-            let hint = "name an upstream without `[upstream.tls]`, or make this a listener with protocol `http`";
-            mistakes.add(name.span, "TLS to servers is spoken by HTTP alone, and by QUIC", hint);
+    /// Notes an upstream for HTTP that says itself what is spoken.
+    pub(super) fn no_alpn(&self, name: &At<Text>, mistakes: &mut Mistakes) {
+        let text = &name.value.text;
+        if let (Some(Kind::Tls), Some(alpn)) = (self.kind(text), self.alpn.get(text)) {
+            let hint = "take it out: `version` in `[upstream.http]` says what is spoken";
+            mistakes.add_pair(*alpn, "`alpn` is for QUIC and relays", hint, name.span, "HTTP is spoken to it here");
         }
     }
 
@@ -201,7 +249,7 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
             let hint = "take it out, or write the servers as \"quic://app.example:4433\"";
             mistakes.add(tls.span, "`[upstream.tls]` is for servers over QUIC and TCP", hint);
         }
-        (Kind::Stream, Some(tls), _) => check_http_tls(tls, &servers, mistakes),
+        (Kind::Stream, Some(tls), _) => check_tls(tls, &servers, mistakes),
         _ => {}
     }
     if let (Kind::Stream, None, Some(At { value: RawUpstreamHttp { version: Field::Is(version), .. }, .. })) =
@@ -238,13 +286,9 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
 }
 
 /// What only servers over TCP and Unix sockets need.
-fn check_http_tls(tls: &At<RawUpstreamTls>, servers: &[At<Server>], mistakes: &mut Mistakes) {
+fn check_tls(tls: &At<RawUpstreamTls>, servers: &[At<Server>], mistakes: &mut Mistakes) {
     if !cfg!(feature = "http") {
         mistakes.add(tls.span, "TLS to servers needs a build with the feature `http`", "take the table out");
-    }
-    if let Field::Is(alpn) = &tls.value.alpn {
-        let hint = "take it out: `version` in `[upstream.http]` says what is spoken";
-        mistakes.add(alpn.span, "`alpn` is for servers over QUIC", hint);
     }
     let unix = servers.iter().find(|server| matches!(server.value, Server::Unix(_)));
     if let (Some(unix), Field::Absent) = (unix, &tls.value.name) {
