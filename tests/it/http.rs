@@ -1014,7 +1014,7 @@ mod two {
             assert!(!payload.starts_with(&[0x88]), "200 is no answer to that");
         }
         assert!(answered);
-        gateway.counts("connections_closed", "web", "protocol", 1);
+        gateway.counts("connections_closed", "web", "flood", 1);
         assert_eq!(gateway.totals().family("connections_closed"), 1);
         assert!(server.heads().iter().all(|head| head.starts_with("GET /hello ")), "no server sees it");
         neighbour.works();

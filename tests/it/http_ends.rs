@@ -166,13 +166,14 @@ fn a_client_of_http2_that_is_given_up_takes_its_requests_along() {
         neighbour.works();
     }
     // The same for one that says nonsense while it is answered.
-    let mut two = Two::to(gateway.address("web"), &no_window);
+    let other = Running::start(&config(server.address, "", ""));
+    let mut two = Two::to(other.address("web"), &no_window);
     all(&mut two);
     eventually("the server has all", || server.heads().iter().filter(|h| h.contains("/big")).count() == 3 * AT_ONCE);
     two.send(&frame(PING, 0, 7, &[0; 8]));
     while two.next().is_some() {}
     eventually("the server is left", || server.gone.load(Ordering::Relaxed) == 3 * AT_ONCE);
-    gateway.counts("http_requests", "web", "broken", 3 * AT_ONCE as u64);
+    other.counts("http_requests", "web", "broken", AT_ONCE as u64);
     // The neighbour's is the only connection left.
     let mesh = gateway.gateway().mesh();
     eventually("no connection to the server is left over", || view(mesh).of_kind("http_upstream").count() == 1);
@@ -181,8 +182,8 @@ fn a_client_of_http2_that_is_given_up_takes_its_requests_along() {
 
 /// Pieces of an upload that takes longer than `timeout` of its route.
 const PIECES: usize = 5;
-const PAUSE: Duration = Duration::from_millis(250);
-const TIMEOUT: &str = "timeout = \"700ms\"";
+const PAUSE: Duration = Duration::from_millis(600);
+const TIMEOUT: &str = "timeout = \"2s\"";
 
 /// Waits as a slow client does.
 fn pause() {
@@ -223,7 +224,7 @@ fn the_time_of_an_answer_begins_when_its_request_is_out() {
     pause();
     client.send("piece");
     assert_eq!(client.answer().0, 504);
-    assert!(now() - began >= PAUSE + Duration::from_millis(600), "the pause counts for the client");
+    assert!(now() - began >= PAUSE + Duration::from_millis(1_900), "the pause counts for the client");
     gateway.counts("http_failures", "app", "response_timeout", 1);
     neighbour.works();
 }
