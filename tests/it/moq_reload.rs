@@ -161,15 +161,13 @@ fn sessions_and_tracks_go_on_over_a_reload_of_every_key() {
         subscriber.kept.push(subscription);
         let answer = web.subscribe(0, "on").await;
         assert!(matches!(answer, Some(Message::SubscribeOk(_))), "{answer:?}");
-        let mut number = 0;
-        for key in KEYS.iter().flat_map(|key| [*key, ""]) {
+        for (number, key) in (0..).zip(KEYS.iter().flat_map(|key| [*key, ""])) {
             let done = place.reload(&running, key);
             assert_eq!((done.changed, done.kept), (vec!["moq".to_owned()], vec!["web".to_owned()]), "{key}");
             publisher.send_subgroup(7, number, &[b"one", b"two"]).await;
             let got = subscriber.receive().await;
             assert_eq!((got.group, got.whole, got.objects.len()), (number, true, 2), "{key}");
             web.receives(b"two").await;
-            number += 1;
             let mut fresh = Peer::connect(&clients, place.moq, Draft::D18).await;
             let mut found = fresh.subscribe_with("on", Params::default()).await;
             assert!(matches!(found.words.next().await, Some(Message::SubscribeOk(_))), "{key}");
@@ -323,8 +321,7 @@ fn a_token_of_one_request_ends_it_when_it_expires() {
         let mut plain = Peer::connect(&clients, place.moq, Draft::D20).await;
         let (mut shown, answer) = namespace(&mut plain, &["a"], Some("first")).await;
         assert!(matches!(answer, Some(Message::RequestOk(_))));
-        let soon = std::time::SystemTime::now() + Duration::from_secs(2);
-        let at = soon.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+        let at = (portway::actors::clock::since_1970() + Duration::from_secs(2)).as_secs();
         place.reload(&running, &tokens(&[("first", &format!("expires = {at}\n"))]));
         let (mut later, answer) = namespace(&mut plain, &["b"], Some("first")).await;
         assert!(matches!(answer, Some(Message::RequestOk(_))));
