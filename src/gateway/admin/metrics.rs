@@ -63,12 +63,7 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("moq_datagrams_in", "relay", "", "Objects that came in datagrams"),
     ("moq_datagrams_out", "relay", "", "Objects sent in datagrams"),
     ("moq_duplicates", "relay", "", "Objects that were there already"),
-    (
-        "moq_evicted",
-        "relay",
-        "reason",
-        "Subgroups and datagrams that left the cache before their time, for its bounds or for memory",
-    ),
+    ("moq_evicted", "relay", "reason", "Subgroups and datagrams that left the cache early: for bounds, or memory"),
     ("moq_fetches", "relay", "source", "Fetches answered, by where the objects were"),
     ("moq_goaways", "relay", "way", "GOAWAYs sent and received"),
     ("moq_malformed", "relay", "reason", "Tracks that contradicted themselves, by how"),
