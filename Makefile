@@ -58,11 +58,11 @@ bench: ## our measurements beside our peers'; what they were elsewhere is in ben
 	@echo 'Compare with benches/RESULTS.md, which names its machine, command and commit.'
 
 interop: setup ## the gateway against programs in other languages, also those that must be built first
-	@cargo test -q --locked --test it interop_ -- --list | grep -q ': test$$' || { echo 'no interop_ test in tests/it'; exit 1; }
-	cargo test --locked --test it interop_
+	@cargo test -q --locked --features qlog,deadlock --test it interop_ -- --list | grep -q ': test$$' || { echo 'no interop_ test in tests/it'; exit 1; }
+	cargo test --locked --features qlog,deadlock --test it interop_
 	@scripts/moq-peers
 	@rm -f $(TARGET)/moq-interop.tsv
-	MOQ_TABLE=$(abspath $(TARGET))/moq-interop.tsv cargo test --locked --test it moq_interop -- --include-ignored --test-threads 2
+	MOQ_TABLE=$(abspath $(TARGET))/moq-interop.tsv cargo test --locked --features qlog,deadlock --test it moq_interop -- --include-ignored --test-threads 2
 	@scripts/moq-table $(TARGET)/moq-interop.tsv
 	@scripts/moq-oracle
 

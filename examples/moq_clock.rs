@@ -21,18 +21,23 @@ const USAGE: &str = "say publish or subscribe, the relay's address, and a file w
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [what, to, trust, rest @ ..] = &arguments[..] else { return Err(USAGE.into()) };
+    run(&arguments, &mut |line| println!("{line}")).await
+}
+
+/// What the command line says, line by line.
+pub(crate) async fn run(arguments: &[String], say: &mut dyn FnMut(String)) -> Result<(), Box<dyn Error>> {
+    let [what, to, trust, rest @ ..] = arguments else { return Err(USAGE.into()) };
     let seconds = rest.first().map_or(Ok(u64::MAX), |text| text.parse())?;
     let mesh = Mesh::start(MeshConfig::default())?;
     let quic = QuicClient::start(&mesh, ClientSettings::new("clock"))?;
     let mut tls = tls::ClientSettings::new(tls::PeerName::new("localhost"));
     tls.roots = tls::Roots::File(trust.into());
     let client = MoqClient::connect(&quic, to.parse()?, tls, ClientOptions::default()).await?;
-    println!("{} with {to}", client.draft());
+    say(format!("{} with {to}", client.draft()));
     let track = FullTrackName::of(["clock"], "now")?;
     match what.as_str() {
         "publish" => publish(&client, track, seconds).await?,
-        "subscribe" => subscribe(&client, track, seconds).await?,
+        "subscribe" => subscribe(&client, track, seconds, say).await?,
         _ => return Err(USAGE.into()),
     }
     // The session ends with its last handle, once all was delivered.
@@ -68,13 +73,18 @@ async fn publish(client: &MoqClient, track: FullTrackName, seconds: u64) -> Resu
     Ok(())
 }
 
-async fn subscribe(client: &MoqClient, track: FullTrackName, seconds: u64) -> Result<(), Box<dyn Error>> {
+async fn subscribe(
+    client: &MoqClient,
+    track: FullTrackName,
+    seconds: u64,
+    say: &mut dyn FnMut(String),
+) -> Result<(), Box<dyn Error>> {
     // The relay waits for a publisher, if there is none yet.
     let params = Params { rendezvous_timeout: Some(Duration::from_secs(30)), ..Params::default() };
     let mut clock = client.subscribe(track, Subscribing::from(params)).await?;
     for _ in 0..seconds {
         let Some(object) = clock.next().await? else { break };
-        println!("{}", String::from_utf8_lossy(&object.payload));
+        say(String::from_utf8_lossy(&object.payload).into_owned());
     }
     Ok(())
 }

@@ -292,7 +292,12 @@ impl Builder {
         );
         let upstreams = upstreams.map_err(StartError::Spawn)?;
         #[cfg(feature = "moq")]
-        upstreams.relays().prepare(mesh, config, &upstreams).map_err(StartError::Spawn)?;
+        let upstreams = {
+            let relays = upstreams.relays().renewed(mesh, config, &parts.budget).map_err(StartError::Spawn)?;
+            let upstreams = upstreams.with_relays(relays);
+            upstreams.relays().take_over(&moq::Relays::default(), mesh, &upstreams, config.runtime.drain);
+            upstreams
+        };
         let mut prepared = Vec::new();
         let tcp = config.listeners.iter().filter(|listener| tunnels::is_tcp(listener));
         for (listener, socket) in tcp.zip(parts.bound) {

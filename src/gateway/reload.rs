@@ -154,7 +154,11 @@ impl Gateway {
         );
         let started = upstreams.map_err(StartError::Spawn).and_then(|upstreams| {
             #[cfg(feature = "moq")]
-            upstreams.relays().prepare(&self.mesh, &new, &upstreams).map_err(StartError::Spawn)?;
+            let upstreams = {
+                let relays = upstreams.relays().renewed(&self.mesh, &new, &self.status.budget);
+                let relays = relays.inspect_err(|_| upstreams.retire(&before)).map_err(StartError::Spawn)?;
+                upstreams.with_relays(relays)
+            };
             let step = Step {
                 running: &running,
                 new: &new,
@@ -211,6 +215,8 @@ impl Gateway {
         };
         tunnels::lead(&upstreams, &tunnels);
         *self.status.tunnels.lock() = tunnels;
+        #[cfg(feature = "moq")]
+        upstreams.relays().take_over(before.relays(), &self.mesh, &upstreams, running.runtime.drain);
         before.retire(&upstreams);
         self.status.upstreams.publish(upstreams);
         *self.status.certificates.lock() = certificates;

@@ -17,7 +17,7 @@ use super::Made;
 pub(super) use super::certificates::Certificates;
 use super::check::guards;
 use super::check::http::rule;
-use super::config::{self, Http, HttpAction, HttpRoute, Listener};
+use super::config::{self, Http, HttpAction, HttpRoute, Listener, ListenerTls};
 use super::upstreams::Upstreams;
 use crate::transports::http::codec_edit::Rewrite;
 use crate::transports::http::codec_forward::Network;
@@ -73,6 +73,22 @@ pub(super) fn upstreams_of(http: &Http) -> impl Iterator<Item = &str> {
         };
         first.into_iter().chain(second).map(String::as_str)
     })
+}
+
+/// Whether what a listener shows of certificates, in handshakes and by their hashes, is the same as before.
+pub(super) fn same_certificates(http: &Http, before: &Certificates, now: &Certificates) -> bool {
+    let told = http.routes.iter().filter_map(|route| match &route.action {
+        HttpAction::Fingerprint { certificate } => Some(certificate.clone()),
+        HttpAction::Upstream(_)
+        | HttpAction::Respond { .. }
+        | HttpAction::Redirect { .. }
+        | HttpAction::Static { .. }
+        | HttpAction::Demo
+        | HttpAction::Moq { .. }
+        | HttpAction::Session { .. } => None,
+    });
+    let told = ListenerTls { certificates: told.collect(), ..ListenerTls::default() };
+    before.same_for(now, &told) && http.tls.as_ref().is_none_or(|tls| before.same_for(now, tls))
 }
 
 /// The names of those that requests are sent to.
@@ -186,7 +202,7 @@ fn route(
             Action::Respond { status: status(*code)?, body: Bytes::from(body.clone()) }
         }
         HttpAction::Redirect { status: code, to } => Action::Redirect { status: status(*code)?, to: to.clone() },
-        HttpAction::Static { root, index } => {
+        HttpAction::Static { root, index, .. } => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let opened = rustix::fs::open(root, flags, Mode::empty());
             let root = opened.map_err(|error| format!("cannot open {}: {error}", root.display()))?;

@@ -94,9 +94,7 @@ fn leads_alike(
         Speaks::Relay(relay) => same(&relay.upstream),
         Speaks::Udp(upstream) => same(upstream),
         #[cfg(feature = "http")]
-        Speaks::Http(http) => {
-            sites::upstreams_of(http).all(same) && http.tls.as_ref().is_none_or(|tls| before.same_for(now, tls))
-        }
+        Speaks::Http(http) => sites::upstreams_of(http).all(same) && sites::same_certificates(http, before, now),
     }
 }
 

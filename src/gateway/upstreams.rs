@@ -92,6 +92,12 @@ impl Upstreams {
         Ok(next)
     }
 
+    /// With these relays of Media over QUIC.
+    #[cfg(feature = "moq")]
+    pub(super) fn with_relays(self, relays: Relays) -> Self {
+        Self { relays, ..self }
+    }
+
     /// The relays of Media over QUIC.
     #[cfg(feature = "moq")]
     pub(super) const fn relays(&self) -> &Relays {

@@ -246,6 +246,11 @@ impl Binary {
         }
     }
 
+    /// Lines of the log that were looked at and contain `what`.
+    pub(crate) fn said(&self, what: &str) -> usize {
+        self.seen.iter().filter(|line| line.contains(what)).count()
+    }
+
     pub(crate) fn address(&mut self, listener: &str) -> SocketAddr {
         let line = self.says(&format!("listener={listener} "));
         let at = line.split("address=").nth(1).expect("an address");

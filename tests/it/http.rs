@@ -950,7 +950,7 @@ mod two {
         }
     }
 
-    fn abused(what: &str, abuse: impl FnOnce(&mut Two)) {
+    fn abused(what: &str, reason: &str, abuse: impl FnOnce(&mut Two)) {
         let server = Server::start();
         let gateway = gateway(&server);
         let mut neighbour = Client(BufReader::new(let_in(&gateway)));
@@ -958,14 +958,16 @@ mod two {
         let mut two = Two::on(let_in(&gateway));
         abuse(&mut two);
         neighbour.works();
-        gateway.counts("connections_closed", "web", "protocol", 1);
+        gateway.counts("connections_closed", "web", reason, 1);
+        let flood = u64::from(reason == "flood");
+        assert_eq!(gateway.totals().get("http_refused", "web", "flood"), flood, "{what}");
         assert_eq!(gateway.totals().family("actor_panics"), 0, "{what}");
         neighbour.works();
     }
 
     #[test]
     fn rapid_resets_end_their_connection() {
-        abused("rapid reset", |two| {
+        abused("rapid reset", "flood", |two| {
             let sent = two.flood(|n| {
                 let stream = 2 * n + 1;
                 let open = frame(HEADERS, END_STREAM | END_HEADERS, stream, GET);
@@ -977,7 +979,7 @@ mod two {
 
     #[test]
     fn endless_continuations_end_their_connection() {
-        abused("CONTINUATION flood", |two| {
+        abused("CONTINUATION flood", "flood", |two| {
             two.send(&frame(HEADERS, END_STREAM, 1, GET));
             let sent = two.flood(|n| {
                 let name = format!("x-{n:06}");
@@ -1012,7 +1014,7 @@ mod two {
             assert!(!payload.starts_with(&[0x88]), "200 is no answer to that");
         }
         assert!(answered);
-        gateway.counts("connections_closed", "web", "protocol", 1);
+        gateway.counts("connections_closed", "web", "flood", 1);
         assert_eq!(gateway.totals().family("connections_closed"), 1);
         assert!(server.heads().iter().all(|head| head.starts_with("GET /hello ")), "no server sees it");
         neighbour.works();
@@ -1047,7 +1049,7 @@ mod two {
             frame(0, 0, 0, b"data"),
             frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xff; 20]),
         ] {
-            abused("nonsense", |two| {
+            abused("nonsense", "protocol", |two| {
                 two.send(&bytes);
                 assert!(two.goaway().is_some_and(|code| code != 0), "{bytes:?}");
             });

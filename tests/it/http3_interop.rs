@@ -153,7 +153,7 @@ impl Pages {
                             }
                         }
                         let path = first.split(' ').nth(1).unwrap_or_default();
-                        let body = if path == "/page" { page() } else { String::new() };
+                        let body = if path.split('?').next() == Some("/page") { page() } else { String::new() };
                         if let Some(report) = path.strip_prefix("/done?") {
                             let _last = tell.send(report.replace("%20", " "));
                         }

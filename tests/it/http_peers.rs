@@ -53,13 +53,18 @@ fn abuse_ends_its_connection_and_nothing_else() {
     let gateway = Running::start(&config(server.address, times, ""));
     let port = gateway.address("web").port();
     let mut neighbour = Client::to(gateway.address("web"));
+    // Its library may say something of its own between two continuations, which is against the rules.
+    let either = "flood or protocol";
+    let count = |family: &str, reason: &str| -> u64 {
+        reason.split(" or ").map(|reason| gateway.totals().get(family, "web", reason)).sum()
+    };
     for (case, family, reason) in [
-        ("rapid_reset", "connections_closed", "protocol"),
-        ("continuation_flood", "connections_closed", "protocol"),
-        ("empty_continuations", "connections_closed", "protocol"),
-        ("hpack_bomb", "connections_closed", "protocol"),
+        ("rapid_reset", "connections_closed", "flood"),
+        ("continuation_flood", "connections_closed", either),
+        ("empty_continuations", "connections_closed", either),
+        ("hpack_bomb", "connections_closed", "flood"),
         ("settings_flood", "http_refused", "flood"),
-        ("empty_frames", "connections_closed", "protocol"),
+        ("empty_frames", "connections_closed", "flood"),
         ("ping_flood", "http_refused", "flood"),
         ("priority_flood", "http_refused", "flood"),
         ("window_updates", "http_refused", "flood"),
@@ -68,11 +73,11 @@ fn abuse_ends_its_connection_and_nothing_else() {
         ("closed_window", "connections_closed", "send_timeout"),
     ] {
         neighbour.works();
-        let before = gateway.totals().get(family, "web", reason);
+        let before = count(family, reason);
         let said = says(case, port);
         assert!(said.starts_with("ended"), "{case}: {said}; {:?}", gateway.totals());
-        eventually(case, || gateway.totals().get(family, "web", reason) > before);
-        gateway.counts(family, "web", reason, before + 1);
+        eventually(case, || count(family, reason) > before);
+        assert_eq!(count(family, reason), before + 1, "{case}");
         neighbour.works();
     }
     assert_eq!(gateway.totals().family("actor_panics"), 0);

@@ -27,6 +27,10 @@ mod http3;
 mod http3_bad;
 #[cfg(all(feature = "http", feature = "quic"))]
 mod http3_interop;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http_ends;
+#[cfg(all(feature = "http", feature = "quic"))]
+mod http_heads;
 #[cfg(feature = "http")]
 mod http_limits;
 #[cfg(all(feature = "http", feature = "quic"))]
@@ -54,8 +58,14 @@ mod moq_browser;
 mod moq_chain;
 #[cfg(feature = "moq")]
 mod moq_client;
+#[cfg(feature = "moq")]
+mod moq_examples;
+#[cfg(feature = "moq")]
+mod moq_fetch;
 #[cfg(all(feature = "moq", feature = "http"))]
 mod moq_interop;
+#[cfg(all(feature = "moq", feature = "http"))]
+mod moq_reload;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]

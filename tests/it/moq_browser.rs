@@ -23,8 +23,7 @@ fn a_page_subscribes_to_what_a_native_publisher_sends() {
     let short = Short::make();
     let port = crate::gateway::free().port();
     let plain = crate::gateway::free();
-    let page = include_str!("../../examples/moq_watch.html");
-    let page = page.replace("PLAIN", &plain.to_string()).replace("PORT", &port.to_string()) + TELLS;
+    let page = include_str!("../../examples/moq_watch.html").to_owned() + TELLS;
     let pages = Pages::serve(move || page.clone());
     let text = format!(
         "version = 1\n[runtime]\narbiters = 2\n{}\
@@ -45,7 +44,10 @@ fn a_page_subscribes_to_what_a_native_publisher_sends() {
         group(&publisher, 0, &[Bytes::from("zero"), Bytes::from("one")]).await;
         (client, publisher)
     });
-    let browser = Browser::open(&format!("http://{}/page", pages.address), &[]);
+    let asked = format!(
+        "relay=https://127.0.0.1:{port}/moq&hash=http://{plain}/certificate.sha256&namespace=page&track=objects"
+    );
+    let browser = Browser::open(&format!("http://{}/page?{asked}", pages.address), &[]);
     let subscribed = || running.totals().get("moq_streams_out", "web", "") >= 1;
     eventually_long("the page has subscribed", subscribed);
     wait(async {

@@ -5,16 +5,20 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use portway::transports::moq::model::{Draft, Location};
 use portway::transports::moq::model_codes::RequestCode;
+use portway::transports::moq::model_message::{Message, PublishNamespace, SubscribeNamespace, SubscribeTracks};
+use portway::transports::moq::model_names::Namespace;
+use portway::transports::moq::model_params::Params;
 use portway::transports::moq::{ClientError, ClientOptions, Publication, Subscribing};
 
 use crate::gateway::Running;
-use crate::moq::relay;
+use crate::moq::{Peer, Request, bytes_of, relay};
+use crate::moq_bad::{Near, asked};
 use crate::moq_client::{Clients, group, next, patient, soon, track};
 use crate::probe::{eventually, wait};
-use crate::quic_gateway::certificate;
+use crate::quic_gateway::{Clients as Quic, certificate};
 
 /// An edge of this origin; `scope` and `rest` follow its upstream.
-fn edge(origin: SocketAddr, scope: &str, rest: &str) -> String {
+pub(crate) fn edge(origin: SocketAddr, scope: &str, rest: &str) -> String {
     format!(
         "version = 1\n[runtime]\narbiters = 2\ndrain = \"5s\"\n{}\n[[upstream]]\nname = \"origin\"\n\
          servers = [\"quic://localhost:{}\"]\n[upstream.tls]\ntrust = \"local\"\nalpn = \"moqt-20\"\n[[listener]]\n\
@@ -26,7 +30,7 @@ fn edge(origin: SocketAddr, scope: &str, rest: &str) -> String {
 }
 
 /// Whether the edge has its session with the origin.
-fn is_joined(edge: &Running) -> bool {
+pub(crate) fn is_joined(edge: &Running) -> bool {
     edge.totals().get("moq_sessions", "origin", "moqt-20") > 0
 }
 
@@ -151,6 +155,172 @@ async fn eventually_async<F: Future<Output = bool>>(what: &str, is: impl Fn() ->
         }
     })
     .await;
+}
+
+/// A request that is granted, and what is said on it.
+async fn granted(peer: &mut Peer, make: impl FnOnce(u64) -> Message) -> Request {
+    let mut request = peer.ask(make).await;
+    assert!(matches!(request.words.next().await, Some(Message::RequestOk(_))));
+    request
+}
+
+fn below(fields: &[&str]) -> Namespace {
+    Namespace::new(fields).expect("a namespace")
+}
+
+async fn announce(peer: &mut Peer, fields: &[&str]) -> Request {
+    let namespace = below(fields);
+    granted(peer, |request_id| {
+        Message::PublishNamespace(Box::new(PublishNamespace { request_id, namespace, params: Params::default() }))
+    })
+    .await
+}
+
+async fn watch_namespaces(peer: &mut Peer, fields: &[&str]) -> Request {
+    let prefix = below(fields);
+    granted(peer, |request_id| {
+        Message::SubscribeNamespace(Box::new(SubscribeNamespace { request_id, prefix, params: Params::default() }))
+    })
+    .await
+}
+
+/// The next namespace that is told, and whether it is there.
+async fn told(watch: &mut Request) -> (Namespace, bool) {
+    match watch.words.next().await {
+        Some(Message::Namespace(of)) => (of.suffix, true),
+        Some(Message::NamespaceDone(of)) => (of.suffix, false),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What the origin has is listed at the edge beside what the edge has, through a chain of three.
+#[test]
+fn namespaces_of_an_origin_are_listed_at_its_edges() {
+    let first = Running::start(&relay(1, ""));
+    let at = first.address("moq");
+    let middle = Running::start(&edge(at, "", ""));
+    let edge = Running::start(&edge(middle.address("moq"), "", ""));
+    eventually("the edges have joined", || is_joined(&edge) && is_joined(&middle));
+    let clients = Quic::new();
+    let (mut watch, mut other, mut watcher) = wait(async {
+        let mut publisher = Peer::connect(&clients, at, Draft::D18).await;
+        let before = announce(&mut publisher, &["live", "before"]).await;
+        let mut watcher = Peer::connect(&clients, edge.address("moq"), Draft::D20).await;
+        let mut watch = watch_namespaces(&mut watcher, &["live"]).await;
+        assert_eq!(told(&mut watch).await, (below(&["before"]), true));
+        // Below another prefix nobody hears of it.
+        let mut other = watch_namespaces(&mut watcher, &["other"]).await;
+        let after = announce(&mut publisher, &["live", "after"]).await;
+        assert_eq!(told(&mut watch).await, (below(&["after"]), true));
+        let mut local = Peer::connect(&clients, edge.address("moq"), Draft::D18).await;
+        let here = announce(&mut local, &["live", "here"]).await;
+        assert_eq!(told(&mut watch).await, (below(&["here"]), true));
+        before.send.reset(1).await.expect("reset");
+        before.words.stream.stop(1).await.expect("stopped");
+        assert_eq!(told(&mut watch).await, (below(&["before"]), false));
+        let elsewhere = announce(&mut publisher, &["other", "one"]).await;
+        assert_eq!(told(&mut other).await, (below(&["one"]), true));
+        watcher.kept.push(here);
+        // Its origin has all of it; nothing comes back from there.
+        publisher.connection.close(0, "");
+        drop((after, elsewhere));
+        assert_eq!(told(&mut watch).await, (below(&["after"]), false));
+        assert_eq!(told(&mut other).await, (below(&["one"]), false));
+        local.connection.close(0, "");
+        assert_eq!(told(&mut watch).await, (below(&["here"]), false));
+        let mut again = Peer::connect(&clients, at, Draft::D18).await;
+        let lost = announce(&mut again, &["live", "lost"]).await;
+        assert_eq!(told(&mut watch).await, (below(&["lost"]), true));
+        drop(lost);
+        (watch, other, watcher)
+    });
+    drop(first);
+    wait(async { assert_eq!(told(&mut watch).await, (below(&["lost"]), false)) });
+    let again = Running::start(&relay(1, "").replace("127.0.0.1:0", &at.to_string()));
+    eventually("the edge has joined again", || middle.totals().get("moq_sessions", "origin", "moqt-20") >= 2);
+    let _open = wait(async {
+        let mut publisher = Peer::connect(&clients, at, Draft::D20).await;
+        let back = announce(&mut publisher, &["live", "back"]).await;
+        assert_eq!(told(&mut watch).await, (below(&["back"]), true));
+        let here = announce(&mut watcher, &["other", "here"]).await;
+        assert_eq!(told(&mut other).await, (below(&["here"]), true));
+        (publisher, back, here)
+    });
+    for gateway in [&again, &middle, &edge] {
+        assert_eq!(gateway.totals().family("moq_sessions_failed"), 0);
+        assert_eq!(gateway.totals().family("moq_origin_refused"), 0);
+    }
+}
+
+/// SUBSCRIBE_TRACKS at an edge: what is published at the origin is offered, and its objects come once they are wanted.
+#[test]
+fn tracks_of_an_origin_are_offered_at_its_edge() {
+    let origin = Running::start(&relay(1, ""));
+    let edge = Running::start(&edge(origin.address("moq"), "", ""));
+    eventually("the edge has joined", || is_joined(&edge));
+    let clients = Quic::new();
+    let _open = wait(async {
+        let mut publisher = Peer::connect(&clients, origin.address("moq"), Draft::D18).await;
+        let before = publisher.publish("before", 1).await;
+        let mut watcher = Peer::connect(&clients, edge.address("moq"), Draft::D20).await;
+        let prefix = below(&["test"]);
+        let watch = granted(&mut watcher, |request_id| {
+            Message::SubscribeTracks(Box::new(SubscribeTracks { request_id, prefix, params: Params::default() }))
+        })
+        .await;
+        let mut offers = Vec::new();
+        for name in ["before", "after"] {
+            if name == "after" {
+                watcher.kept.push(publisher.publish("after", 2).await);
+            }
+            let (offer, message) = asked(&watcher).await;
+            let Message::Publish(offered) = message else { panic!("{message:?}") };
+            assert_eq!(offered.track, crate::moq::track(name));
+            offer.send.write(bytes_of(&Message::RequestOk(Box::default()), Draft::D20)).await.expect("written");
+            offers.push(offer);
+            publisher.send_subgroup(offers.len() as u64, 7, &[name.as_bytes()]).await;
+            assert_eq!(watcher.receive().await.objects, [(0, Bytes::from(name))]);
+        }
+        // What the edge subscribes to anyway is not brought a second time.
+        let mut subscriber = Peer::connect(&clients, edge.address("moq"), Draft::D18).await;
+        let (subscription, _) = subscriber.subscribe("before").await;
+        publisher.send_subgroup(1, 8, &[b"both"]).await;
+        assert_eq!(watcher.receive().await.group, 8);
+        let mut got = subscriber.receive().await;
+        while got.group < 8 {
+            got = subscriber.receive().await;
+        }
+        assert_eq!(got.objects, [(0, Bytes::from("both"))]);
+        (publisher, before, watcher, watch, offers, subscriber, subscription)
+    });
+    for gateway in [&origin, &edge] {
+        assert_eq!(gateway.totals().family("moq_sessions_failed"), 0);
+        assert_eq!(gateway.totals().family("moq_origin_refused"), 0);
+        assert_eq!(gateway.totals().family("moq_duplicates"), 0);
+    }
+}
+
+/// An origin that lets its edge have only a part lists nothing to it; all else goes on.
+#[test]
+fn an_origin_that_lists_nothing_costs_its_edge_nothing_else() {
+    let scope = "[[listener.moq.token]]\ntoken = \"edge\"\nsubscribe = \"test\"\npublish = \"test\"\n";
+    let origin = Running::start(&relay(1, scope));
+    let edge = Running::start(&edge(origin.address("moq"), "upstream_token = \"edge\"", ""));
+    eventually("the edge has joined", || is_joined(&edge));
+    let clients = Quic::new();
+    let _open = wait(async {
+        let mut near = Near::of(&clients, &edge).await;
+        let mut watcher = Peer::connect(&clients, edge.address("moq"), Draft::D20).await;
+        let mut watch = watch_namespaces(&mut watcher, &["test"]).await;
+        let mut local = Peer::connect(&clients, edge.address("moq"), Draft::D18).await;
+        let here = announce(&mut local, &["test", "here"]).await;
+        assert_eq!(told(&mut watch).await, (below(&["here"]), true));
+        near.lost_nothing().await;
+        (near, watcher, watch, local, here)
+    });
+    eventually("it is counted", || edge.totals().get("moq_origin_refused", "origin", "unauthorized") == 1);
+    assert_eq!(edge.totals().family("moq_origin_refused"), 1);
+    assert_eq!(edge.totals().family("moq_sessions_failed"), 0);
 }
 
 /// The scope at the origin has a path, and wants a token.

@@ -111,13 +111,16 @@ impl Pair {
 }
 
 pub(crate) async fn round_trip(connection: &Connection, bytes: Bytes) {
-    let (send, receive) = connection.open(Priority::default()).await.expect("a stream");
+    // Why a connection ended says more than that it did.
+    let end = || connection.end().map(|end| end.to_string());
+    let opened = connection.open(Priority::default()).await;
+    let (send, receive) = opened.unwrap_or_else(|error| panic!("no stream: {error}; {:?}", end()));
     let sending = async {
-        send.write(bytes.clone()).await.expect("written");
+        send.write(bytes.clone()).await.unwrap_or_else(|error| panic!("not written: {error}; {:?}", end()));
         send.finish().await.expect("finished");
     };
     let (_, got) = tokio::join!(sending, receive.read_to_end(bytes.len() + 1));
-    let got = got.expect("read");
+    let got = got.unwrap_or_else(|error| panic!("not read: {error}; {:?}", end()));
     assert_eq!(got.len(), bytes.len());
     assert!(got == bytes, "other bytes came back");
 }

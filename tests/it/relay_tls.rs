@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
-use crate::gateway::{Binary, Running, free, temp_dir};
+use crate::gateway::{Binary, Running, free, get, temp_dir};
 use crate::http::Server;
 use crate::http_upstreams::{Authority, Nginx};
 use crate::probe::{SOON, eventually, view};
@@ -218,8 +218,14 @@ fn changed_files_of_certificates_are_used_without_being_told() {
             dir.join("a.test.key")
         );
     // Changed listeners keep their sockets where their ports are given.
-    let ports = [free(), free()];
+    let (ports, admin) = ([free(), free()], free());
     let text = ports.iter().fold(text, |text, port| text.replacen("127.0.0.1:0\"", &format!("{port}\""), 1));
+    let text = text + &format!("[admin]\nlisten = \"{admin}\"\n");
+    let reloads = |result: &str| {
+        let line = format!("portway_reloads_total{{result=\"{result}\"}} ");
+        let metrics = get(admin, "/metrics").1;
+        metrics.lines().find_map(|found| found.strip_prefix(&line)?.parse::<u64>().ok()).unwrap_or(0)
+    };
     let mut binary = Binary::start(&text);
     for name in ["tls", "web"] {
         binary.address(name);
@@ -232,9 +238,12 @@ fn changed_files_of_certificates_are_used_without_being_told() {
     Authority::new(&hold, "next").signs("a.test");
     std::fs::copy(hold.join("a.test.pem"), dir.join("a.test.pem")).unwrap();
     binary.says("changed certificates are not used");
+    let before = reloads("applied");
+    assert_eq!(reloads("refused"), 1);
     assert_eq!(curl(&dir.join("ca.pem"), "a.test", ports[0], &[]), "hello", "the old one goes on");
     std::fs::copy(hold.join("a.test.key"), dir.join("a.test.key")).unwrap();
     binary.says("certificates have changed");
+    assert_eq!((reloads("applied"), reloads("refused")), (before + 1, 1));
     for port in ports {
         assert_eq!(curl(&hold.join("next.pem"), "a.test", port, &[]), "hello");
     }

@@ -71,6 +71,11 @@ pub(super) fn guards(raw: &RawGuards, folder: &Path, mistakes: &mut Mistakes) ->
     let basic_auth = is(&raw.basic_auth).and_then(|at| {
         let text = read(&folder.join(&at.value.text), at, mistakes)?;
         match text.expose_str().map(users) {
+            Some(Ok(users)) if users.is_empty() => {
+                let hint = "write it with `htpasswd -B -c users.htpasswd NAME`";
+                mistakes.add(at.span, "this file has no user, so nobody could pass", hint);
+                None
+            }
             Some(Ok(_)) => Some(text),
             Some(Err(line)) => {
                 let message = format!("line {line} of this file is not a name and a bcrypt hash");

@@ -1,5 +1,6 @@
 //! Judges listeners that speak HTTP: what each route says, and that no request could fit two of them equally well.
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -266,6 +267,13 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
                 mistakes.add(to.span, format!("{} is not a place", to.value.shown()), "write a URL or a path");
                 return None;
             }
+            let known = ["{host}", "{path}", "{query}"];
+            let rest = known.iter().fold(to.value.text.clone(), |text, name| text.replace(name, ""));
+            if rest.contains(['{', '}']) {
+                let message = format!("{} has a part in braces that stands for nothing", to.value.shown());
+                mistakes.add(to.span, message, "only `{host}`, `{path}` and `{query}` are filled in");
+                return None;
+            }
             HttpAction::Redirect { status: u16::try_from(status).unwrap_or(308), to: to.value.text.clone() }
         }
         (_, _, Field::Is(At { value: RouteService::Respond, .. })) => {
@@ -398,13 +406,14 @@ fn files(raw: &RawRoute, folder: &Path, mistakes: &mut Mistakes) -> Option<HttpA
         Field::Bad => return None,
     };
     let path = folder.join(&root.value.text);
-    if !path.is_dir() {
+    let folder = std::fs::metadata(&path).ok().filter(std::fs::Metadata::is_dir);
+    let Some(folder) = folder else {
         let hint = "name a folder; paths count from the folder of this file";
         mistakes.add(root.span, format!("{} is not a folder", root.value.shown()), hint);
         return None;
-    }
+    };
     let index = is(&raw.http.index).map_or_else(|| "index.html".to_owned(), |index| index.value.text.clone());
-    Some(HttpAction::Static { root: path, index })
+    Some(HttpAction::Static { root: path, folder: (folder.dev(), folder.ino()), index })
 }
 
 fn settings(raw: Option<&RawHttp>, mistakes: &mut Mistakes) -> HttpSettings {

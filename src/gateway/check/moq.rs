@@ -79,7 +79,7 @@ fn origin(
         return None;
     };
     around.upstreams.need(upstream, mistakes);
-    around.upstreams.no_circle(&upstream.value.text, &listener.listen, mistakes);
+    around.upstreams.no_circle_over_quic(&upstream.value.text, &listener.listen, mistakes);
     if around.upstreams.kind(&upstream.value.text).is_some_and(|kind| kind != Kind::Quic) {
         let hint = "name an upstream whose servers begin with `quic://`, with `alpn = \"moqt-20\"` in its TLS";
         mistakes.add(upstream.span, "the origin of a relay of Media over QUIC is reached over QUIC", hint);

@@ -1,6 +1,6 @@
 //! Judges upstreams, and whether those that listeners name are there.
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::listener::{copied, count, small};
 use super::quic::{self, Around, is};
@@ -26,6 +26,19 @@ pub(super) enum Kind {
     Tls,
 }
 
+/// Where a server over QUIC is, as far as that needs no look-up.
+fn over_quic(server: &Server, span: Span) -> Vec<(SocketAddr, Span)> {
+    let Server::Quic { host, port } = server else { return Vec::new() };
+    let ips: Vec<IpAddr> = match host {
+        Host::Address(ip) => vec![*ip],
+        Host::Name(name) if name.eq_ignore_ascii_case("localhost") => {
+            vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+        }
+        Host::Name(_) => Vec::new(),
+    };
+    ips.into_iter().map(|ip| (SocketAddr::new(ip, *port), span)).collect()
+}
+
 impl Kind {
     const fn of(server: &Server) -> Self {
         match server {
@@ -45,6 +58,8 @@ pub(super) struct Names {
     alpn: BTreeMap<String, Span>,
     /// Their servers that are addresses.
     addresses: BTreeMap<String, Vec<(SocketAddr, Span)>>,
+    /// The same of servers over QUIC, also where they are called `localhost`.
+    over_quic: BTreeMap<String, Vec<(SocketAddr, Span)>>,
     /// Some upstream has no name that can be read: it may be the one that is meant.
     unknown: bool,
 }
@@ -76,6 +91,14 @@ impl Names {
             _ => None,
         });
         let addresses = addresses.collect();
+        let over_quic = raw.iter().filter_map(|upstream| match (&upstream.name, &upstream.servers) {
+            (Field::Is(name), Field::Is(servers)) => {
+                let addresses = servers.value.iter().flat_map(|server| over_quic(&server.value, server.span));
+                Some((name.value.text.clone(), addresses.collect()))
+            }
+            _ => None,
+        });
+        let over_quic = over_quic.collect();
         let alpn = raw.iter().filter_map(|upstream| match (&upstream.name, &upstream.tls) {
             (Field::Is(name), Some(At { value: RawUpstreamTls { alpn: Field::Is(alpn), .. }, .. })) => {
                 Some((name.value.text.clone(), alpn.span))
@@ -83,7 +106,7 @@ impl Names {
             _ => None,
         });
         let alpn = alpn.collect();
-        Self { unknown: names.len() < raw.len(), kinds: kinds.collect(), alpn, addresses, names }
+        Self { unknown: names.len() < raw.len(), kinds: kinds.collect(), alpn, addresses, over_quic, names }
     }
 
     /// What the servers of an upstream take, if that can be told.
@@ -97,6 +120,22 @@ impl Names {
         let mut servers = self.addresses.get(name).into_iter().flatten();
         if let Some((_, span)) = servers.find(|(address, _)| *address == listen.value) {
             let hint = "name the server behind it: each connection would open the next one";
+            mistakes.add_pair(*span, "this server is the listener that leads to it", hint, listen.span, "listens here");
+        }
+    }
+
+    /// The same of a listener and servers over QUIC: one that listens on all addresses is at those of this host as well.
+    pub(super) fn no_circle_over_quic(&self, name: &str, listen: &Field<SocketAddr>, mistakes: &mut Mistakes) {
+        let Field::Is(listen) = listen else { return };
+        let here = |address: &SocketAddr| {
+            let same = *address == listen.value;
+            same || address.port() == listen.value.port()
+                && listen.value.ip().is_unspecified()
+                && address.ip().is_loopback()
+        };
+        let mut servers = self.over_quic.get(name).into_iter().flatten();
+        if let Some((_, span)) = servers.find(|(address, _)| here(address)) {
+            let hint = "name the relay that it is an edge of: it would ask itself for what it has not";
             mistakes.add_pair(*span, "this server is the listener that leads to it", hint, listen.span, "listens here");
         }
     }

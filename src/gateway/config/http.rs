@@ -195,6 +195,9 @@ pub enum HttpAction {
     Static {
         /// The folder.
         root: PathBuf,
+        /// Which folder that was when the configuration was read: device and number. Another one in its place is a
+        /// change, for which a reload opens it.
+        folder: (u64, u64),
         /// The file that stands for a folder. Default `index.html`.
         index: String,
     },

@@ -217,7 +217,10 @@ impl Gateway {
         let settings = crate::gateway::quic::settings_of(listener, quic, &around)?;
         let held = server.needs_restart(&settings).into_iter().map(str::to_owned);
         restart.extend(held.filter(|key| !restart.contains(key)).collect::<Vec<_>>());
-        let same = before.routes == quic.routes && was.limits == listener.limits && was.listen == listener.listen;
+        let same = before.routes == quic.routes
+            && before.moq == quic.moq
+            && was.limits == listener.limits
+            && was.listen == listener.listen;
         Ok(same && !server.would_change(&settings))
     }
 }
@@ -278,9 +281,7 @@ pub(crate) fn same_around(
         Protocol::Relay(relay) => relay.upstreams().all(unchanged),
         Protocol::Framed(framed) => framed.upstream.as_deref().is_none_or(unchanged),
         #[cfg(feature = "http")]
-        Protocol::Http(http) => {
-            sites::upstreams_of(http).all(unchanged) && http.tls.as_ref().is_none_or(|tls| before.same_for(now, tls))
-        }
+        Protocol::Http(http) => sites::upstreams_of(http).all(unchanged) && sites::same_certificates(http, before, now),
         Protocol::Udp(udp) => udp.upstream.as_deref().is_none_or(unchanged),
         Protocol::Quic(_) | Protocol::Custom { .. } => true,
         #[cfg(feature = "wireguard")]

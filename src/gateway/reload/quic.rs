@@ -86,7 +86,8 @@ impl Gateway {
                 }
                 // Also where none changed: they hold the ways to servers, which may be others now.
                 routes.push((server, listener, quic));
-                let touched = changes || before.routes != quic.routes || was.limits != listener.limits;
+                let same = before.routes == quic.routes && before.moq == quic.moq && was.limits == listener.limits;
+                let touched = changes || !same;
                 let names = if touched { &mut done.changed } else { &mut done.kept };
                 names.push(listener.name.clone());
                 started.push(status.clone());

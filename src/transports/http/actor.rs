@@ -23,10 +23,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::codec_forward::{Sender, Way};
-use super::codec_frames::FrameWatch;
-use super::codec_head::{Guard, Stage};
+use super::codec_frames::{AnswerWatch, FrameWatch};
+use super::codec_head::{Guard, Refusal, Stage};
 use super::exchange::Service;
-use super::nursery::Nursery;
+use super::nursery::{Brood, Nursery};
 use super::pool::{Pool, by};
 use super::record::{Record, Tallies};
 use super::site::{Published, Settings, Site, Upstream};
@@ -452,9 +452,11 @@ async fn ended(client: &Rc<Client>, end: End, mut wire: Wire, ahead: Bytes) -> R
 
 async fn serve_two(client: &Rc<Client>, begun: Begun) -> Result<(), Fault> {
     let (notes, settings) = (&client.notes, &client.settings);
-    let frames = Looked::Frames(FrameWatch::new(PREFACE.len()));
+    let frames = Looked::Frames(FrameWatch::new(PREFACE.len()), AnswerWatch::default());
     let wire = Wire::new(begun.stream, begun.prefix, frames, notes.clone());
     let nursery = client.nursery.clone();
+    // However it ends, its requests end with it.
+    let _brood = Brood(nursery.clone());
     let mut conn = http2::Builder::new(nursery.clone())
         .max_concurrent_streams(settings.streams)
         .max_header_list_size(u32::try_from(settings.head.bytes).unwrap_or(u32::MAX))
@@ -514,14 +516,22 @@ fn fault_of(client: &Client, error: &hyper::Error) -> Fault {
         None if error.is_parse() => "bad_request",
         None if error.is_incomplete_message() => "truncated",
         None if error.is_user() => "answer_broke",
+        None if is_flood(error) => Refusal::Flood.reason(),
         None if client.has_streams() => "protocol",
         None => "reset",
     };
     // What the guard refused is counted already.
-    if client.notes.refused.get().is_none() && error.is_parse() {
+    if client.notes.refused.get().is_none() && (error.is_parse() || reason == Refusal::Flood.reason()) {
         client.notes.driver.raise("http_refused", &client.settings.listener, reason);
     }
     Fault::peer(reason, error.to_string())
+}
+
+/// Whether the library for HTTP/2 ends a connection because it costs more than it is worth: resets, continuations, empty
+/// frames.
+fn is_flood(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(|h2| h2.is_library() && h2.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM))
 }
 
 /// Ends the stream. A client that has more to say is listened to for a moment: a socket that is closed over unread

@@ -199,6 +199,7 @@ impl Tokens {
         };
         let mut validation = Validation::new(algorithm);
         validation.validate_nbf = true;
+        validation.leeway = 0;
         if let Some(issuer) = issuer {
             validation.set_issuer(&[issuer]);
         }
@@ -217,8 +218,18 @@ impl Tokens {
     pub(super) fn check(&self, fields: &HeaderMap) -> Result<(), Denied> {
         let token = credentials(fields, "Bearer").ok_or(Denied::Missing)?;
         let decoded = jsonwebtoken::decode::<serde::de::IgnoredAny>(token, &self.key, &self.validation);
-        decoded.map(drop).map_err(|_| Denied::Wrong)
+        if decoded.is_err() || has_critical(token) { Err(Denied::Wrong) } else { Ok(()) }
     }
+}
+
+/// Whether a token says that it must not be taken by who does not know something, or has no head that could be read. We
+/// know none of what it could name (RFC 7515, section 4.1.11).
+fn has_critical(token: &str) -> bool {
+    let head = token.split('.').next().unwrap_or_default();
+    let padding = "=".repeat((4 - head.len() % 4) % 4);
+    let head = head.replace('-', "+").replace('_', "/") + &padding;
+    let head = decode_block(&head).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    head.is_none_or(|head| head.get("crit").is_some())
 }
 
 #[cfg(test)]
@@ -289,6 +300,26 @@ mod tests {
         ] {
             assert_eq!(tokens.check(&with(&signed(bad, &[b'k'; 32]))), Err(Denied::Wrong), "{bad}");
         }
+        // Seconds count.
+        let now = clock::since_1970().as_secs();
+        for (claim, at, good) in [("exp", now + 30, true), ("exp", now - 5, false), ("nbf", now + 30, false)] {
+            let rest = if claim == "nbf" { r#""exp": 99999999999, "# } else { "" };
+            let text = format!(r#"{{{rest}"{claim}": {at}, "iss": "me", "aud": "you"}}"#);
+            assert_eq!(tokens.check(&with(&signed(&text, &[b'k'; 32]))).is_ok(), good, "{text}");
+        }
+        let sign = |head: &str| {
+            let key = jsonwebtoken::EncodingKey::from_secret(&[b'k'; 32]);
+            let part = |text: &str| {
+                let text = boring::base64::encode_block(text.as_bytes()).replace('+', "-").replace('/', "_");
+                text.trim_end_matches('=').to_owned()
+            };
+            let message = format!("{}.{}", part(head), part(good));
+            let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
+            format!("Bearer {message}.{signature}")
+        };
+        assert_eq!(tokens.check(&with(&sign(r#"{"alg":"HS256"}"#))), Ok(()));
+        let critical = sign(r#"{"alg":"HS256","crit":["x"],"x":1}"#);
+        assert_eq!(tokens.check(&with(&critical)), Err(Denied::Wrong));
         // No signature at all, as some libraries take it: {"alg":"none"}.
         let none = "Bearer eyJhbGciOiJub25lIn0.eyJleHAiOjk5OTk5OTk5OTk5LCJpc3MiOiJtZSIsImF1ZCI6InlvdSJ9.";
         assert_eq!(tokens.check(&with(none)), Err(Denied::Wrong));

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +25,7 @@ use super::state_exchange::Failure;
 use super::tunnel::Joined;
 use super::wire::{Notes, Timer};
 use crate::actors::clock::later;
-use crate::actors::{NotDone, blocking};
+use crate::actors::{NotDone, blocking, clock};
 use crate::transports::kit::balance::Picked;
 
 /// Bytes of a file that are read at once.
@@ -97,6 +97,29 @@ pub(super) struct Sending {
     pub(super) fault: Cell<Option<Failure>>,
     /// Nothing of it is left to be sent.
     over: Cell<bool>,
+    /// Pieces of it that were taken, and its end.
+    steps: Cell<u64>,
+    /// The client is waited for.
+    awaited: Cell<bool>,
+    /// Who waits for the answer.
+    waker: Cell<Option<Waker>>,
+}
+
+impl Sending {
+    fn step(&self) {
+        self.steps.set(self.steps.get().wrapping_add(1));
+    }
+
+    /// How far it is. Whoever asks is woken at its end.
+    pub(super) fn steps(&self, cx: &Context<'_>) -> u64 {
+        self.waker.set((!self.over.get()).then(|| cx.waker().clone()));
+        self.steps.get()
+    }
+
+    /// Whether more of it is waited for.
+    pub(super) const fn is_awaited(&self) -> bool {
+        self.awaited.get() && !self.over.get()
+    }
 }
 
 /// A client's body on its way, with what it may be.
@@ -116,6 +139,10 @@ impl Drop for Request {
     fn drop(&mut self) {
         // hyper keeps it for as long as it is to be asked for more.
         self.sending.over.set(true);
+        self.sending.step();
+        if let Some(waker) = self.sending.waker.take() {
+            waker.wake();
+        }
     }
 }
 
@@ -137,6 +164,8 @@ impl Body for ToServer {
             Poll::Ready(Some(Ok(frame))) => {
                 body.since = None;
                 body.timer.clear(&notes);
+                body.sending.awaited.set(false);
+                body.sending.step();
                 if let Some(data) = frame.data_ref() {
                     let Some(left) = body.left.checked_sub(data.len() as u64) else {
                         return body.fail(Failure::LargeBody);
@@ -152,7 +181,9 @@ impl Body for ToServer {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                let since = *body.since.get_or_insert_with(|| notes.driver.now());
+                body.sending.awaited.set(true);
+                // Asked for by the actor of the server's connection: the client's may not have had a turn for long.
+                let since = *body.since.get_or_insert_with(clock::now);
                 if body.timer.poll(&notes, later(since, body.silence), cx).is_ready() {
                     return body.fail(Failure::SlowBody);
                 }
@@ -200,6 +231,8 @@ pub(super) struct FromServer {
     silence: Duration,
     timer: Timer,
     since: Option<std::time::Instant>,
+    /// Nothing more will come, whole or not.
+    ended: bool,
 }
 
 type OwnConnection = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
@@ -284,7 +317,7 @@ impl ToClient {
             source.ended(true, record.notes());
             return Self::whole(Bytes::new(), record);
         }
-        let body = FromServer { incoming, source, silence, timer: Timer::default(), since: None };
+        let body = FromServer { incoming, source, silence, timer: Timer::default(), since: None, ended: false };
         Self { kind: Answer::Server(Box::new(body)), record, waits: None }
     }
 }
@@ -329,6 +362,11 @@ impl ToClient {
 }
 
 impl FromServer {
+    fn over(&mut self, whole: bool, notes: &Notes) {
+        self.ended = true;
+        self.source.ended(whole, notes);
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>, record: &Record) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let notes = record.notes();
         self.source.poll(cx);
@@ -341,24 +379,24 @@ impl FromServer {
                 }
                 // Behind trailers comes nothing, and nobody asks again.
                 if frame.is_trailers() || self.incoming.is_end_stream() {
-                    self.source.ended(true, notes);
+                    self.over(true, notes);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(_))) => {
-                self.source.ended(false, notes);
+                self.over(false, notes);
                 record.broke("truncated");
                 Poll::Ready(Some(Err(Broken("the server broke off"))))
             }
             Poll::Ready(None) => {
                 self.timer.clear(notes);
-                self.source.ended(true, notes);
+                self.over(true, notes);
                 Poll::Ready(None)
             }
             Poll::Pending => {
                 let since = *self.since.get_or_insert_with(|| notes.driver.now());
                 if self.timer.poll(notes, later(since, self.silence), cx).is_ready() {
-                    self.source.ended(false, notes);
+                    self.over(false, notes);
                     record.broke("stalled");
                     return Poll::Ready(Some(Err(Broken("the server is silent"))));
                 }
@@ -467,7 +505,12 @@ impl Drop for ToClient {
             self.record.notes().sent(waits);
         }
         match &mut self.kind {
-            Answer::Server(server) => server.timer.clear(self.record.notes()),
+            Answer::Server(server) => {
+                server.timer.clear(self.record.notes());
+                if !server.ended && !server.incoming.is_end_stream() {
+                    self.record.broke("client_gone");
+                }
+            }
             Answer::File(part) => part.timer.clear(self.record.notes()),
             #[cfg(feature = "quic")]
             Answer::Joined(joined) => joined.clear(),

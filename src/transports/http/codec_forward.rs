@@ -147,6 +147,27 @@ pub fn is_of_one_hop(name: &HeaderName) -> bool {
     framing.contains(name) || [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS].contains(name)
 }
 
+/// Whether the head of a server's answer of HTTP/1.1 says in one way how its body is framed: by one length that is a
+/// number, or as `chunked` and nothing else (RFC 9112, sections 6.1 and 6.3). What says more is read differently by
+/// different parsers, and its length does not hold for what is passed on.
+#[must_use]
+pub fn is_framed_once(version: Version, fields: &HeaderMap) -> bool {
+    let mut codings = fields.get_all(header::TRANSFER_ENCODING).iter();
+    let mut lengths = fields.get_all(header::CONTENT_LENGTH).iter();
+    match (codings.next(), lengths.next()) {
+        (None, None) => true,
+        (None, Some(length)) => {
+            lengths.next().is_none() && !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit)
+        }
+        (Some(coding), None) => {
+            version != Version::HTTP_10
+                && codings.next().is_none()
+                && coding.as_bytes().eq_ignore_ascii_case(b"chunked")
+        }
+        (Some(_), Some(_)) => false,
+    }
+}
+
 /// Whether a client asks for a WebSocket (RFC 6455, section 4.1), the one switch of protocols that is passed on.
 #[must_use]
 pub fn asks_for_websocket(fields: &HeaderMap) -> bool {
@@ -166,12 +187,15 @@ pub fn to_server(fields: &mut HeaderMap, sender: &Sender, id: impl FnOnce() -> H
     // For what is added below, at once.
     fields.reserve(ADDED);
     // Most requests have none of these: one look at all names costs less than to ask for each.
-    let (mut found, mut te, mut own) = (0, false, false);
+    let (mut found, mut te, mut own, mut claims) = (0, false, false, false);
     for name in fields.keys() {
         match name.as_str() {
             "te" => te = true,
             "expect" | "proxy-authorization" => own = true,
-            name => found |= hop(name),
+            name => {
+                claims |= claims_who(name);
+                found |= hop(name);
+            }
         }
     }
     let trailers = te
@@ -189,6 +213,12 @@ pub fn to_server(fields: &mut HeaderMap, sender: &Sender, id: impl FnOnce() -> H
         fields.remove(header::EXPECT);
         fields.remove(header::PROXY_AUTHORIZATION);
     }
+    if claims && !sender.trusted {
+        let lies: Vec<HeaderName> = fields.keys().filter(|name| claims_who(name.as_str())).cloned().collect();
+        for name in lies {
+            fields.remove(name);
+        }
+    }
     say_who(fields, sender);
     let known = sender.trusted
         && fields
@@ -198,6 +228,16 @@ pub fn to_server(fields: &mut HeaderMap, sender: &Sender, id: impl FnOnce() -> H
         fields.insert(X_REQUEST_ID, id());
     }
     fields.append(header::VIA, via(sender.version));
+}
+
+/// Whether a field says something of the client that a proxy would say: `X-Forwarded-` anything, `X-Real-IP`,
+/// `X-Request-Id`, also with low lines, which some servers take for hyphens.
+fn claims_who(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("x-").or_else(|| name.strip_prefix("x_")) else { return false };
+    let is = |known: &str| {
+        rest.len() >= known.len() && rest.bytes().zip(known.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+    };
+    is("forwarded") || ["real-ip", "request-id"].iter().any(|known| rest.len() == known.len() && is(known))
 }
 
 /// What this hop is called (RFC 9110, section 7.6.3).
@@ -376,6 +416,12 @@ mod tests {
             ("x-forwarded-proto", "http"),
             ("x-request-id", "theirs"),
             ("x-real-ip", "1.1.1.1"),
+            ("x-forwarded-port", "1"),
+            ("x-forwarded-prefix", "/x"),
+            ("x-forwarded-server", "x"),
+            ("x_forwarded_for", "1.1.1.1"),
+            ("x_real-ip", "1.1.1.1"),
+            ("x-forward", "kept"),
         ];
         let mut map = fields(&lies);
         to_server(&mut map, &sender(false), || HeaderValue::from_static("ours"));

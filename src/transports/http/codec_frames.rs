@@ -38,6 +38,96 @@ pub struct FrameWatch {
     sent: u64,
 }
 
+/// Looks at the frames that go to a client for those by which the library for HTTP/2 refuses a request before anybody
+/// sees it, which it tells nobody: a reset with PROTOCOL_ERROR, and 431, an answer that has a status and nothing else.
+#[derive(Debug, Default)]
+pub struct AnswerWatch {
+    /// Bytes of a payload that are passed over.
+    skip: usize,
+    header: [u8; HEADER],
+    have: usize,
+    /// The payload of a frame that may be one of them.
+    payload: [u8; ALONE],
+    wanted: usize,
+    got: usize,
+}
+
+/// What was refused by frames on their way to a client.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Refusals {
+    /// Requests that broke the rules of HTTP/2.
+    pub malformed: u32,
+    /// Heads that were too large.
+    pub large: u32,
+}
+
+/// PROTOCOL_ERROR (section 7).
+const PROTOCOL_ERROR: [u8; 4] = 1_u32.to_be_bytes();
+/// Bytes of a block of fields that has `:status` alone: in full for the first time, later by its number in the table.
+/// An answer that we give has a date as well.
+const ALONE: usize = 5;
+const BY_NUMBER: usize = 1;
+/// How such a block begins in full: into the table, under the name that has the number 8, three bytes of Huffman's code
+/// (RFC 7541, section 6.2.1).
+const STATUS: [u8; 2] = [0x48, 0x83];
+
+impl AnswerWatch {
+    /// Looks at what is written next.
+    pub fn look(&mut self, mut bytes: &[u8]) -> Refusals {
+        let mut found = Refusals::default();
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let passed = self.skip.min(bytes.len());
+                self.skip -= passed;
+                bytes = bytes.get(passed..).unwrap_or_default();
+            } else if self.have < HEADER {
+                bytes = fill(&mut self.header, &mut self.have, HEADER, bytes);
+                if self.have == HEADER {
+                    self.begins();
+                }
+            } else {
+                bytes = fill(&mut self.payload, &mut self.got, self.wanted, bytes);
+            }
+            if self.have == HEADER && self.got == self.wanted {
+                self.ends(&mut found);
+            }
+        }
+        found
+    }
+
+    fn begins(&mut self) {
+        let [a, b, c, kind, flags, ..] = self.header;
+        let length = u32::from_be_bytes([0, a, b, c]) as usize;
+        let wanted = match kind {
+            RST_STREAM => length == PROTOCOL_ERROR.len(),
+            HEADERS => flags & END_STREAM != 0 && (length == ALONE || length == BY_NUMBER),
+            _ => false,
+        };
+        (self.got, self.wanted, self.skip) = if wanted { (0, length, 0) } else { (0, 0, length) };
+    }
+
+    fn ends(&mut self, found: &mut Refusals) {
+        let payload = self.payload.get(..self.wanted).unwrap_or_default();
+        match self.header[3] {
+            RST_STREAM if payload == PROTOCOL_ERROR => found.malformed += 1,
+            HEADERS if payload.len() == BY_NUMBER || payload.starts_with(&STATUS) => found.large += 1,
+            _ => {}
+        }
+        (self.have, self.got, self.wanted) = (0, 0, 0);
+    }
+}
+
+/// Takes bytes until there are so many; gives the rest.
+fn fill<'a>(place: &mut [u8], have: &mut usize, wanted: usize, bytes: &'a [u8]) -> &'a [u8] {
+    let count = wanted.saturating_sub(*have).min(bytes.len());
+    let (now, rest) = bytes.split_at(count);
+    if let Some(place) = place.get_mut(*have..*have + count) {
+        place.copy_from_slice(now);
+    }
+    *have += count;
+    rest
+}
+
 /// The account is empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flood;
@@ -115,6 +205,43 @@ mod tests {
     fn frame(kind: u8, flags: u8, payload: usize) -> Vec<u8> {
         let length = u32::try_from(payload).unwrap().to_be_bytes();
         [&length[1..], &[kind, flags, 0, 0, 0, 1], &vec![7; payload]].concat()
+    }
+
+    #[test]
+    fn refusals_of_the_library_are_seen_in_pieces_of_any_size() {
+        let reset = |code: u32| {
+            let mut frame = frame(RST_STREAM, 0, 4);
+            frame[HEADER..].copy_from_slice(&code.to_be_bytes());
+            frame
+        };
+        let head = |flags: u8, block: &[u8]| {
+            let mut frame = frame(HEADERS, flags, block.len());
+            frame[HEADER..].copy_from_slice(block);
+            frame
+        };
+        let both = END_STREAM | END_HEADERS;
+        let all = [
+            frame(4, 0, 36),
+            head(END_HEADERS, &[0x88]),
+            frame(DATA, 0, 1_000),
+            frame(DATA, END_STREAM, 0),
+            head(both, &[0x48, 0x83, 1, 2, 3]),
+            head(both, &[0xbe]),
+            head(both, &[0x88, 0xbf]),
+            head(both, &[0x88, 0xbf, 0xbe, 0xc0, 0xc1]),
+            reset(1),
+            reset(8),
+            reset(2),
+            frame(7, 0, 8),
+            reset(1),
+        ]
+        .concat();
+        for size in 1..all.len() {
+            let mut watch = AnswerWatch::default();
+            let found = all.chunks(size).map(|piece| watch.look(piece));
+            let sum = found.fold((0, 0), |sum, more| (sum.0 + more.malformed, sum.1 + more.large));
+            assert_eq!(sum, (2, 2), "{size}");
+        }
     }
 
     fn flood(frames: &[Vec<u8>]) -> Option<usize> {

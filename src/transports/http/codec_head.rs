@@ -41,6 +41,10 @@ pub enum Refusal {
     TooLarge,
     /// A chunk that does not say its size as it must, or does not end where it said.
     Chunk,
+    /// A body beside the question for a WebSocket, which has none.
+    UpgradeBody,
+    /// A request that the library for HTTP/2 refuses before anybody sees it: the reset of its stream.
+    Malformed,
     /// More frames of HTTP/2 that carry nothing than anybody needs: the end of the connection, without an answer.
     Flood,
 }
@@ -62,6 +66,8 @@ impl Refusal {
             Self::BadHost => "bad_host",
             Self::TooLarge => "head_too_large",
             Self::Chunk => "chunk",
+            Self::UpgradeBody => "upgrade_body",
+            Self::Malformed => "malformed",
             Self::Flood => "flood",
         }
     }

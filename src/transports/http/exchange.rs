@@ -4,8 +4,11 @@
 //! hyper drops this, and with it the request to the server.
 
 use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,13 +20,13 @@ use hyper::upgrade::OnUpgrade;
 use super::actor::Client;
 use super::body::{self, FromClient, Sending, Source, ToClient, ToServer};
 use super::codec_forward::{self as forward, Sender};
-use super::codec_head::is_authority;
+use super::codec_head::{Refusal, is_authority};
 use super::pool::Pool;
 use super::record::Record;
 use super::site::{Action, Route, Upstream};
 use super::state_exchange::{Attempts, Failure, Next};
 use super::state_routes::{Wanted, is_plain};
-use super::wire::Timer;
+use super::wire::{Notes, Timer};
 use super::workers::Running;
 use super::{early, files, tunnel};
 use crate::actors::clock::later;
@@ -51,6 +54,15 @@ pub(super) async fn whole(
     mut request: Request<Incoming>,
     record: &Rc<Record>,
 ) -> Response<ToClient> {
+    if client.version == Version::HTTP_2
+        && let Some(why) = refused(client, request.headers())
+    {
+        client.notes.driver.raise("http_refused", &client.settings.listener, why.reason());
+        let large = why == Refusal::TooLarge;
+        let status = if large { StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE } else { StatusCode::BAD_REQUEST };
+        record.answers(status);
+        return plain(status, record);
+    }
     let opens = client.version == Version::HTTP_2 && *request.method() == Method::CONNECT;
     let opened = opens.then(|| hyper::upgrade::on(&mut request));
     let mut response = answer(client, request.map(FromClient::Hyper), opened, record).await;
@@ -67,6 +79,16 @@ pub(super) async fn whole(
         response.headers_mut().insert(header::ALT_SVC, alternative.clone());
     }
     response
+}
+
+/// What is wrong with the fields of a request of HTTP/2 that its library lets pass. Over HTTP/1.1 and 3 they are looked
+/// at before.
+fn refused(client: &Client, fields: &HeaderMap) -> Option<Refusal> {
+    if fields.len() > client.settings.head.fields {
+        return Some(Refusal::TooLarge);
+    }
+    // Also equal ones: parsers differ (RFC 9110, section 8.6).
+    (fields.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()).then_some(Refusal::ContentLength)
 }
 
 /// An answer without a body worth the name.
@@ -110,8 +132,12 @@ pub(super) async fn answer(
         line.agent = text("user-agent");
         line.referer = text("referer");
     }
-    // An echo of what a gateway's own fields add helps nobody, and of other protocols nothing is known.
-    let unknown = connects && (protocol == Some(false) || (protocol.is_none() && client.version == Version::HTTP_3));
+    if connects && protocol == Some(false) {
+        // Nothing is known of it (RFC 9220, section 3).
+        return plain(StatusCode::NOT_IMPLEMENTED, record);
+    }
+    // An echo of what a gateway's own fields add helps nobody.
+    let unknown = connects && protocol.is_none() && client.version == Version::HTTP_3;
     if head.method == Method::TRACE || unknown {
         return plain(StatusCode::METHOD_NOT_ALLOWED, record);
     }
@@ -174,6 +200,14 @@ async fn routed(
         }
         Action::Proxy(upstream) => {
             let websocket = asks.websocket || (!client.has_streams() && forward::asks_for_websocket(&head.headers));
+            if websocket && !client.has_streams() && !incoming.is_end_stream() {
+                // What is sent behind the head is the other protocol's already, or a body that nobody waits for.
+                let why = Refusal::UpgradeBody.reason();
+                client.notes.driver.raise("http_refused", &client.settings.listener, why);
+                let mut response = plain(StatusCode::BAD_REQUEST, record);
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                return response;
+            }
             if forwarded(client, &mut head, route, sender, record).is_none() {
                 return plain(StatusCode::BAD_REQUEST, record);
             }
@@ -202,7 +236,10 @@ async fn routed(
             response
         }
         Action::Files { root, index } => match route.rewrite.apply(head.uri.path()) {
-            Some(path) => Box::pin(files::answer(root, index, &head.method, &path, &head.headers, record)).await,
+            Some(path) => {
+                let asked = files::Asked { method: &head.method, path: &path, query: head.uri.query() };
+                Box::pin(files::answer(root, index, asked, &head.headers, record)).await
+            }
             None => plain(StatusCode::BAD_REQUEST, record),
         },
         Action::Demo => demo(client, &head, sender.authority(), record),
@@ -226,6 +263,9 @@ impl Head {
         if http2 {
             self.uri = absolute(&self, tls);
             self.fields.remove(header::HOST);
+        } else if matches!(body, ToServer::Stream(_)) && body.size_hint().exact().is_none() {
+            // hyper takes a request by GET or HEAD for one without a body unless its framing is said.
+            self.fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         let mut request = Request::new(body);
         *request.method_mut() = self.method;
@@ -238,6 +278,7 @@ impl Head {
     /// What was to be sent, for another attempt.
     fn back(parts: http::request::Parts) -> Self {
         let mut head = Self { method: parts.method, uri: parts.uri, fields: parts.headers };
+        head.fields.remove(header::TRANSFER_ENCODING);
         if let Some(authority) = head.uri.authority() {
             if let Ok(host) = HeaderValue::try_from(authority.as_str()) {
                 head.fields.insert(header::HOST, host);
@@ -399,8 +440,16 @@ async fn proxy(
                             upstream.tls.is_some(),
                         );
                         let request = early::heard(client, request).await;
-                        let until = later(notes.driver.now(), route.timeout);
-                        match notes.until(until, lent.send(request)).await {
+                        match in_time(notes, route.timeout, sending.as_deref(), lent.send(request)).await {
+                            Some(Ok(response)) if !forward::is_framed_once(response.version(), response.headers()) => {
+                                picked.failed(notes.driver.now());
+                                Failure::Framing
+                            }
+                            // Nobody asked for another protocol (RFC 9110, section 7.8).
+                            Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                                picked.failed(notes.driver.now());
+                                Failure::Switched
+                            }
                             Some(Ok(response)) => {
                                 picked.succeeded(notes.driver.now());
                                 let source = Source::Pool {
@@ -465,6 +514,34 @@ async fn proxy(
             }
         }
     }
+}
+
+/// Waits for the head of an answer. Its time begins when the request is out, so long as the server takes it: for a
+/// client that is waited for there is another limit.
+async fn in_time<F: Future>(
+    notes: &Notes,
+    timeout: Duration,
+    sending: Option<&Sending>,
+    answer: F,
+) -> Option<F::Output> {
+    let mut answer = pin!(answer);
+    let (mut timer, mut seen) = (Timer::default(), 0);
+    let mut until = later(notes.driver.now(), timeout);
+    poll_fn(|cx| {
+        if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+            timer.clear(notes);
+            return Poll::Ready(Some(answer));
+        }
+        if let Some(sending) = sending {
+            let steps = sending.steps(cx);
+            if steps != seen || sending.is_awaited() {
+                seen = steps;
+                until = later(notes.driver.now(), timeout);
+            }
+        }
+        timer.poll(notes, until, cx).map(|()| None)
+    })
+    .await
 }
 
 /// Whether a connection ended before anything of an answer came.

@@ -23,12 +23,18 @@ use super::codec_file::{Condition, RangeAnswer, conditions, decode, range};
 use super::record::Record;
 use crate::actors::{NotDone, blocking};
 
+/// What is asked for.
+pub(super) struct Asked<'a> {
+    pub(super) method: &'a Method,
+    pub(super) path: &'a str,
+    pub(super) query: Option<&'a str>,
+}
+
 /// The answer to a request for this path below the folder, which begins with `/`.
 pub(super) async fn answer(
     root: &Arc<OwnedFd>,
     index: &str,
-    method: &Method,
-    path: &str,
+    Asked { method, path, query }: Asked<'_>,
     fields: &HeaderMap,
     record: &Rc<Record>,
 ) -> Response<ToClient> {
@@ -53,7 +59,8 @@ pub(super) async fn answer(
             // Relative links on the page need the slash.
             let mut response = empty(StatusCode::MOVED_PERMANENTLY, record);
             let last = path.rsplit('/').next().unwrap_or_default();
-            if let Ok(to) = HeaderValue::try_from(format!("{last}/")) {
+            let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+            if let Ok(to) = HeaderValue::try_from(format!("{last}/{query}")) {
                 response.headers_mut().insert(header::LOCATION, to);
             }
             return response;

@@ -47,6 +47,19 @@ impl Nursery {
     }
 }
 
+/// Ends all futures of a nursery when it is dropped. They hold their nursery, so that without it a connection that is
+/// given up would leave them, and what they hold at servers, for ever.
+pub(super) struct Brood(pub(super) Nursery);
+
+impl Drop for Brood {
+    fn drop(&mut self) {
+        // What ends may look at the nursery: it is empty by then.
+        let born = self.0.inner.born.take();
+        let set = self.0.inner.set.try_borrow_mut().map(|mut set| std::mem::take(&mut *set));
+        drop((born, set));
+    }
+}
+
 impl<F: Future<Output = ()> + 'static> Executor<F> for Nursery {
     fn execute(&self, child: F) {
         self.inner.born.borrow_mut().push(Box::pin(child));

@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 use super::body::ToServer;
 use super::dial::dial;
-use super::nursery::Nursery;
+use super::nursery::{Brood, Nursery};
 use super::site::{Upstream, Version};
 use super::state_exchange::{Failure, RetryBudget};
 use crate::actors::clock::later;
@@ -361,6 +361,7 @@ async fn connection(
     let life = Rc::new(Life { busy: Cell::new(0), used: Cell::new(Some(driver.now())) });
     let result = if dialled.http2 {
         let nursery = Nursery::default();
+        let _brood = Brood(nursery.clone());
         let shaken = http2::Builder::new(nursery.clone()).handshake(TokioIo::new(stream)).await;
         let (sender, mut conn) = match shaken {
             Ok(shaken) => shaken,

@@ -23,6 +23,12 @@ pub enum Failure {
     Stale,
     /// The server closed the connection, or said something that is no answer.
     Broken,
+    /// The head of the answer frames its body in more than one way, or in one that is not known.
+    Framing,
+    /// The server switched protocols, and nobody had asked it to.
+    Switched,
+    /// The server answered a request for a WebSocket as if it had been none.
+    NoSwitch,
     /// The server did not answer in time.
     TooSlow,
     /// The client's body was not what it said, or did not come.
@@ -44,6 +50,9 @@ impl Failure {
             Self::NotSent => "not_sent",
             Self::Stale => "stale",
             Self::Broken => "broken",
+            Self::Framing => "answer_framing",
+            Self::Switched => "unasked_switch",
+            Self::NoSwitch => "no_switch",
             Self::TooSlow => "response_timeout",
             Self::BadBody => "bad_body",
             Self::SlowBody => "body_timeout",
@@ -56,9 +65,14 @@ impl Failure {
     pub const fn status(self) -> StatusCode {
         match self {
             Self::NoServer => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NotConnected | Self::Handshake | Self::NotSent | Self::Stale | Self::Broken => {
-                StatusCode::BAD_GATEWAY
-            }
+            Self::NotConnected
+            | Self::Handshake
+            | Self::NotSent
+            | Self::Stale
+            | Self::Broken
+            | Self::Framing
+            | Self::Switched
+            | Self::NoSwitch => StatusCode::BAD_GATEWAY,
             Self::TooSlow => StatusCode::GATEWAY_TIMEOUT,
             Self::BadBody => StatusCode::BAD_REQUEST,
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
@@ -69,7 +83,16 @@ impl Failure {
     /// Whether it speaks against the server.
     #[must_use]
     pub const fn blames_server(self) -> bool {
-        matches!(self, Self::NotConnected | Self::Handshake | Self::Broken | Self::TooSlow)
+        matches!(
+            self,
+            Self::NotConnected
+                | Self::Handshake
+                | Self::Broken
+                | Self::Framing
+                | Self::Switched
+                | Self::NoSwitch
+                | Self::TooSlow
+        )
     }
 }
 
@@ -115,7 +138,14 @@ impl Attempts {
             Failure::NotConnected | Failure::Handshake | Failure::NotSent => whole,
             Failure::Broken | Failure::Stale => whole && self.repeatable,
             // A server that is slow is not helped by more, and a client that errs would err again.
-            Failure::NoServer | Failure::TooSlow | Failure::BadBody | Failure::SlowBody | Failure::LargeBody => false,
+            Failure::NoServer
+            | Failure::Framing
+            | Failure::Switched
+            | Failure::NoSwitch
+            | Failure::TooSlow
+            | Failure::BadBody
+            | Failure::SlowBody
+            | Failure::LargeBody => false,
         };
         // A kept connection that its server closed meanwhile is no failure of a server. It happens once: what is sent
         // anew never goes over such a connection.

@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectiona
 
 use super::actor::Client;
 use super::body::{FromClient, Source, ToClient, ToServer};
+use super::codec_forward::is_framed_once;
 use super::dial::{ServerStream, dial};
 use super::exchange::{Head, from_server, pick, plain};
 use super::pool::Pool;
@@ -116,6 +117,15 @@ pub(super) async fn open(
             return failed(Failure::TooSlow);
         }
     };
+    if !is_framed_once(response.version(), response.headers()) {
+        picked.failed(notes.driver.now());
+        return failed(Failure::Framing);
+    }
+    if streamed && response.status().is_success() {
+        picked.failed(notes.driver.now());
+        // To a client of HTTP/2 or 3 it would say that the WebSocket is open (RFC 8441, section 5).
+        return failed(Failure::NoSwitch);
+    }
     picked.succeeded(notes.driver.now());
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let source = Source::Own { connection: Some(Box::pin(*connection)), picked: Some(picked) };

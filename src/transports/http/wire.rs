@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::codec_frames::FrameWatch;
+use super::codec_frames::{AnswerWatch, FrameWatch};
 use super::codec_head::{Guard, Refusal, Stage};
 use super::secured::Secured;
 use super::state_watch::Watch;
@@ -313,8 +313,8 @@ pub(super) type ClientStream = Secured<ClientSocket>;
 pub(super) enum Looked {
     /// Of HTTP/1.1.
     Heads(Guard),
-    /// Of HTTP/2, whose framing leaves nothing to guess.
-    Frames(FrameWatch),
+    /// Of HTTP/2, whose framing leaves nothing to guess; and what is answered there without us.
+    Frames(FrameWatch, AnswerWatch),
 }
 
 /// A client's stream as hyper sees it.
@@ -418,7 +418,7 @@ impl AsyncRead for Wire {
                 }
                 stage = guard.stage();
             }
-            Looked::Frames(frames) => {
+            Looked::Frames(frames, _) => {
                 if frames.look(read).is_err() {
                     wire.notes.refuse(Refusal::Flood);
                     return Poll::Ready(Err(io::Error::other(Refusal::Flood.reason())));
@@ -474,6 +474,7 @@ impl Wire {
                 self.kept.0.reserve_exact(if len == 0 { count.max(2 << 10) } else { KEPT - len });
             }
             all.iter().for_each(|slice| self.kept.0.extend_from_slice(slice));
+            self.goes(all, count);
             self.notes.kept.set(true);
             return Poll::Ready(Ok(Some(count)));
         }
@@ -481,11 +482,24 @@ impl Wire {
         Poll::Ready(Ok(None))
     }
 
+    /// So many bytes of what hyper gave are taken: counts what its library for HTTP/2 refuses by them.
+    fn goes(&mut self, all: &[IoSlice<'_>], mut count: usize) {
+        let Looked::Frames(_, answers) = &mut self.watch else { return };
+        for slice in all {
+            let taken = count.min(slice.len());
+            let refusals = answers.look(slice.get(..taken).unwrap_or_default());
+            for (number, why) in [(refusals.malformed, Refusal::Malformed), (refusals.large, Refusal::TooLarge)] {
+                (0..number).for_each(|_| self.notes.driver.raise("http_refused", &self.notes.listener, why.reason()));
+            }
+            count -= taken;
+        }
+    }
+
     fn wrote(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.notes.clean.set(false);
         match &result {
             Poll::Ready(Ok(count)) => {
-                if let Looked::Frames(frames) = &mut self.watch {
+                if let Looked::Frames(frames, _) = &mut self.watch {
                     frames.sent(*count);
                 }
                 self.notes.went(*count);
@@ -505,6 +519,9 @@ impl AsyncWrite for Wire {
             return Poll::Ready(Ok(count));
         }
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(count)) = &result {
+            self.goes(&[IoSlice::new(bytes)], *count);
+        }
         self.wrote(result)
     }
 
@@ -518,6 +535,9 @@ impl AsyncWrite for Wire {
             return Poll::Ready(Ok(count));
         }
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, all);
+        if let Poll::Ready(Ok(count)) = &result {
+            self.goes(all, *count);
+        }
         self.wrote(result)
     }
 

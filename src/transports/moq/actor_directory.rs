@@ -75,12 +75,26 @@ pub(super) enum ToDirectory {
         asked: Asked,
         prefix: Namespace,
     },
+    /// An origin lists a namespace, or does so no more; or lists nothing any more.
+    Listed {
+        origin: SessionId,
+        namespace: Namespace,
+        is: bool,
+    },
+    Unlisted(SessionId),
     /// A track has ended.
     Ended(TrackRef),
     /// What there is.
     View(Reply<(RelayView, Vec<TrackRef>)>),
     /// All sessions are to go elsewhere.
     Goaway(String),
+    /// The relay's settings are others: also who may do what, or what is cached.
+    Changed {
+        rights: bool,
+        cache: bool,
+    },
+    /// The relay is taken away.
+    Retire(Duration),
 }
 
 struct Known {
@@ -93,11 +107,13 @@ pub(super) struct DirectoryActor {
     relay: Weak<Relay>,
     names: Directory<TrackRef>,
     sessions: BTreeMap<SessionId, Known>,
+    /// The relay is taken away: who comes has so long.
+    retired: Option<Duration>,
 }
 
 impl DirectoryActor {
     pub(super) const fn new(relay: Weak<Relay>, limits: Limits) -> Self {
-        Self { relay, names: Directory::new(limits), sessions: BTreeMap::new() }
+        Self { relay, names: Directory::new(limits), sessions: BTreeMap::new(), retired: None }
     }
 
     /// What a change comes to.
@@ -148,6 +164,7 @@ impl DirectoryActor {
                     self.source(&track, source, None);
                     self.tell(source, ToSession::Pull(track, hold));
                 }
+                Say::Watch { origin, tracks, on } => self.tell(origin, ToSession::Watch { tracks, on }),
                 Say::SourceGone(track, source) => drop(track.mail.tell(ToTrack::Gone(source, None))),
             }
         }
@@ -162,6 +179,21 @@ impl DirectoryActor {
             Err(code) => self.tell(session, ToSession::Granted { request, refused: Some(code) }),
         }
         self.say(out);
+    }
+
+    /// Passes on that the relay's settings are others.
+    fn changed(&mut self, rights: bool, cache: bool) {
+        let Some(relay) = self.relay.upgrade() else { return };
+        self.names.set_limits(relay.settings().directory);
+        if cache {
+            for (_, track) in self.names.tracks() {
+                // One that has no room now keeps its bounds until the next change.
+                drop(track.mail.tell(ToTrack::Changed));
+            }
+        }
+        if rights {
+            self.sessions.values().for_each(|known| tell(&known.door, ToSession::Rights));
+        }
     }
 
     fn source(&self, track: &TrackRef, source: SessionId, offers: Option<u64>) {
@@ -188,6 +220,9 @@ impl Protocol for DirectoryActor {
         let now = turn.now();
         match m {
             ToDirectory::Hello { session, door, arbiter, origin } => {
+                if let Some(within) = self.retired {
+                    tell(&door, ToSession::Retired(within));
+                }
                 self.sessions.insert(session, Known { door, arbiter });
                 if origin {
                     self.change(|names, make, out| names.origin(session, make, out));
@@ -230,7 +265,16 @@ impl Protocol for DirectoryActor {
                 self.tell(asked.session, ToSession::Granted { request: asked.request, refused: done.err() });
                 self.say(out);
             }
-            ToDirectory::Unwatch { asked, prefix } => self.names.unwatch(asked, &prefix),
+            ToDirectory::Unwatch { asked, prefix } => {
+                self.change(|names, _, out| names.unwatch(asked, &prefix, out));
+            }
+            ToDirectory::Listed { origin, namespace, is } => {
+                let kept = self.change(|names, _, out| names.listed(origin, &namespace, is, out));
+                if let Some(relay) = self.relay.upgrade().filter(|_| !kept) {
+                    turn.counter("moq_namespaces_unlisted", &relay.name, "").add(1);
+                }
+            }
+            ToDirectory::Unlisted(origin) => self.change(|names, _, out| names.unlisted(origin, out)),
             ToDirectory::Ended(track) => {
                 let name = track.name.clone();
                 self.names.ended(&name, &track);
@@ -244,6 +288,11 @@ impl Protocol for DirectoryActor {
             }
             ToDirectory::Goaway(uri) => {
                 self.sessions.values().for_each(|known| tell(&known.door, ToSession::Goaway(uri.clone())));
+            }
+            ToDirectory::Changed { rights, cache } => self.changed(rights, cache),
+            ToDirectory::Retire(within) => {
+                self.retired = Some(within);
+                self.sessions.values().for_each(|known| tell(&known.door, ToSession::Retired(within)));
             }
         }
         Ok(())

@@ -249,6 +249,13 @@ impl MoqSession {
         running.errand.say(if whole { Came::End } else { Came::Lost });
     }
 
+    /// The session ends: of none of them anything more will come.
+    pub(super) fn errands_are_lost(&mut self) {
+        for running in std::mem::take(&mut self.errands.of).into_values().filter(|running| !running.over) {
+            running.errand.say(Came::Lost);
+        }
+    }
+
     /// Its request is over. What was opened goes on; without a stream nothing will come.
     pub(super) fn errand_is_over(&mut self, errand: u64) {
         let Some(running) = self.errands.of.get(&errand) else { return };

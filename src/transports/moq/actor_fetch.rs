@@ -82,6 +82,11 @@ pub(super) struct Serving {
 }
 
 impl Serving {
+    /// The track.
+    pub(super) const fn name(&self) -> &FullTrackName {
+        &self.name
+    }
+
     fn new(name: FullTrackName, request_id: u64, filter: Filter, draft: Draft) -> Self {
         let order = GroupOrder::Ascending;
         Self {

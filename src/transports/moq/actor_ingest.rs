@@ -28,8 +28,9 @@ use crate::actors::Refused;
 use crate::actors::clock::later;
 use crate::transports::quic::{Read, Session, StreamError, StreamId};
 
-/// Streams that may wait for their track to be known.
+/// Streams that may wait for their track to be known, and for how long.
 const PARKED: usize = 32;
+const PARKED_FOR: Duration = Duration::from_secs(5);
 /// Bytes of one track that are gathered before they are handed over in the midst of a turn.
 const BATCH: usize = 256 << 10;
 /// Bytes read from one stream before others have their turn.
@@ -203,7 +204,8 @@ impl MoqSession {
         if up.wanted && !up.forward {
             self.ask_forward(number, session);
         }
-        for stream in std::mem::take(&mut self.parked) {
+        let parked: Vec<StreamId> = self.parked.keys().copied().collect();
+        for stream in parked {
             if let Err(close) = self.read_objects(stream, session) {
                 return self.close(close, session);
             }
@@ -459,22 +461,24 @@ impl MoqSession {
             Named::Request(request) if self.up(request).is_some_and(|up| up.track.is_some()) => request,
             Named::Over => {
                 self.incoming.remove(&stream);
+                self.parked.remove(&stream);
                 let _over = session.stop(stream, ResetCode::Cancelled.number(self.draft));
                 return Ok(false);
             }
             Named::Request(_) | Named::Nothing => {
-                if !self.parked.contains(&stream) {
+                if !self.parked.contains_key(&stream) {
                     if self.parked.len() >= PARKED {
                         self.incoming.remove(&stream);
                         self.raise("moq_streams_dropped", "unknown_alias");
                         let _over = session.stop(stream, ResetCode::ExcessiveLoad.number(self.draft));
                         return Ok(false);
                     }
-                    self.parked.push(stream);
+                    self.parked.insert(stream, later(session.now(), PARKED_FOR));
                 }
                 return Ok(false);
             }
         };
+        self.parked.remove(&stream);
         let Some(Incoming::Parked { rest, .. }) = self.incoming.remove(&stream) else { return Ok(false) };
         let Some(up) = self.up(request) else { return Ok(false) };
         up.streams += 1;
@@ -492,6 +496,19 @@ impl MoqSession {
             self.objects_came(stream, rest, session)?;
         }
         Ok(true)
+    }
+
+    /// Streams that have waited long enough for their track are given up.
+    pub(super) fn unparked(&mut self, session: &mut dyn Session) {
+        let now = session.now();
+        let over: Vec<StreamId> = self.parked.iter().filter(|(_, by)| **by <= now).map(|(stream, _)| *stream).collect();
+        for stream in over {
+            self.parked.remove(&stream);
+            self.incoming.remove(&stream);
+            self.unread.remove(&stream);
+            self.raise("moq_streams_dropped", "unknown_alias");
+            let _over = session.stop(stream, ResetCode::Cancelled.number(self.draft));
+        }
     }
 
     fn objects_wrong(
@@ -554,7 +571,7 @@ impl MoqSession {
             Some(Incoming::Errand(errand)) => self.errand_ended(errand, Some(code)),
             Some(Incoming::New | Incoming::Head(_) | Incoming::Padding | Incoming::Parked { .. }) | None => {}
         }
-        self.parked.retain(|parked| *parked != stream);
+        self.parked.remove(&stream);
     }
 
     /// The rest of a subgroup will not come.

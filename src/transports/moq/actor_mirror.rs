@@ -11,15 +11,18 @@ use std::time::{Duration, Instant};
 use super::actor_feed::{Feed, Feeds};
 use super::actor_relay::{Relay, TrackRef};
 use super::actor_track::ToTrack;
-use super::state_cache::{Groups, Item};
+use super::state_cache::{Groups, Item, Limits};
 use super::state_track::Status;
 use crate::actors::clock::later;
 use crate::actors::{Exit, Fault, Progress, Protocol, Turn, shelf};
+use crate::memory::Lease;
 
 /// How long a mirror without readers is kept.
 const LINGER: Duration = Duration::from_secs(1);
 /// When to try a full mailbox again.
 const RETRY: Duration = Duration::from_millis(2);
+/// Changes of what it holds that are too small to tell the budget.
+const STEP: usize = 16 << 10;
 
 /// What a mirror is told.
 pub(super) enum ToMirror {
@@ -27,6 +30,8 @@ pub(super) enum ToMirror {
     Items(Arc<[Item]>, usize),
     /// All that is at hand, instead of what was there.
     Anew(Groups),
+    /// Other bounds of what is kept.
+    Limits(Limits),
     /// What is true of the track from now on.
     Status(Status),
     /// Readers have come or gone, or want something else.
@@ -40,6 +45,8 @@ pub(super) struct Mirror {
     relay: Arc<Relay>,
     track: TrackRef,
     feed: Rc<Feed>,
+    /// What the copy costs beside what it shares with the track.
+    lease: Option<Lease>,
     /// What the track was told: whether objects are wanted here.
     told: Option<bool>,
     attached: bool,
@@ -53,11 +60,12 @@ impl Mirror {
     pub(super) fn new(relay: Arc<Relay>, track: TrackRef) -> Self {
         let feeds = shelf(&relay, Feeds::default);
         let feed = feeds.get(track.id).unwrap_or_else(|| {
-            let feed = Rc::new(Feed::new(relay.settings.cache));
+            let feed = Rc::new(Feed::new(relay.settings().cache));
             feeds.put(track.id, feed.clone());
             feed
         });
-        Self { relay, track, feed, told: None, attached: false, retry: None, idle: None }
+        let lease = relay.lease();
+        Self { relay, track, feed, lease, told: None, attached: false, retry: None, idle: None }
     }
 
     /// The feed of a track on this arbiter, with a mirror that writes it.
@@ -66,7 +74,7 @@ impl Mirror {
         if let Some(feed) = feeds.get(track.id) {
             return Some(feed);
         }
-        let feed = Rc::new(Feed::new(relay.settings.cache));
+        let feed = Rc::new(Feed::new(relay.settings().cache));
         feeds.put(track.id, feed.clone());
         let (owner, of) = (relay.clone(), track.clone());
         let mail = relay.spawn_on(arbiter, "mirror", move || Self::new(owner, of));
@@ -142,7 +150,7 @@ impl Protocol for Mirror {
         match m {
             ToMirror::Items(_, bytes) => *bytes,
             // What is in the track's cache is bounded, and counted references mostly: it must fit.
-            ToMirror::Anew(_) | ToMirror::Status(_) | ToMirror::Look | ToMirror::TrackEnded => 0,
+            ToMirror::Anew(_) | ToMirror::Limits(_) | ToMirror::Status(_) | ToMirror::Look | ToMirror::TrackEnded => 0,
         }
     }
 
@@ -165,6 +173,13 @@ impl Protocol for Mirror {
             }
             ToMirror::Anew(groups) => {
                 *self.feed.groups.borrow_mut() = groups;
+                self.feed.ring();
+            }
+            ToMirror::Limits(limits) => {
+                let mut groups = self.feed.groups.borrow_mut();
+                groups.set_limits(limits);
+                groups.shrink(turn.now());
+                drop(groups);
                 self.feed.ring();
             }
             ToMirror::Status(status) => {
@@ -206,11 +221,15 @@ impl Protocol for Mirror {
     fn flush(&mut self, turn: &mut Turn<'_, ToMirror>) -> Result<Progress, Fault> {
         // A word about readers may have found no room.
         self.look(turn);
+        let overhead = self.held();
+        if let Some(lease) = self.lease.as_mut().filter(|lease| overhead.abs_diff(lease.bytes()) >= STEP) {
+            lease.force(overhead);
+        }
         Ok(Progress::Idle)
     }
 
     fn held(&self) -> usize {
-        self.feed.groups.borrow().bytes()
+        self.feed.groups.borrow().overhead()
     }
 
     fn closed(&mut self, _: &Exit) {

@@ -3,7 +3,9 @@
 //! The session is one of the relay's own, only that this end began it: the directory asks it for every track that nobody
 //! here publishes, so a relay with an origin is an edge, and many subscriptions here are one there. While there is no
 //! session, tracks that came from the origin wait for it as for any publisher, and those that are new are not to be had.
-//! Connecting is tried at once, then after 100 ms, each time twice as long, up to 2 s.
+//! Connecting is tried at once, then after 100 ms, each time twice as long, up to 2 s; only a session that has held for
+//! 2 s begins that anew, so that an origin that lets this end in and then refuses it is not asked without pause. That
+//! counts as a failure of its server, and is warned of once until a session holds again.
 //!
 //! What the origin asks for is refused: nothing that is published here goes there.
 
@@ -24,6 +26,8 @@ use crate::transports::tls;
 
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// A session that lives as long was accepted: one that is refused ends at once.
+const HELD: Duration = Duration::from_secs(2);
 
 /// How an origin is reached.
 #[derive(Clone)]
@@ -86,7 +90,7 @@ impl Origin {
 
 enum ToOrigin {
     Connected(Result<Connection, ConnectError>),
-    Ended,
+    Ended(Option<String>),
 }
 
 struct OriginActor {
@@ -97,11 +101,25 @@ struct OriginActor {
     connection: Option<Connection>,
     wait: Duration,
     again: Option<Instant>,
+    /// When the session that is there will have held.
+    holds: Option<Instant>,
+    /// It was warned that there is none.
+    failing: bool,
 }
 
 impl OriginActor {
     const fn new(name: Arc<str>, relay: Arc<Relay>, settings: OriginSettings) -> Self {
-        Self { name, relay, settings, server: None, connection: None, wait: FIRST_WAIT, again: None }
+        Self {
+            name,
+            relay,
+            settings,
+            server: None,
+            connection: None,
+            wait: FIRST_WAIT,
+            again: None,
+            holds: None,
+            failing: false,
+        }
     }
 
     fn connect(&mut self, turn: &mut Turn<'_, ToOrigin>) {
@@ -132,10 +150,34 @@ impl OriginActor {
         }
     }
 
+    /// The session is one that the origin has accepted.
+    fn held(&mut self, turn: &Turn<'_, ToOrigin>) {
+        self.holds = None;
+        self.wait = FIRST_WAIT;
+        if let Some(server) = &self.server {
+            server.succeeded(turn.now());
+        }
+        if std::mem::take(&mut self.failing) {
+            tracing::info!(upstream = %self.name, "the origin of a relay is back");
+        }
+    }
+
+    /// There was no connection, or the session on it did not hold.
+    fn failed(&mut self, why: &str, turn: &Turn<'_, ToOrigin>) {
+        if !std::mem::replace(&mut self.failing, true) {
+            tracing::warn!(upstream = %self.name, why, "no session with the origin of a relay");
+        }
+        if let Some(server) = &self.server {
+            server.failed(turn.now());
+        }
+        self.later(turn);
+    }
+
     fn later(&mut self, turn: &Turn<'_, ToOrigin>) {
         turn.counter("moq_origin_lost", &self.name, "").add(1);
         self.server = None;
         self.connection = None;
+        self.holds = None;
         self.again = Some(later(turn.now(), self.wait));
         self.wait = (self.wait * 2).min(LONGEST_WAIT);
     }
@@ -153,36 +195,34 @@ impl Protocol for OriginActor {
     fn on(&mut self, m: ToOrigin, turn: &mut Turn<'_, ToOrigin>) -> Result<(), Fault> {
         match m {
             ToOrigin::Connected(Ok(connection)) => {
-                if let Some(server) = &self.server {
-                    server.succeeded(turn.now());
-                }
-                self.wait = FIRST_WAIT;
+                self.holds = Some(later(turn.now(), HELD));
                 self.connection = Some(connection.clone());
-                let ended = async move { connection.join().await };
-                if turn.job(ended, |_| ToOrigin::Ended).is_err() {
+                let ended = async move { connection.join().await.end.to_string() };
+                if turn.job(ended, |end| ToOrigin::Ended(end.ok())).is_err() {
                     self.later(turn);
                 }
             }
             ToOrigin::Connected(Err(error)) => {
-                tracing::debug!(relay = %self.name, %error, "no connection to the origin");
-                if let Some(server) = &self.server {
-                    server.failed(turn.now());
-                }
-                self.later(turn);
+                self.failed(&error.to_string(), turn);
             }
-            ToOrigin::Ended => self.later(turn),
+            // One that has held is lost, and no fault of the way there.
+            ToOrigin::Ended(_) if self.holds.is_none() => self.later(turn),
+            ToOrigin::Ended(end) => self.failed(end.as_deref().unwrap_or("ended"), turn),
         }
         Ok(())
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.again
+        [self.again, self.holds].into_iter().flatten().min()
     }
 
     fn on_deadline(&mut self, turn: &mut Turn<'_, ToOrigin>) -> Result<(), Fault> {
         if self.again.is_some_and(|at| at <= turn.now()) {
             self.again = None;
             self.connect(turn);
+        }
+        if self.holds.is_some_and(|at| at <= turn.now()) {
+            self.held(turn);
         }
         Ok(())
     }

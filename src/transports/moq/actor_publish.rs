@@ -135,6 +135,7 @@ impl MoqSession {
             | What::WatchNamespaces { .. }
             | What::WatchTracks { .. }
             | What::Errand(_)
+            | What::OfOrigin { .. }
             | What::Over => return,
         };
         let Some(feed) = Mirror::feed(&relay, &track, arbiter) else {
@@ -162,6 +163,7 @@ impl MoqSession {
             | What::WatchNamespaces { .. }
             | What::WatchTracks { .. }
             | What::Errand(_)
+            | What::OfOrigin { .. }
             | What::Over => return,
         };
         let Some(feed) = sub.reader.as_ref().map(|reader| reader.feed.clone()) else { return };
@@ -291,7 +293,7 @@ impl MoqSession {
             return;
         };
         let forward = *forward;
-        if self.sends(&track.name) || self.offers.len() >= relay.settings.requests {
+        if self.sends(&track.name) || self.offers.len() >= relay.settings().requests {
             return;
         }
         let Some(feed) = Mirror::feed(&relay, &track, self.arbiter) else { return };
@@ -314,6 +316,9 @@ impl MoqSession {
             }
         };
         let Some(Offer { name, watch, track, reader, forward }) = self.offers.remove(&number) else { return };
+        // What the watch may, its offers may; without it nobody wants them.
+        let watching = self.requests.get(&watch).filter(|watch| matches!(watch.what, What::WatchTracks { .. }));
+        let Some(tokens) = watching.map(|watch| watch.tokens.clone()) else { return };
         let feed = reader.feed.clone();
         drop(reader);
         let largest = feed.groups.borrow().largest();
@@ -339,8 +344,11 @@ impl MoqSession {
         });
         match opened {
             Ok(stream) => {
-                if let Some(What::Sub(sub)) = self.requests.get_mut(&stream).map(|request| &mut request.what) {
-                    sub.reader = Some(feed.read(&bell, stream, forward));
+                if let Some(request) = self.requests.get_mut(&stream) {
+                    request.tokens = tokens;
+                    if let What::Sub(sub) = &mut request.what {
+                        sub.reader = Some(feed.read(&bell, stream, forward));
+                    }
                 }
                 self.rung(stream, session);
             }
@@ -438,6 +446,7 @@ impl MoqSession {
                 | What::WatchTracks { .. }
                 | What::Status { .. }
                 | What::Errand(_)
+                | What::OfOrigin { .. }
                 | What::Over => continue,
             }
             self.ready.mark(*number);
@@ -576,7 +585,7 @@ impl MoqSession {
 
     /// A subscriber lost something because it is slow.
     fn fell_behind(&mut self, number: u64, code: ResetCode, session: &mut dyn Session) {
-        let ends = self.relay().is_some_and(|relay| relay.settings.when_slow == WhenSlow::End);
+        let ends = self.relay().is_some_and(|relay| relay.settings().when_slow == WhenSlow::End);
         if ends && code == ResetCode::TooFarBehind {
             self.done(number, DoneCode::TooFarBehind, session);
         }

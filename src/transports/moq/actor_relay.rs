@@ -17,6 +17,7 @@ use super::state_cache;
 use super::state_directory::{self, SessionId};
 use super::state_rights::Rights;
 use crate::actors::{Control, Mail, Mesh, Permit, Place, Protocol, SpawnError, Spec};
+use crate::memory::{Budget, Lease, Snapshot, Version};
 use crate::transports::quic::Door;
 
 /// What waits in the mailbox of a track or mirror, at most.
@@ -102,6 +103,8 @@ pub(super) enum ToSession {
     Offer { request: u64, track: TrackRef },
     /// Subscribe to this, and feed it; an origin may wait so long for a publisher.
     Pull(TrackRef, Duration),
+    /// Watch the origin's tracks, or its namespaces, or do so no more.
+    Watch { tracks: bool, on: bool },
     /// Objects of this track are wanted, or not any more.
     Forward { track: u64, forward: bool },
     /// This track is not to be fed any more.
@@ -116,6 +119,10 @@ pub(super) enum ToSession {
     ErrandOver { errand: u64 },
     /// The relay ends: say so and go elsewhere.
     Goaway(String),
+    /// The relay is taken away: say so, and be gone within this time.
+    Retired(Duration),
+    /// Who may do what is another matter from now on.
+    Rights,
 }
 
 /// Tells a session something. One whose mailbox has no room takes less than it asked for: its connection ends.
@@ -166,7 +173,9 @@ pub struct Relay {
     pub(super) mesh: Mesh,
     /// The scope of its counters.
     pub(super) name: Arc<str>,
-    pub(super) settings: RelaySettings,
+    settings: Snapshot<RelaySettings>,
+    /// What caches count against.
+    pub(super) budget: Option<Budget>,
     directory: std::sync::OnceLock<Mail<ToDirectory>>,
     next: AtomicU64,
 }
@@ -183,20 +192,68 @@ impl Relay {
     /// # Errors
     /// See [`Mesh::spawn`].
     pub fn start(mesh: &Mesh, name: &Arc<str>, settings: RelaySettings) -> Result<Arc<Self>, SpawnError> {
+        Self::start_within(mesh, name, settings, None)
+    }
+
+    /// The same, whose caches count against a memory budget: from 70 % of it on they shrink instead of growing, so that
+    /// nobody is refused for their sake.
+    ///
+    /// # Errors
+    /// See [`Mesh::spawn`].
+    pub fn start_within(
+        mesh: &Mesh,
+        name: &Arc<str>,
+        settings: RelaySettings,
+        budget: Option<Budget>,
+    ) -> Result<Arc<Self>, SpawnError> {
+        let limits = settings.directory;
         let relay = Arc::new(Self {
             mesh: mesh.clone(),
             name: name.clone(),
-            settings,
+            settings: Snapshot::new(settings),
+            budget,
             directory: std::sync::OnceLock::new(),
             next: AtomicU64::new(1),
         });
         // It holds the relay weakly: it is the relay that ends it.
         let weak = Arc::downgrade(&relay);
-        let limits = relay.settings.directory;
         let spec = Spec::named(format!("{name}-directory")).inbox(DIRECTORY.0, DIRECTORY.1);
         let mail = mesh.spawn(Place::LeastLoaded, spec, move || DirectoryActor::new(weak, limits))?;
         let _first = relay.directory.set(mail);
         Ok(relay)
+    }
+
+    /// How it behaves now. To be dropped soon.
+    pub(super) fn settings(&self) -> Version<RelaySettings> {
+        self.settings.read()
+    }
+
+    /// Behaves by these settings from now on. Sessions, namespaces and tracks go on: bounds hold for what comes after,
+    /// caches give up what is beyond theirs, and what sessions have by a token that grants it no more ends. False if the
+    /// directory has no room to hear of it; then all but caches, bounds of names and running requests follows.
+    #[must_use]
+    pub fn change(&self, settings: RelaySettings) -> bool {
+        let (rights, cache) = {
+            let before = self.settings.read();
+            if *before == settings {
+                return true;
+            }
+            (before.rights != settings.rights, before.cache != settings.cache)
+        };
+        self.settings.publish(settings);
+        self.tell_directory(ToDirectory::Changed { rights, cache })
+    }
+
+    /// Takes it away: its sessions, and those that still come, are told to go and are closed after this time. False if the
+    /// directory has no room.
+    #[must_use]
+    pub fn retire(&self, within: Duration) -> bool {
+        self.tell_directory(ToDirectory::Retire(within))
+    }
+
+    /// What a cache counts by; nothing yet.
+    pub(super) fn lease(&self) -> Option<Lease> {
+        self.budget.as_ref().map(Budget::nothing)
     }
 
     /// A number that is never used twice.

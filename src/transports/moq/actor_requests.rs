@@ -14,39 +14,12 @@ use super::model::Side;
 use super::model_codes::{DoneCode, RequestCode, ResetCode, SessionCode};
 use super::model_message::{Message, NamespaceAdded, NamespaceDone, RequestOk, RequestUpdate, Subscribe};
 use super::model_names::{FullTrackName, Namespace};
-use super::model_params::{Params, Token};
+use super::model_params::Params;
 use super::state_directory::Asked;
-use super::state_rights::{Act, Grant, Held, Refused, Rights};
-use crate::actors::clock::since_1970;
+use super::state_rights::Act;
 use crate::transports::quic::Session;
 
-/// What a token grants. Aliases are not granted room for, so that none may be registered or used.
-pub(super) fn grant_of(rights: &Rights, token: &Token, now: Duration) -> Result<Grant, Refused> {
-    match token {
-        Token::UseValue { kind, value } | Token::Register { kind, value, .. } => rights.of(*kind, value, now),
-        Token::Delete { .. } | Token::UseAlias { .. } => Err(Refused::Unknown),
-    }
-}
-
 impl MoqSession {
-    /// Whether the peer may do something, with the tokens of this request.
-    fn may(&self, act: Act, namespace: &Namespace, params: &Params) -> Result<(), RequestCode> {
-        let Some(relay) = self.relay() else { return Err(RequestCode::InternalError) };
-        let now = since_1970();
-        let code = |refused: Refused| match refused {
-            Refused::Unknown => RequestCode::Unauthorized,
-            Refused::Expired => RequestCode::ExpiredAuthToken,
-        };
-        if params.tokens.is_empty() {
-            return self.held.may(act, namespace, now).map_err(code);
-        }
-        let mut held: Held = self.held.clone();
-        for token in &params.tokens {
-            held.add(grant_of(&relay.settings.rights, token, now).map_err(code)?);
-        }
-        held.may(act, namespace, now).map_err(code)
-    }
-
     fn asked(&self, request: u64) -> Option<Asked> {
         self.joined.as_ref().map(|joined| Asked { session: joined.id, request })
     }
@@ -81,12 +54,18 @@ impl MoqSession {
             let Some(kind) = message.opens() else { return Err(Close::violation("not_a_request")) };
             request.kind = Some(kind);
             request.id = message.request_id().unwrap_or(0);
+            request.tokens = message.tokens().to_vec();
+            let shown = !request.tokens.is_empty();
             if self.is_leaving() {
                 self.refuse(number, RequestCode::GoingAway, session);
                 return Ok(());
             }
             self.raise("moq_requests", message.name());
-            return self.request(number, message, session);
+            let done = self.request(number, message, session);
+            if shown {
+                self.look_at_rights(session.now());
+            }
+            return done;
         }
         match message {
             Message::RequestUpdate(update) => self.update(number, &update, session),
@@ -103,6 +82,18 @@ impl MoqSession {
                 } else {
                     self.end_request(number, ResetCode::Cancelled, session);
                 }
+                Ok(())
+            }
+            Message::Namespace(NamespaceAdded { suffix }) if self.lists(number) => {
+                self.listed(suffix, true);
+                Ok(())
+            }
+            Message::NamespaceDone(NamespaceDone { suffix }) if self.lists(number) => {
+                self.listed(suffix, false);
+                Ok(())
+            }
+            Message::PublishBlocked(_) if matches!(self.what(number), Some(What::OfOrigin { tracks: true })) => {
+                self.raise("moq_origin_refused", "publish_blocked");
                 Ok(())
             }
             Message::PublishStateNotify(_)
@@ -126,7 +117,7 @@ impl MoqSession {
         match message {
             Message::Subscribe(message) => {
                 let name = message.track.clone();
-                if let Err(code) = self.may(Act::Subscribe, name.namespace(), &message.params) {
+                if let Err(code) = self.may(Act::Subscribe, name.namespace(), &message.params.tokens) {
                     self.refuse(number, code, session);
                 } else if !self.draft.profile().many_subscriptions && self.sends(&name) {
                     self.refuse(number, RequestCode::DuplicateSubscription, session);
@@ -138,7 +129,7 @@ impl MoqSession {
             }
             Message::TrackStatus(message) => {
                 let name = message.track.clone();
-                if let Err(code) = self.may(Act::Subscribe, name.namespace(), &message.params) {
+                if let Err(code) = self.may(Act::Subscribe, name.namespace(), &message.params.tokens) {
                     self.refuse(number, code, session);
                 } else {
                     let sub = Box::new(Sub::asked(name.clone(), message.params));
@@ -151,8 +142,14 @@ impl MoqSession {
                     return Err(Close { code: SessionCode::DuplicateTrackAlias, reason: "duplicate_track_alias" });
                 }
                 let name = message.track.clone();
-                let allowed = self.may(Act::Publish, name.namespace(), &message.params);
-                let twice = self.receives(&name);
+                let (allowed, twice) = match self.side {
+                    Side::Server => {
+                        (self.may(Act::Publish, name.namespace(), &message.params.tokens), self.receives(&name, false))
+                    }
+                    // An origin has no rights here; what it was asked for it may bring, unless that comes already.
+                    Side::Client if self.watching(true).is_some() => (Ok(()), self.receives(&name, true)),
+                    Side::Client => (Err(RequestCode::Uninterested), false),
+                };
                 self.set(number, What::Up(Box::new(Up::offered(*message))));
                 if let Err(code) = allowed {
                     self.refuse(number, code, session);
@@ -163,7 +160,7 @@ impl MoqSession {
                 }
             }
             Message::PublishNamespace(message) => {
-                if let Err(code) = self.may(Act::Publish, &message.namespace, &message.params) {
+                if let Err(code) = self.may(Act::Publish, &message.namespace, &message.params.tokens) {
                     self.refuse(number, code, session);
                 } else {
                     let namespace = message.namespace;
@@ -173,7 +170,7 @@ impl MoqSession {
             }
             Message::SubscribeNamespace(message) => {
                 let prefix = message.prefix;
-                if let Err(code) = self.may(Act::Subscribe, &prefix, &message.params) {
+                if let Err(code) = self.may(Act::Subscribe, &prefix, &message.params.tokens) {
                     self.refuse(number, code, session);
                 } else if !self.namespaces.fits(&prefix, number) {
                     self.refuse(number, RequestCode::PrefixOverlap, session);
@@ -186,7 +183,7 @@ impl MoqSession {
             }
             Message::SubscribeTracks(message) => {
                 let prefix = message.prefix;
-                if let Err(code) = self.may(Act::Subscribe, &prefix, &message.params) {
+                if let Err(code) = self.may(Act::Subscribe, &prefix, &message.params.tokens) {
                     self.refuse(number, code, session);
                 } else if !self.tracks.fits(&prefix, number) {
                     self.refuse(number, RequestCode::PrefixOverlap, session);
@@ -199,7 +196,7 @@ impl MoqSession {
             }
             Message::Fetch(message) => {
                 let name = self.name_of_fetch(&message);
-                match name.map(|name| self.may(Act::Subscribe, name.namespace(), &message.params)) {
+                match name.map(|name| self.may(Act::Subscribe, name.namespace(), &message.params.tokens)) {
                     Some(Err(code)) => self.refuse(number, code, session),
                     Some(Ok(())) | None => self.fetch(number, *message, session),
                 }
@@ -227,11 +224,11 @@ impl MoqSession {
             || self.offers.values().any(|offer| offer.name == *name)
     }
 
-    /// Whether the peer publishes a track here by itself already.
-    fn receives(&self, name: &FullTrackName) -> bool {
-        self.requests
-            .values()
-            .any(|request| !request.ours && matches!(&request.what, What::Up(up) if up.name == *name && !up.is_done()))
+    /// Whether the peer publishes a track here by itself already, or because it was asked to.
+    fn receives(&self, name: &FullTrackName, asked: bool) -> bool {
+        self.requests.values().any(|request| {
+            (asked || !request.ours) && matches!(&request.what, What::Up(up) if up.name == *name && !up.is_done())
+        })
     }
 
     /// A word about a request that holds already.
@@ -250,7 +247,7 @@ impl MoqSession {
             What::Up(_) | What::Namespace(_) => None,
             // It crossed our last word.
             What::Over => return Ok(()),
-            What::New | What::Status { .. } | What::Errand(_) => {
+            What::New | What::Status { .. } | What::Errand(_) | What::OfOrigin { .. } => {
                 return Err(Close::violation("unexpected_message"));
             }
         };
@@ -271,7 +268,8 @@ impl MoqSession {
         let of_tracks = matches!(self.what(number), Some(What::WatchTracks { .. }));
         let prefixes = if of_tracks { &mut self.tracks } else { &mut self.namespaces };
         let fits = prefixes.fits(&new, number);
-        let allowed = self.may(Act::Subscribe, &new, &Params::default());
+        let tokens = self.requests.get(&number).map(|request| request.tokens.clone()).unwrap_or_default();
+        let allowed = self.may(Act::Subscribe, &new, &tokens);
         if let Err(code) = if fits { allowed } else { Err(RequestCode::PrefixOverlap) } {
             self.refuse(number, code, session);
             return Ok(());
@@ -314,13 +312,15 @@ impl MoqSession {
             }
             ToSession::Offer { request, track } => self.offer(request, track, session),
             ToSession::Pull(track, hold) => self.pull(track, hold, session),
+            ToSession::Watch { tracks, on } => self.watch_origin(tracks, on, session),
             ToSession::Forward { track, forward } => self.forward(track, forward, session),
             ToSession::Drop { track, malformed } => self.drop_track(track, malformed, session),
             ToSession::Fetch(errand) => self.errand(*errand, session),
             ToSession::Fetched(fetched) => self.fetched(fetched, session),
             ToSession::ErrandMore { errand, bytes } => self.errand_more(errand, bytes, session)?,
             ToSession::ErrandOver { errand } => self.errand_over(errand, session),
-            ToSession::Goaway(_) => {}
+            // Heard by the session itself.
+            ToSession::Goaway(_) | ToSession::Retired(_) | ToSession::Rights => {}
         }
         Ok(())
     }
@@ -359,7 +359,7 @@ impl MoqSession {
                 }
                 Ok(())
             }
-            What::Over => Ok(()),
+            What::Over | What::OfOrigin { .. } => Ok(()),
             What::New
             | What::Sub(_)
             | What::Up(_)
@@ -391,6 +391,7 @@ impl MoqSession {
                 let errand = *errand;
                 self.errand_refused(errand, error.code);
             }
+            What::OfOrigin { .. } => self.raise("moq_origin_refused", error.code.reason()),
             What::New
             | What::Sub(_)
             | What::Namespace(_)
@@ -468,32 +469,8 @@ impl MoqSession {
             }
             What::Fetch(serving) => self.serving_is_over(number, *serving, session),
             What::Errand(errand) => self.errand_is_over(errand),
-        }
-    }
-
-    /// Some grant has ended: what it granted ends.
-    pub(super) fn rights_ended(&mut self, session: &mut dyn Session) {
-        let now = since_1970();
-        let mut over = Vec::new();
-        for (number, request) in &self.requests {
-            let (act, namespace) = match &request.what {
-                What::Sub(sub) | What::Status { sub } => (Act::Subscribe, sub.name.namespace()),
-                What::Up(up) if !request.ours => (Act::Publish, up.name.namespace()),
-                What::Namespace(namespace) => (Act::Publish, namespace),
-                What::WatchNamespaces { prefix, .. } | What::WatchTracks { prefix, .. } => (Act::Subscribe, prefix),
-                What::Up(_) | What::Fetch(_) | What::Errand(_) | What::New | What::Over => continue,
-            };
-            if self.held.may(act, namespace, now).is_err() {
-                over.push(*number);
-            }
-        }
-        for number in over {
-            self.raise("moq_requests_refused", "expired_auth_token");
-            if matches!(self.what(number), Some(What::Sub(sub)) if sub.established) {
-                self.done(number, DoneCode::Unauthorized, session);
-            } else {
-                self.end_request(number, ResetCode::ExpiredAuthToken, session);
-            }
+            What::OfOrigin { tracks: false } => self.unlisted(),
+            What::OfOrigin { tracks: true } => {}
         }
     }
 }

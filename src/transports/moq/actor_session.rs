@@ -36,12 +36,13 @@ use super::codec::{Ends, Mistake};
 use super::model::{Draft, Side};
 use super::model_codes::{RequestCode, SessionCode};
 use super::model_message::{Goaway, Message, Setup};
+use super::model_params::Token;
 use super::state_directory::SessionId;
 use super::state_outgoing::Outgoing;
 use super::state_ready::Ready;
 use super::state_requests::{Aliases, Numbers, Prefixes};
 use super::state_rights::Held;
-use crate::actors::clock::{later, since_1970};
+use crate::actors::clock::later;
 use crate::actors::{Counter, Driver, Permit};
 use crate::transports::quic::{
     Application, Code, End, Event, Priority, Read, Session, StreamError, StreamId, StreamKind,
@@ -157,12 +158,14 @@ pub(super) struct MoqSession {
     pub(super) namespaces: Prefixes,
     pub(super) tracks: Prefixes,
     pub(super) held: Held,
+    /// What the peer showed when it came: judged anew when the relay's rights change.
+    pub(super) tokens: Vec<Token>,
     pub(super) aliases: Aliases,
     pub(super) next_alias: u64,
     /// Streams of objects from the peer.
     pub(super) incoming: BTreeMap<StreamId, Incoming>,
-    /// Those whose track is not known.
-    pub(super) parked: Vec<StreamId>,
+    /// Those whose track is not known, and until when they may wait for it.
+    pub(super) parked: BTreeMap<StreamId, Instant>,
     /// Those that have more to be read.
     pub(super) unread: BTreeSet<StreamId>,
     /// Streams of objects to the peer.
@@ -181,7 +184,7 @@ pub(super) struct MoqSession {
     /// Streams that came before the setup.
     early: Vec<StreamId>,
     /// When a grant ends, since 1970, and when to look.
-    rights_end: Option<Instant>,
+    pub(super) rights_end: Option<Instant>,
     pub(super) wake: BTreeMap<u64, Instant>,
 }
 
@@ -206,6 +209,7 @@ impl MoqSession {
         let driver = Driver::default();
         Self {
             held: Held::new(super::state_rights::Grant::default()),
+            tokens: Vec::new(),
             counters: Counters::of(&driver, site.name()),
             driver,
             joined: None,
@@ -229,7 +233,7 @@ impl MoqSession {
             aliases: Aliases::default(),
             next_alias: 1,
             incoming: BTreeMap::new(),
-            parked: Vec::new(),
+            parked: BTreeMap::new(),
             unread: BTreeSet::new(),
             outgoing: Outgoing::default(),
             ready: Ready::default(),
@@ -272,10 +276,15 @@ impl MoqSession {
     fn end(&mut self, session: &mut dyn Session) {
         if self.stage != Stage::Closed {
             self.stage = Stage::Closed;
-            self.raise("moq_sessions_ended", "closed");
+            self.count_end("closed");
             session.close(SessionCode::NoError.number(self.draft), "");
             self.leave();
         }
+    }
+
+    /// One that was never set up is not among those that are counted.
+    fn count_end(&self, reason: &'static str) {
+        self.raise(if self.joined.is_some() { "moq_sessions_ended" } else { "moq_setups_abandoned" }, reason);
     }
 
     /// Lets go of everything.
@@ -283,6 +292,10 @@ impl MoqSession {
         let requests = std::mem::take(&mut self.requests);
         for (number, request) in requests {
             self.let_go(number, request.what, None);
+        }
+        self.errands_are_lost();
+        for _ in std::mem::take(&mut self.parked) {
+            self.raise("moq_streams_dropped", "unknown_alias");
         }
         self.joined = None;
         self.outgoing.clear();
@@ -317,21 +330,7 @@ impl MoqSession {
     /// The peer's SETUP: which relay it is for, and what it may do there.
     fn setup(&mut self, setup: &Setup, session: &mut dyn Session) -> Result<(), Close> {
         let relay = self.site.relay_of(setup)?;
-        let now = since_1970();
-        if self.side == Side::Server {
-            self.held = Held::new(relay.settings.rights.of_everybody());
-        }
-        // An origin has no rights here, whatever it says.
-        for token in setup.tokens.iter().filter(|_| self.side == Side::Server) {
-            let grant = super::actor_requests::grant_of(&relay.settings.rights, token, now).map_err(|refused| {
-                use super::state_rights::Refused;
-                match refused {
-                    Refused::Unknown => Close { code: SessionCode::Unauthorized, reason: "unauthorized" },
-                    Refused::Expired => Close { code: SessionCode::ExpiredAuthToken, reason: "expired_token" },
-                }
-            })?;
-            self.held.add(grant);
-        }
+        self.take_tokens(&relay, setup.tokens.clone())?;
         self.look_at_rights(session.now());
         let id = relay.session();
         let farewell = relay.reserve();
@@ -351,11 +350,6 @@ impl MoqSession {
             self.readable(stream, session)?;
         }
         Ok(())
-    }
-
-    pub(super) fn look_at_rights(&mut self, now: Instant) {
-        let today = since_1970();
-        self.rights_end = self.held.next_end(today).map(|at| later(now, at.saturating_sub(today)));
     }
 
     /// Something can be read on a stream.
@@ -482,13 +476,21 @@ impl MoqSession {
         }
     }
 
+    /// Tells the peer to go elsewhere, and closes the session shortly before this time is over. Of two such times the
+    /// first counts.
+    fn leave_within(&mut self, left: Duration, session: &mut dyn Session) {
+        self.say_goaway("", left, session);
+        let by = later(session.now(), left.saturating_sub(BEFORE.min(left / 2)));
+        self.by = Some(self.by.map_or(by, |before| before.min(by)));
+    }
+
     fn opened(&mut self, stream: StreamId, session: &mut dyn Session) {
         if stream.kind() == StreamKind::Unidirectional {
             self.incoming.insert(stream, Incoming::default());
             return;
         }
         session.prioritise(stream, REQUESTS);
-        let most = self.relay().map_or(1_000, |relay| relay.settings.requests);
+        let most = self.relay().map_or(1_000, |relay| relay.settings().requests);
         let request = Request::new(self.draft, false, What::New);
         let theirs = self.requests.values().filter(|request| !request.ours).count();
         self.requests.insert(stream.0, request);
@@ -544,8 +546,8 @@ impl MoqSession {
     fn closed(&mut self, end: &End) {
         if self.stage != Stage::Closed {
             self.stage = Stage::Closed;
-            let calm = matches!(end.code, Code::Application(0) | Code::None | Code::Transport(0));
-            self.raise("moq_sessions_ended", if calm { "closed" } else { end.reason });
+            let calm = matches!(end.code, Code::Application(0) | Code::Transport(0)) || end.reason == "peer_closed";
+            self.count_end(if calm { "closed" } else { end.reason });
         }
         self.leave();
     }
@@ -553,6 +555,15 @@ impl MoqSession {
     fn told(&mut self, what: ToSession, session: &mut dyn Session) -> Result<(), Close> {
         if let ToSession::Goaway(uri) = &what {
             self.say_goaway(uri, Duration::ZERO, session);
+            return Ok(());
+        }
+        if let ToSession::Retired(within) = &what {
+            self.leave_within(*within, session);
+            return Ok(());
+        }
+        if matches!(what, ToSession::Rights) {
+            self.judge_anew(session);
+            self.look_at_rights(session.now());
             return Ok(());
         }
         self.hear_relay(what, session)
@@ -575,6 +586,7 @@ impl MoqSession {
             self.rights_ended(session);
             self.look_at_rights(now);
         }
+        self.unparked(session);
         let due: Vec<u64> = self.wake.iter().filter(|(_, at)| **at <= now).map(|(number, _)| *number).collect();
         for number in due {
             self.wake.remove(&number);
@@ -639,15 +651,13 @@ impl Application for MoqSession {
     }
 
     fn drain(&mut self, by: Instant, session: &mut dyn Session) {
-        let now = session.now();
-        let left = by.saturating_duration_since(now);
-        self.say_goaway("", left, session);
-        self.by = Some(later(now, left.saturating_sub(BEFORE.min(left / 2))));
+        self.leave_within(by.saturating_duration_since(session.now()), session);
     }
 
     fn deadline(&self) -> Option<Instant> {
         let woken = self.wake.values().min().copied();
-        [self.by, self.doomed, self.retry, self.rights_end, woken].into_iter().flatten().min()
+        let parked = self.parked.values().min().copied();
+        [self.by, self.doomed, self.retry, self.rights_end, woken, parked].into_iter().flatten().min()
     }
 
     fn on_deadline(&mut self, session: &mut dyn Session) {

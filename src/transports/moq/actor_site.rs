@@ -8,6 +8,7 @@ use super::actor_relay::Relay;
 use super::actor_session::{Close, MoqSession};
 use super::model_codes::SessionCode;
 use super::model_message::{Goaway, Setup};
+use crate::memory::Snapshot;
 use crate::transports::quic::Application;
 
 /// How this end calls itself.
@@ -27,14 +28,17 @@ pub struct Scope {
 /// See the top of the file.
 pub struct Site {
     name: Arc<str>,
-    scopes: Vec<Scope>,
+    scopes: Snapshot<Vec<Scope>>,
     /// Clients over QUIC name a scope; those over WebTransport have done so by their CONNECT.
     webtransport: bool,
 }
 
 impl fmt::Debug for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Site").field("name", &self.name).field("scopes", &self.scopes.len()).finish_non_exhaustive()
+        f.debug_struct("Site")
+            .field("name", &self.name)
+            .field("scopes", &self.scopes.read().len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -42,14 +46,19 @@ impl Site {
     /// For a listener over QUIC; the first scope that fits is taken. `name` is the scope of its counters.
     #[must_use]
     pub fn over_quic(name: Arc<str>, scopes: Vec<Scope>) -> Arc<Self> {
-        Arc::new(Self { name, scopes, webtransport: false })
+        Arc::new(Self { name, scopes: Snapshot::new(scopes), webtransport: false })
     }
 
     /// For a route of WebTransport.
     #[must_use]
     pub fn over_webtransport(name: Arc<str>, relay: Arc<Relay>) -> Arc<Self> {
         let scopes = vec![Scope { path: None, authority: None, relay }];
-        Arc::new(Self { name, scopes, webtransport: true })
+        Arc::new(Self { name, scopes: Snapshot::new(scopes), webtransport: true })
+    }
+
+    /// Leads clients to these scopes from now on. Sessions go on where they are.
+    pub fn set_scopes(&self, scopes: Vec<Scope>) {
+        self.scopes.publish(scopes);
     }
 
     /// What runs in a session. To be called on its arbiter.
@@ -63,7 +72,7 @@ impl Site {
     }
 
     pub(super) fn patience(&self) -> Duration {
-        self.scopes.first().map_or(Duration::from_secs(10), |scope| scope.relay.settings.setup)
+        self.scopes.read().first().map_or(Duration::from_secs(10), |scope| scope.relay.settings().setup)
     }
 
     /// What this end says of itself first.
@@ -85,7 +94,8 @@ impl Site {
             scope.path.as_deref().is_none_or(|mine| mine == path)
                 && scope.authority.as_deref().is_none_or(|mine| mine.eq_ignore_ascii_case(host))
         };
-        let scope = self.scopes.iter().find(fits);
+        let scopes = self.scopes.read();
+        let scope = scopes.iter().find(fits);
         scope.map(|scope| scope.relay.clone()).ok_or(Close { code: SessionCode::InvalidPath, reason: "no_such_scope" })
     }
 

@@ -16,17 +16,24 @@ use super::model::Location;
 use super::model_codes::{DoneCode, RequestCode};
 use super::model_names::FullTrackName;
 use super::model_params::Properties;
-use super::state_cache::Item;
+use super::state_cache::{Item, Limits};
 use super::state_directory::{Asked, SessionId};
 use super::state_track::{Status, Track};
 use crate::actors::clock::later;
 use crate::actors::{Counter, Exit, Fault, Mail, Progress, Protocol, Refused, Reply, Turn};
+use crate::memory::Lease;
 use crate::transports::quic::Door;
 
 /// When to try the full mailbox of a mirror again.
 const RETRY: Duration = Duration::from_millis(2);
 /// How long one that has ended goes on, for mirrors that are behind.
 const LAST: Duration = Duration::from_secs(2);
+/// What a cache may keep however little memory there is: without it nothing could be passed on.
+const LEAST: usize = 64 << 10;
+/// Changes of a cache's size that are too small to tell the budget.
+const STEP: usize = 64 << 10;
+/// How often one that is not fed looks whether memory is short.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What a track is told.
 pub(super) enum ToTrack {
@@ -52,6 +59,8 @@ pub(super) enum ToTrack {
     Errand(Box<Errand>),
     /// What is known of it.
     View(Reply<TrackView>),
+    /// The relay's cache has other bounds.
+    Changed,
     /// The relay ends.
     Stop,
 }
@@ -69,6 +78,7 @@ struct Counters {
     cross: Counter,
     duplicates: Counter,
     evicted: Counter,
+    squeezed: Counter,
     behind: Counter,
 }
 
@@ -92,14 +102,20 @@ pub(super) struct TrackActor {
     /// Nobody subscribes, or nobody publishes: then it ends.
     idle: Option<Instant>,
     ending: Option<Instant>,
+    /// What the cache counts against the memory budget, and when to look how much there is of it.
+    lease: Option<Lease>,
+    look_at: Option<Instant>,
     counters: Counters,
 }
 
 impl TrackActor {
     pub(super) fn new(relay: Arc<Relay>, id: u64, name: FullTrackName) -> Self {
-        let state = Track::new(relay.settings.cache);
+        let state = Track::new(relay.settings().cache);
+        let lease = relay.lease();
         Self {
             relay,
+            lease,
+            look_at: None,
             id,
             name,
             me: None,
@@ -122,6 +138,7 @@ impl TrackActor {
         self.counters.duplicates.add(self.state.take_duplicates());
         self.counters.evicted.add(self.state.take_evicted());
         self.pass_on(new, turn);
+        self.fit(turn);
         if let Err(malformed) = taken {
             self.malformed(source, malformed.0, turn);
         }
@@ -226,8 +243,51 @@ impl TrackActor {
         self.idle = match (lonely && self.ending.is_none(), self.idle) {
             (false, _) => None,
             (true, at @ Some(_)) => at,
-            (true, None) => Some(later(turn.now(), self.relay.settings.linger)),
+            (true, None) => Some(later(turn.now(), self.relay.settings().linger)),
         };
+    }
+
+    /// Other bounds hold for what is at hand, here and at its mirrors.
+    fn changed(&mut self, turn: &Turn<'_, ToTrack>) {
+        let limits = self.relay.settings().cache;
+        self.limit(limits, turn);
+        self.counters.evicted.add(self.state.take_evicted());
+        self.fit(turn);
+    }
+
+    fn limit(&mut self, limits: Limits, turn: &Turn<'_, ToTrack>) {
+        self.state.set_limits(limits);
+        self.state.shrink(turn.now());
+        for side in self.mirrors.values_mut() {
+            if side.mail.tell(ToMirror::Limits(limits)).is_err() {
+                side.behind = true;
+                self.retry.get_or_insert_with(|| later(turn.now(), RETRY));
+            }
+        }
+    }
+
+    /// Counts what is at hand against the memory budget. Beyond 70 % of it the cache halves instead of growing, here and
+    /// at its mirrors; below 60 % it may have again what the settings grant.
+    fn fit(&mut self, turn: &Turn<'_, ToTrack>) {
+        let (Some(budget), Some(lease)) = (&self.relay.budget, &self.lease) else { return };
+        let (held, leased) = (self.state.groups().bytes(), lease.bytes());
+        let used = budget.used().saturating_sub(leased).saturating_add(held);
+        let (short, roomy) = (used > budget.limit() / 10 * 7, used <= budget.limit() / 10 * 6);
+        let (granted, mine) = (self.relay.settings().cache, self.state.groups().limits());
+        if short && held > LEAST {
+            self.limit(Limits { bytes: (held / 2).max(LEAST).min(granted.bytes), ..granted }, turn);
+            self.counters.squeezed.add(self.state.take_evicted());
+        } else if roomy && mine.bytes < granted.bytes && held > mine.bytes / 2 {
+            let bytes = mine.bytes.saturating_mul(2).min(granted.bytes);
+            self.limit(Limits { bytes, ..granted }, turn);
+        }
+        let held = self.state.groups().bytes();
+        if let Some(lease) = &mut self.lease
+            && (held.abs_diff(lease.bytes()) >= STEP || held < STEP)
+        {
+            lease.force(held);
+        }
+        self.look_at = (held > LEAST).then(|| later(turn.now(), LOOK));
     }
 
     /// Nobody came back.
@@ -268,6 +328,7 @@ impl Protocol for TrackActor {
             cross: turn.counter("moq_cross_arbiter", name, ""),
             duplicates: turn.counter("moq_duplicates", name, ""),
             evicted: turn.counter("moq_evicted", name, ""),
+            squeezed: turn.counter("moq_evicted", name, "memory"),
             behind: turn.counter("moq_mirrors_behind", name, ""),
         };
         self.look(turn);
@@ -345,18 +406,20 @@ impl Protocol for TrackActor {
                 None => errand.say(Came::Refused(RequestCode::DoesNotExist)),
             },
             ToTrack::View(reply) => drop(reply.send(self.view())),
+            ToTrack::Changed => self.changed(turn),
             ToTrack::Stop => turn.stop(),
         }
         Ok(())
     }
 
     fn deadline(&self) -> Option<Instant> {
-        [self.retry, self.idle, self.ending, self.state.groups().deadline()].into_iter().flatten().min()
+        [self.retry, self.idle, self.ending, self.look_at, self.state.groups().deadline()].into_iter().flatten().min()
     }
 
     fn on_deadline(&mut self, turn: &mut Turn<'_, ToTrack>) -> Result<(), Fault> {
         let now = turn.now();
         self.state.shrink(now);
+        self.fit(turn);
         if self.retry.is_some_and(|at| at <= now) {
             self.catch_up(turn);
         }

@@ -18,6 +18,7 @@ use super::model::{Draft, Side};
 use super::model_codes::{RequestCode, ResetCode, SessionCode};
 use super::model_message::{Message, RequestError, RequestKind};
 use super::model_names::Namespace;
+use super::model_params::Token;
 use crate::transports::quic::{OpenError, Priority, Read, Session, StreamError, StreamId, StreamKind};
 
 /// Requests come before objects.
@@ -45,6 +46,8 @@ pub(super) enum What {
     Fetch(Box<super::actor_fetch::Serving>),
     /// We fetch, for another session.
     Errand(u64),
+    /// We watch the tracks, or the namespaces, of an origin.
+    OfOrigin { tracks: bool },
     /// It was answered, and only its end is awaited.
     Over,
 }
@@ -57,6 +60,8 @@ pub(super) struct Request {
     /// Its number on the wire.
     pub(super) id: u64,
     pub(super) kind: Option<RequestKind>,
+    /// What the peer showed with it.
+    pub(super) tokens: Vec<Token>,
     words: Messages,
     /// Words that wait.
     out: VecDeque<Bytes>,
@@ -77,6 +82,7 @@ impl Request {
             ours,
             id: 0,
             kind: None,
+            tokens: Vec::new(),
             words: Messages::new(draft),
             out: VecDeque::new(),
             waiting: 0,
@@ -166,6 +172,7 @@ impl MoqSession {
                 self.draft.profile().fin_cancels
             }
             What::Up(up) => !request.ours && !up.is_done() || request.ours && !up.is_done(),
+            What::OfOrigin { .. } => true,
             What::New | What::Errand(_) | What::Over => false,
         };
         if cancels {

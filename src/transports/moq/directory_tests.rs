@@ -201,3 +201,68 @@ fn a_name_is_free_as_soon_as_its_last_publisher_is_done() {
     assert_eq!(bench.directory.counts()[1], 0);
     assert_eq!(bench.find(asked(7, 1), &name, 0), [Say::NotFound(asked(7, 1), RequestCode::DoesNotExist)]);
 }
+
+#[test]
+fn what_an_origin_lists_is_told_like_what_is_published_here() {
+    let mut bench = Bench::new(Limits { listed: 2, ..Limits::default() });
+    let (origin, watcher) = (SessionId(9), asked(1, 4));
+    let watch = |tracks, on| Say::Watch { origin, tracks, on };
+    let told = |text: &str, is| Say::Namespace { to: watcher, prefix: namespace("a"), namespace: namespace(text), is };
+    assert_eq!(bench.with(|all, make, out| all.origin(origin, make, out)).1, [], "nobody watches");
+    bench.announce(2, "a/here");
+    let (done, out) = bench.with(|all, _, out| all.watch_namespaces(watcher, &namespace("a"), out));
+    assert_eq!((done, out), (Ok(()), vec![told("a/here", true), watch(false, true)]));
+    let list =
+        |bench: &mut Bench, text: &str, is| bench.with(|all, _, out| all.listed(origin, &namespace(text), is, out));
+    assert_eq!(list(&mut bench, "a/far", true), (true, vec![told("a/far", true)]));
+    assert_eq!(list(&mut bench, "a/here", true), (true, vec![]), "it is there already");
+    assert_eq!(list(&mut bench, "a/more", true), (false, vec![]), "no more are kept");
+    assert_eq!(list(&mut bench, "a/far", false), (true, vec![told("a/far", false)]));
+    assert_eq!(list(&mut bench, "b/far", true), (true, vec![]), "nobody watches it");
+    let withdrawn =
+        |bench: &mut Bench| bench.with(|all, _, out| all.withdraw_namespace(SessionId(2), &namespace("a/here"), out)).1;
+    assert_eq!(withdrawn(&mut bench), [], "the origin has it still");
+    let second = asked(3, 0);
+    let (_, out) = bench.with(|all, _, out| all.watch_namespaces(second, &namespace("a"), out));
+    let [Say::Namespace { to, namespace: of, is: true, .. }] = &out[..] else { panic!("{out:?}") };
+    assert_eq!((*to, of), (second, &namespace("a/here")), "and the origin is not asked twice");
+    assert_eq!(bench.with(|all, _, out| all.unwatch(second, &namespace("a"), out)).1, []);
+    // Lost, and back: all that it listed goes, and it is asked anew.
+    assert_eq!(bench.with(|all, _, out| all.gone(origin, out)).1, [told("a/here", false)]);
+    assert_eq!(bench.with(|all, make, out| all.origin(origin, make, out)).1, [watch(false, true)]);
+    assert_eq!(bench.with(|all, _, out| all.gone(SessionId(1), out)).1, [watch(false, false)]);
+}
+
+#[test]
+fn tracks_of_an_origin_are_offered_however_they_came() {
+    let mut bench = bench();
+    let (origin, watcher) = (SessionId(9), asked(1, 4));
+    let offer = |name: &FullTrackName| Say::Offer { to: watcher, track: name.to_string() };
+    bench.with(|all, make, out| all.origin(origin, make, out));
+    let (early, late, brought) = (track("a", "early"), track("a", "late"), track("a", "brought"));
+    bench.find(asked(2, 0), &early, 0);
+    let (done, out) = bench.with(|all, _, out| all.watch_tracks(watcher, &namespace("a"), out));
+    assert_eq!((done, out), (Ok(()), vec![offer(&early), Say::Watch { origin, tracks: true, on: true }]));
+    assert!(bench.find(asked(2, 2), &late, 0).contains(&offer(&late)));
+    assert_eq!(bench.publish(9, &brought), [offer(&brought)]);
+    let (_, out) = bench.with(|all, _, out| all.unwatch(watcher, &namespace("a"), out));
+    assert_eq!(out, [Say::Watch { origin, tracks: true, on: false }]);
+}
+
+/// 100,000 namespaces of one session, where it may have as many: told, found, and gone with it.
+#[test]
+fn a_session_may_have_as_many_namespaces_as_it_is_allowed() {
+    const ALL: usize = 100_000;
+    let mut bench = Bench::new(Limits { namespaces: ALL, ..Limits::default() });
+    let (_, out) = bench.with(|all, _, out| all.watch_namespaces(asked(2, 0), &namespace("many"), out));
+    assert_eq!(out, []);
+    for number in 0..ALL {
+        assert_eq!(bench.announce(1, &format!("many/{number}")).len(), 1, "the watcher is told");
+    }
+    let beyond = bench.with(|all, make, out| all.publish_namespace(SessionId(1), &namespace("more"), make, out));
+    assert_eq!(beyond, (Err(RequestCode::ExcessiveLoad), vec![]));
+    assert_eq!(bench.directory.counts()[0], ALL);
+    bench.announce(3, "many/here");
+    assert_eq!(bench.with(|all, _, out| all.gone(SessionId(1), out)).1.len(), ALL);
+    assert_eq!(bench.directory.counts()[0], 1, "those of others stay");
+}

@@ -119,6 +119,34 @@ impl Message {
         }
     }
 
+    /// What is shown with a request; nothing with all else.
+    #[must_use]
+    pub fn tokens(&self) -> &[Token] {
+        let params = match self {
+            Self::Subscribe(message) => &message.params,
+            Self::Publish(message) => &message.params,
+            Self::Fetch(message) => &message.params,
+            Self::TrackStatus(message) => &message.params,
+            Self::PublishNamespace(message) => &message.params,
+            Self::SubscribeNamespace(message) => &message.params,
+            Self::SubscribeTracks(message) => &message.params,
+            Self::Setup(_)
+            | Self::Goaway(_)
+            | Self::SubscribeOk(_)
+            | Self::PublishDone(_)
+            | Self::PublishStateNotify(_)
+            | Self::FetchOk(_)
+            | Self::Namespace(_)
+            | Self::NamespaceDone(_)
+            | Self::PublishBlocked(_)
+            | Self::RequestUpdate(_)
+            | Self::RequestOk(_)
+            | Self::RequestError(_)
+            | Self::Unsubscribe => return &[],
+        };
+        &params.tokens
+    }
+
     /// The number of the request that it makes; `None` for answers and notices.
     #[must_use]
     pub const fn request_id(&self) -> Option<u64> {

@@ -212,9 +212,12 @@ impl Entry {
         mark.at >= self.base && mark.end() <= self.length
     }
 
+    fn held(&self) -> usize {
+        usize::try_from(self.length - self.base).unwrap_or(usize::MAX)
+    }
+
     fn cost(&self) -> usize {
-        let bytes = usize::try_from(self.length - self.base).unwrap_or(usize::MAX);
-        bytes.saturating_add(self.marks.len() * size_of::<Mark>()).saturating_add(ENTRY)
+        self.held().saturating_add(self.marks.len() * size_of::<Mark>()).saturating_add(ENTRY)
     }
 
     /// Drops pieces from the front until this many bytes went; answers how many did.
@@ -245,6 +248,8 @@ pub struct Groups {
     entries: BTreeMap<u64, Entry>,
     groups: BTreeMap<u64, BTreeSet<u64>>,
     bytes: usize,
+    /// Of these, those that copies share.
+    payload: usize,
     largest: Option<Location>,
     /// From here on all that exists was seen, but for what is in `holes`.
     known_from: Option<Location>,
@@ -264,12 +269,24 @@ impl Groups {
             entries: BTreeMap::new(),
             groups: BTreeMap::new(),
             bytes: 0,
+            payload: 0,
             largest: None,
             known_from: None,
             holes: BTreeSet::new(),
             next: 0,
             evicted: 0,
         }
+    }
+
+    /// The bounds.
+    #[must_use]
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Other bounds. What is beyond them goes with the next [`shrink`](Self::shrink).
+    pub const fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// All that is published from here on will be seen.
@@ -298,6 +315,12 @@ impl Groups {
     #[must_use]
     pub const fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What a copy costs beside the original: all but the objects, which they share.
+    #[must_use]
+    pub const fn overhead(&self) -> usize {
+        self.bytes.saturating_sub(self.payload)
     }
 
     /// Groups of which something is held.
@@ -374,6 +397,7 @@ impl Groups {
                 if !bytes.is_empty() {
                     entry.chunks.push((entry.length, bytes.clone()));
                     entry.length += bytes.len() as u64;
+                    self.payload += bytes.len();
                 }
                 entry.marks.extend_from_slice(marks);
                 self.bytes = self.bytes - before + entry.cost();
@@ -467,7 +491,9 @@ impl Groups {
     fn trim(&mut self, no: u64) {
         let over = self.bytes.saturating_sub(self.limits.bytes);
         let Some(entry) = self.entries.get_mut(&no).filter(|_| over > 0) else { return };
+        let before = entry.held();
         self.bytes = self.bytes.saturating_sub(entry.trim(over));
+        self.payload = self.payload.saturating_sub(before - entry.held());
         let group = entry.head.group;
         self.evicted += 1;
         self.hole(group);
@@ -476,6 +502,7 @@ impl Groups {
     fn remove(&mut self, no: u64) {
         let Some(entry) = self.entries.remove(&no) else { return };
         self.bytes = self.bytes.saturating_sub(entry.cost());
+        self.payload = self.payload.saturating_sub(entry.held());
         let group = entry.head.group;
         if let Some(numbers) = self.groups.get_mut(&group) {
             numbers.remove(&no);

@@ -9,7 +9,9 @@
 //! already here is joined. A publisher that comes is asked for every track here that it matches. A PUBLISH goes to every
 //! session that asked for tracks below a prefix of it, but not to its own publisher, and not to one whose subscription
 //! was held for it. Publishing a track publishes no namespace. Reserved names (`.`) do not exist. A session with an origin
-//! is asked for what nobody here publishes; when one comes, for every track that has no publisher left.
+//! is asked for what nobody here publishes; when one comes, for every track that has no publisher left. As long as
+//! somebody here watches namespaces or tracks, origins are watched as well: what they list is told like what is published
+//! here, and a track that comes from one is offered.
 //!
 //! # Bounds
 //! [`Limits`], for each session and for all. What is beyond is refused with `EXCESSIVE_LOAD`.
@@ -49,12 +51,14 @@ pub struct Limits {
     pub hold: Duration,
     /// Publishers of one track. Default 4.
     pub publishers: usize,
+    /// Namespaces that one origin may list. Default 10,000; what is beyond is not told to anybody here.
+    pub listed: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         let hold = Duration::from_secs(30);
-        Self { namespaces: 1_000, tracks: 10_000, watches: 100, held: 100, hold, publishers: 4 }
+        Self { namespaces: 1_000, tracks: 10_000, watches: 100, held: 100, hold, publishers: 4, listed: 10_000 }
     }
 }
 
@@ -89,6 +93,15 @@ pub enum Say<T> {
     Pull(SessionId, T, Duration),
     /// To a track: this publisher is gone.
     SourceGone(T, SessionId),
+    /// To a session with an origin: watch it, or do so no more.
+    Watch {
+        /// Which.
+        origin: SessionId,
+        /// Tracks, or else namespaces.
+        tracks: bool,
+        /// Whether somebody here does.
+        on: bool,
+    },
 }
 
 struct Track<T> {
@@ -124,7 +137,8 @@ pub struct Directory<T> {
     watches: BTreeMap<(Namespace, Asked), ()>,
     track_watches: BTreeMap<(Namespace, Asked), ()>,
     held: BTreeMap<FullTrackName, Vec<Held>>,
-    origins: BTreeSet<SessionId>,
+    /// With what each lists.
+    origins: BTreeMap<SessionId, BTreeSet<Namespace>>,
 }
 
 impl<T> std::fmt::Debug for Directory<T> {
@@ -145,8 +159,13 @@ impl<T: Clone + PartialEq> Directory<T> {
             watches: BTreeMap::new(),
             track_watches: BTreeMap::new(),
             held: BTreeMap::new(),
-            origins: BTreeSet::new(),
+            origins: BTreeMap::new(),
         }
+    }
+
+    /// Other bounds, for what comes from now on: what is beyond them stays.
+    pub const fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// Namespaces, tracks, and subscriptions that are held.
@@ -167,7 +186,12 @@ impl<T: Clone + PartialEq> Directory<T> {
 
     /// A session with an origin has begun.
     pub fn origin(&mut self, session: SessionId, make: Make<'_, T>, out: &mut Vec<Say<T>>) {
-        self.origins.insert(session);
+        self.origins.insert(session, BTreeSet::new());
+        for tracks in [false, true] {
+            if self.is_watched(tracks) {
+                out.push(Say::Watch { origin: session, tracks, on: true });
+            }
+        }
         let alone: Vec<FullTrackName> =
             self.tracks.iter().filter(|(_, entry)| entry.sources.is_empty()).map(|(name, _)| name.clone()).collect();
         for name in alone {
@@ -196,9 +220,8 @@ impl<T: Clone + PartialEq> Directory<T> {
             return Err(RequestCode::ExcessiveLoad);
         }
         known.namespaces.insert(namespace.clone());
-        let publishers = self.namespaces.entry(namespace.clone()).or_default();
-        let first = publishers.is_empty();
-        publishers.insert(session);
+        let first = !self.is_there(namespace);
+        self.namespaces.entry(namespace.clone()).or_default().insert(session);
         if first {
             self.tell_watches(namespace, true, out);
         }
@@ -218,7 +241,35 @@ impl<T: Clone + PartialEq> Directory<T> {
         let Some(publishers) = self.namespaces.get_mut(namespace) else { return };
         if publishers.remove(&session) && publishers.is_empty() {
             self.namespaces.remove(namespace);
-            self.tell_watches(namespace, false, out);
+            self.tell_if_gone(namespace, out);
+        }
+    }
+
+    /// An origin lists a namespace, or does so no more. False if it lists too many.
+    pub fn listed(&mut self, origin: SessionId, namespace: &Namespace, is: bool, out: &mut Vec<Say<T>>) -> bool {
+        let first = is && !self.is_there(namespace);
+        let Some(list) = self.origins.get_mut(&origin) else { return true };
+        if !is {
+            if list.remove(namespace) {
+                self.tell_if_gone(namespace, out);
+            }
+            return true;
+        }
+        if list.len() >= self.limits.listed && !list.contains(namespace) {
+            return false;
+        }
+        list.insert(namespace.clone());
+        if first {
+            self.tell_watches(namespace, true, out);
+        }
+        true
+    }
+
+    /// An origin lists nothing any more.
+    pub fn unlisted(&mut self, origin: SessionId, out: &mut Vec<Say<T>>) {
+        let Some(list) = self.origins.get_mut(&origin) else { return };
+        for namespace in std::mem::take(list) {
+            self.tell_if_gone(&namespace, out);
         }
     }
 
@@ -355,10 +406,16 @@ impl<T: Clone + PartialEq> Directory<T> {
         out: &mut Vec<Say<T>>,
     ) -> Result<(), RequestCode> {
         self.watch(asked.session)?;
+        let first = !self.is_watched(false);
         self.watches.insert((prefix.clone(), asked), ());
-        for (namespace, _) in self.below(prefix) {
+        let listed = self.origins.values().flat_map(|list| below(list, prefix));
+        let there: BTreeSet<&Namespace> = self.below(prefix).map(|(namespace, _)| namespace).chain(listed).collect();
+        for namespace in there {
             let (prefix, namespace) = (prefix.clone(), namespace.clone());
             out.push(Say::Namespace { to: asked, prefix, namespace, is: true });
+        }
+        if first {
+            self.watch_origins(false, true, out);
         }
         Ok(())
     }
@@ -369,33 +426,43 @@ impl<T: Clone + PartialEq> Directory<T> {
     /// Why not.
     pub fn watch_tracks(&mut self, asked: Asked, prefix: &Namespace, out: &mut Vec<Say<T>>) -> Result<(), RequestCode> {
         self.watch(asked.session)?;
+        let first = !self.is_watched(true);
         self.track_watches.insert((prefix.clone(), asked), ());
         for (_, entry) in self.tracks_below(prefix) {
-            if !entry.published.is_empty() && !entry.published.contains(&asked.session) {
+            let far = entry.sources.iter().any(|source| self.origins.contains_key(source));
+            if (far || !entry.published.is_empty()) && !entry.published.contains(&asked.session) {
                 out.push(Say::Offer { to: asked, track: entry.track.clone() });
             }
+        }
+        if first {
+            self.watch_origins(true, true, out);
         }
         Ok(())
     }
 
     /// It wants to hear of them no more.
-    pub fn unwatch(&mut self, asked: Asked, prefix: &Namespace) {
+    pub fn unwatch(&mut self, asked: Asked, prefix: &Namespace, out: &mut Vec<Say<T>>) {
         let key = (prefix.clone(), asked);
+        let before = [false, true].map(|tracks| self.is_watched(tracks));
         let went = self.watches.remove(&key).is_some() | self.track_watches.remove(&key).is_some();
         if let Some(session) = self.sessions.get_mut(&asked.session).filter(|_| went) {
             session.watches = session.watches.saturating_sub(1);
         }
+        self.unwatch_origins(before, out);
     }
 
     /// A session is gone, with all that was its.
     pub fn gone(&mut self, session: SessionId, out: &mut Vec<Say<T>>) {
         let known = self.sessions.remove(&session).unwrap_or_default();
+        self.unlisted(session, out);
         self.origins.remove(&session);
         for namespace in &known.namespaces {
             self.withdraw_namespace(session, namespace, out);
         }
+        let before = [false, true].map(|tracks| self.is_watched(tracks));
         self.watches.retain(|(_, asked), ()| asked.session != session);
         self.track_watches.retain(|(_, asked), ()| asked.session != session);
+        self.unwatch_origins(before, out);
         self.held.retain(|_, held| {
             held.retain(|held| held.asked.session != session);
             !held.is_empty()
@@ -438,11 +505,16 @@ impl<T: Clone + PartialEq> Directory<T> {
         out: &mut Vec<Say<T>>,
     ) -> Result<Option<T>, RequestCode> {
         let mut publishers = self.publishers(name.namespace());
-        if publishers.is_empty() {
-            publishers.extend(self.origins.first());
+        let far = publishers.is_empty();
+        if far {
+            publishers.extend(self.origins.keys().next());
         }
         let Some(at) = publishers.first() else { return Ok(None) };
         let track = self.track(name, *at, make)?;
+        if far {
+            let watches = self.watches_of(&self.track_watches, name.namespace());
+            out.extend(watches.into_iter().map(|to| Say::Offer { to, track: track.clone() }));
+        }
         for publisher in publishers {
             self.pull(name, publisher, hold.min(self.limits.hold), out);
         }
@@ -500,6 +572,35 @@ impl<T: Clone + PartialEq> Directory<T> {
         self.tracks.iter().filter(move |(name, _)| name.namespace().starts_with(prefix))
     }
 
+    /// Whether somebody publishes a namespace, here or at an origin.
+    fn is_there(&self, namespace: &Namespace) -> bool {
+        self.namespaces.contains_key(namespace) || self.origins.values().any(|list| list.contains(namespace))
+    }
+
+    fn tell_if_gone(&self, namespace: &Namespace, out: &mut Vec<Say<T>>) {
+        if !self.is_there(namespace) {
+            self.tell_watches(namespace, false, out);
+        }
+    }
+
+    /// Whether somebody watches tracks, or namespaces.
+    fn is_watched(&self, tracks: bool) -> bool {
+        !if tracks { self.track_watches.is_empty() } else { self.watches.is_empty() }
+    }
+
+    fn watch_origins(&self, tracks: bool, on: bool, out: &mut Vec<Say<T>>) {
+        out.extend(self.origins.keys().map(|origin| Say::Watch { origin: *origin, tracks, on }));
+    }
+
+    /// What was watched and is not any more, is not at origins either.
+    fn unwatch_origins(&self, before: [bool; 2], out: &mut Vec<Say<T>>) {
+        for (tracks, before) in [false, true].into_iter().zip(before) {
+            if before && !self.is_watched(tracks) {
+                self.watch_origins(tracks, false, out);
+            }
+        }
+    }
+
     fn watches_of(&self, watches: &BTreeMap<(Namespace, Asked), ()>, namespace: &Namespace) -> Vec<Asked> {
         let least = Asked { session: SessionId(0), request: 0 };
         let mut found = Vec::new();
@@ -522,6 +623,12 @@ impl<T: Clone + PartialEq> Directory<T> {
             }
         }
     }
+}
+
+/// Those of a list that begin with a prefix.
+fn below<'a>(list: &'a BTreeSet<Namespace>, prefix: &'a Namespace) -> impl Iterator<Item = &'a Namespace> {
+    let from = (Bound::Included(prefix.clone()), Bound::Unbounded);
+    list.range(from).take_while(move |namespace| namespace.starts_with(prefix))
 }
 
 #[cfg(test)]

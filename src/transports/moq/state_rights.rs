@@ -138,11 +138,15 @@ impl Rights {
         }
     }
 
-    /// What a token grants.
+    /// What a token grants, beside what everybody may do. Where none are known, any grants nothing more.
     ///
     /// # Errors
     /// See [`Refused`].
     pub fn of(&self, kind: u64, token: &[u8], now: Duration) -> Result<Grant, Refused> {
+        // Who demands none has nothing to compare one with: it takes nothing away.
+        if self.tokens.is_empty() && self.judges.is_empty() {
+            return Ok(Grant::default());
+        }
         if let Some(judged) = self.tokens.judge(kind, token, now) {
             return judged;
         }

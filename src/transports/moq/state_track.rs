@@ -100,6 +100,11 @@ impl Track {
         }
     }
 
+    /// Other bounds of what is at hand, from the next [`shrink`](Self::shrink) on.
+    pub const fn set_limits(&mut self, limits: Limits) {
+        self.groups.set_limits(limits);
+    }
+
     /// What is at hand.
     #[must_use]
     pub const fn groups(&self) -> &Groups {
