@@ -8,7 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use octets::Octets;
 
 use super::codec::Code;
-use super::codec_table::{TABLE, entry, named};
+use super::codec_table::{entry, named, valued};
 
 /// What a field counts beside its name and value (RFC 9114, section 4.2.2).
 const FIELD: usize = 32;
@@ -165,9 +165,8 @@ pub fn put(out: &mut BytesMut, name: &str, value: &[u8]) {
         put_text(out, value);
         return;
     };
-    let same = TABLE.iter().enumerate().skip(first).find(|(_, (n, v))| *n == name && v.as_bytes() == value);
-    match same {
-        Some((index, _)) => put_number(out, 0xc0, 6, index),
+    match valued(first, value) {
+        Some(index) => put_number(out, 0xc0, 6, index),
         None => {
             put_number(out, 0x50, 4, first);
             put_text(out, value);

@@ -106,6 +106,48 @@ pub(super) const TABLE: [Entry; 99] = [
     ("x-frame-options", "sameorigin"),
 ];
 
+/// For each entry the next one with its name, or 0, which is the next one of none.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "done while this is compiled, where an index that is not there is an error"
+)]
+const NEXT: [u8; TABLE.len()] = {
+    const fn same(a: &[u8], b: &[u8]) -> bool {
+        let mut at = 0;
+        while at < a.len() && at < b.len() && a[at] == b[at] {
+            at += 1;
+        }
+        at == a.len() && at == b.len()
+    }
+    let mut next = [0; TABLE.len()];
+    let mut at = 0;
+    while at < TABLE.len() {
+        let mut other = at + 1;
+        while other < TABLE.len() && !same(TABLE[at].0.as_bytes(), TABLE[other].0.as_bytes()) {
+            other += 1;
+        }
+        if other < TABLE.len() {
+            next[at] = other as u8;
+        }
+        at += 1;
+    }
+    next
+};
+
+/// The number of the entry with this value, among those with the name of the entry `first` and behind it.
+pub(super) fn valued(first: usize, value: &[u8]) -> Option<usize> {
+    let mut at = first;
+    loop {
+        if TABLE.get(at)?.1.as_bytes() == value {
+            return Some(at);
+        }
+        at = usize::from(*NEXT.get(at)?);
+        if at == 0 {
+            return None;
+        }
+    }
+}
+
 /// The entry of this number.
 pub(super) fn entry(index: u64) -> Option<Entry> {
     TABLE.get(usize::try_from(index).ok()?).copied()
@@ -180,6 +222,11 @@ mod tests {
             assert_eq!(named(name), TABLE.iter().position(|(other, _)| *other == name));
         }
         assert_eq!(named("x-none"), None);
+        for (name, value) in TABLE {
+            let at = TABLE.iter().position(|entry| *entry == (name, value));
+            assert_eq!(valued(named(name).unwrap(), value.as_bytes()), at, "{name}: {value}");
+            assert_eq!(valued(named(name).unwrap(), b"no such value"), None);
+        }
         assert_eq!((entry(98), entry(99)), (Some(("x-frame-options", "sameorigin")), None));
     }
 }
