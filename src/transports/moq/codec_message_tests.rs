@@ -58,6 +58,26 @@ fn subscribe_has_the_bytes_that_the_draft_says() {
     assert_eq!(encoded(&message(Filter::NextObject), Draft::D20), expected);
 }
 
+/// moq-transport writes the publisher's timeout of objects so; draft 18 has it among the track's properties.
+#[test]
+fn a_timeout_of_objects_in_publish_is_read_in_both_drafts() {
+    let publish = |request_id| Publish {
+        request_id,
+        track: "test--track".parse().unwrap(),
+        track_alias: 3,
+        params: Params { object_delivery_timeout: Some(Duration::from_millis(100)), ..Params::default() },
+        properties: Properties::default(),
+    };
+    let whole = encoded(&Message::Publish(Box::new(publish(2))), Draft::D20);
+    for draft in [Draft::D18, Draft::D20] {
+        let Ok(Some(Message::Publish(read))) = decoded(whole.clone(), draft) else { panic!("{draft:?}") };
+        assert_eq!(*read, publish(2));
+    }
+    let subscribe_ok = framed(message::SUBSCRIBE_OK, &[1, 1, 2, 100]);
+    let refused = decoded(subscribe_ok, Draft::D18).unwrap_err();
+    assert_eq!(refused.mistake, Mistake::MisplacedParameter(2), "elsewhere it is misplaced");
+}
+
 #[test]
 fn setup_begins_with_a_type_of_two_bytes() {
     let setup = Setup { path: Some("/a".to_owned()), max_auth_token_cache_size: Some(7), ..Setup::default() };

@@ -202,9 +202,14 @@ fn row(number: u64, draft: Draft) -> Option<(Form, Place)> {
 }
 
 /// What messages may carry beyond what the text of their draft says. Earlier releases of moq-net told the group order of a
-/// track so; moq-net 0.3 and aiomoqt 0.13 still read it, and it costs nothing.
+/// track so; moq-net 0.3 and aiomoqt 0.13 still read it, and it costs nothing. moq-transport tells the publisher's timeouts
+/// of objects so, which draft 18 makes properties of the track and draft 20 has here.
 fn is_tolerated(number: u64, place: Place) -> bool {
-    number == parameter::GROUP_ORDER && Place::SUBSCRIBE_OK.or(Place::PUBLISH).or(Place::FETCH_OK).meets(place)
+    match number {
+        parameter::GROUP_ORDER => Place::SUBSCRIBE_OK.or(Place::PUBLISH).or(Place::FETCH_OK).meets(place),
+        parameter::OBJECT_DELIVERY_TIMEOUT => Place::PUBLISH.meets(place),
+        _ => false,
+    }
 }
 
 /// Which of these parameters does not belong into a message of that place; `None` if all do. For REQUEST_OK and
