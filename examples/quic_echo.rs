@@ -22,7 +22,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let certificate = Arc::new(tls::Certificate::generate(&["localhost".into(), "127.0.0.1".into()])?);
     let mut tls = tls::ServerSettings::new("echo", vec![certificate.clone()]);
     tls.protocols = vec![b"echo".to_vec()];
-    let address = listen.as_deref().unwrap_or("127.0.0.1:0").parse()?;
+    let address = listen.as_deref().unwrap_or("127.0.0.1:0");
+    let address = address.parse().map_err(|_| format!("{address} is no address: 127.0.0.1:4433, [::1]:4433"))?;
     let settings = ServerSettings::new("echo", address, Arc::new(tls));
     // Each connection gets an echo that runs inside its actor.
     let server = QuicServer::start(&mesh, settings, Some(Arc::new(|_| Some(Box::new(Echo::default())))))?;

@@ -52,16 +52,23 @@ fn main() -> Outcome<()> {
     })?;
     println!("{received} bytes received");
 
+    let late = here.open_uni(Priority::default(), SOON)?;
     here.close(0, "done");
     let farewell = here.join(SOON)?;
     let [sent, _, lost] = farewell.info.packets;
     println!("{}; {sent} packets sent, {lost} lost, round trip {:?}", farewell.end, farewell.info.rtt);
-    let end = there.events(SOON).find(|event| matches!(event, Event::Closed(_)));
-    println!("the other end saw {end:?}");
+    for event in there.events(SOON) {
+        if let Event::Closed(end) = event {
+            println!("the other end saw: {end}");
+            break;
+        }
+    }
     // Safe while handles live elsewhere: they answer that the connection has ended.
     server.stop();
     client.stop();
-    println!("a late write answers {:?}", shared.write("late", SOON));
+    if let Err(error) = late.write("late", SOON) {
+        println!("a late write answers: {error}");
+    }
     mesh.stop()?;
     Ok(())
 }

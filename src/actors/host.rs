@@ -40,6 +40,8 @@ const TURN_MESSAGES: usize = 256;
 const TURN_TIME: Duration = Duration::from_micros(100);
 const LOOK_AFTER: usize = 8;
 const LOOK_AT_MOST_EVERY: usize = 32;
+/// And after as many bytes: eight trains of datagrams would take a third of a millisecond.
+const LOOK_AT_BYTES: usize = 64 << 10;
 /// Answers of jobs per turn, at most.
 const TURN_JOBS: usize = 16;
 /// A turn longer than this is logged.
@@ -291,6 +293,7 @@ impl<P: Protocol> Runner<P> {
         }
         place.set("handler");
         let mut look = LOOK_AFTER;
+        let mut weighed = 0;
         for n in 1..=TURN_MESSAGES {
             if turn.wish == Wish::Stop {
                 break;
@@ -301,12 +304,13 @@ impl<P: Protocol> Runner<P> {
             self.handled_bytes += P::size(&m);
             done.handled += 1;
             state.on(m, &mut turn).map_err(Exit::Fault)?;
-            if n == look {
+            if n >= look || self.handled_bytes - weighed >= LOOK_AT_BYTES {
+                weighed = self.handled_bytes;
                 let took = clock::now().saturating_duration_since(now);
                 if took > TURN_TIME {
                     break;
                 }
-                look += if took < TURN_TIME / 8 { n.min(LOOK_AT_MOST_EVERY) } else { LOOK_AFTER };
+                look = n + if took < TURN_TIME / 8 { n.clamp(LOOK_AFTER, LOOK_AT_MOST_EVERY) } else { LOOK_AFTER };
             }
         }
         for n in 1..=TURN_JOBS {
@@ -415,6 +419,7 @@ impl<P: Protocol> Runner<P> {
         let entry = &*self.entry;
         let took = clock::now().saturating_duration_since(began);
         entry.turns.set(entry.turns.get() + 1);
+        self.local.turns.set(self.local.turns.get() + 1);
         entry.handled.set(entry.handled.get() + done.handled);
         entry.busy.set(entry.busy.get() + took);
         entry.held.set(done.held);

@@ -110,6 +110,8 @@ pub(crate) struct Local {
     pub(crate) counters: Counters,
     pub(crate) buffers: Buffers,
     pub(crate) scratch: Cell<Vec<u8>>,
+    /// Turns of all actors so far.
+    pub(crate) turns: Cell<u64>,
     /// Who was ended because a drain had no more time.
     pub(crate) overdue: RefCell<Vec<Unfinished>>,
     entries: RefCell<Entries>,
@@ -135,6 +137,7 @@ impl Local {
             counters: Counters::default(),
             buffers,
             scratch: Cell::default(),
+            turns: Cell::default(),
             overdue: RefCell::default(),
             entries: RefCell::new(Entries {
                 actors: Table::new(usize::MAX),

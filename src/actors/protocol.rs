@@ -386,6 +386,12 @@ impl<M: Send + 'static> Turn<'_, M> {
         self.local.index
     }
 
+    /// Turns that all actors of this arbiter have had before this one: by how much it grows between two turns of an actor
+    /// says whether others have work as well.
+    pub(crate) fn turns_of_all(&self) -> u64 {
+        self.local.turns.get()
+    }
+
     /// A counter of this arbiter, to be kept by the actor and raised without cost. Looking it up costs a map access:
     /// do it when the actor starts. At most 4,096 exist per arbiter; beyond that all new names share `other`.
     #[must_use]

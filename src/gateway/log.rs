@@ -5,9 +5,11 @@
 //! may change the level, not the format.
 //!
 //! Lines are handed to a thread of their own over a bounded queue: a standard error that is full, closed or not read
-//! costs log lines, which are counted (`portway_log_lines_dropped`), and never a turn of an arbiter.
+//! costs log lines, which are counted (`portway_log_lines_dropped`), and never a turn of an arbiter. So does a full disk.
 
+use std::io::{self, Write};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
@@ -24,17 +26,40 @@ const WAITING: usize = 16_384;
 /// A process has one log, so it has one count of what the log lost, and one level.
 static LOST: OnceLock<ErrorCounter> = OnceLock::new();
 static LEVEL: OnceLock<Handle<LevelFilter, Registry>> = OnceLock::new();
+/// Lines that standard error did not take: a full disk, say.
+static UNWRITTEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Standard error, with a count of what it does not take.
+#[derive(Debug)]
+struct Counted<W>(W);
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write(line)
+    }
+
+    /// One line: what writes logs says nothing of errors.
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        self.0.write_all(line).inspect_err(|_| {
+            UNWRITTEN.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
 
 /// Sets up logging for the process. A second call in one process changes nothing. The guard writes what still waits
 /// when it is dropped, for at most about a second.
 pub(super) fn start(log: &Log) -> WorkerGuard {
     let (level, handle) = Reloadable::new(filter(log.level));
     let (writer, guard) =
-        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING).finish(std::io::stderr());
+        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING).finish(Counted(io::stderr()));
     let lost = writer.error_counter();
     let lines = fmt::layer().with_writer(writer).with_target(false).log_internal_errors(false);
     let lines = match log.format {
-        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
+        LogFormat::Text => lines.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     if tracing_subscriber::registry().with(level).with(lines).try_init().is_ok() {
@@ -60,7 +85,7 @@ pub(super) fn set_level(level: Level) {
 
 /// Log lines that were dropped since the start.
 pub(super) fn lines_dropped() -> usize {
-    LOST.get().map_or(0, ErrorCounter::dropped_lines)
+    LOST.get().map_or(0, ErrorCounter::dropped_lines).saturating_add(UNWRITTEN.load(Ordering::Relaxed))
 }
 
 const fn filter(level: Level) -> LevelFilter {

@@ -125,7 +125,9 @@ impl Upstreams {
         if let Some(links) = self.links(name) {
             return Network::over(links.clone());
         }
-        network_of(self.by_name.get(name).and_then(|running| running.through.as_ref()))
+        let running = self.by_name.get(name);
+        let network = network_of(running.and_then(|running| running.through.as_ref()));
+        running.map_or_else(Network::default, |running| shielded(network, name, &running.secure))
     }
 
     /// Leads to the servers behind tunnels, by the way that `way` knows for a tunnel's name.
@@ -216,10 +218,11 @@ impl Upstreams {
             http: http.clone(),
             #[cfg(feature = "quic")]
             links: None,
-            through: through.clone(),
+            through,
         };
         if answers.has_names() || upstream.health.check != Check::Off {
             let (upstream, lookup) = (upstream.clone(), lookup.clone());
+            let network = shielded(network_of(running.through.as_ref()), &upstream.name, &running.secure);
             let spec = Spec::named(upstream.name.as_str());
             let make = move || Keeper::Made {
                 upstream: Box::new(upstream.clone()),
@@ -227,7 +230,7 @@ impl Upstreams {
                 lookup: lookup.clone(),
                 #[cfg(feature = "http")]
                 http: http.clone(),
-                through: through.clone(),
+                network: network.clone(),
             };
             running.keeper = Some(mesh.supervise(Place::System, spec, Budget::default(), make)?);
         }
@@ -297,6 +300,20 @@ fn http_of(
 
 fn network_of(through: Option<&Through>) -> Network {
     through.map_or_else(Network::default, |way| Network::through(way.clone()))
+}
+
+/// With TLS around it, if that is spoken to the servers of this upstream.
+#[cfg(feature = "http")]
+fn shielded(network: Network, upstream: &str, secure: &Secure) -> Network {
+    match secure.get(upstream) {
+        Some(tls) => network.shielded(tls.clone()),
+        None => network,
+    }
+}
+
+#[cfg(not(feature = "http"))]
+fn shielded(network: Network, _: &str, _: &Secure) -> Network {
+    network
 }
 
 fn settings_of(upstream: &config::Upstream) -> BalanceSettings {

@@ -7,13 +7,16 @@
 //! its datagrams.
 //!
 //! In front of it TLS may be looked into, to route by what clients want, and terminated: `codec_hello` reads a
-//! ClientHello, `hello` waits for it.
+//! ClientHello, `hello` waits for it. Servers may be spoken to in TLS as well: `shielded` is either end of that.
 //!
 //! # Ends
 //! The two directions end on their own: the end of one is passed on as a half-close, behind all its bytes. A reset is
 //! passed on as a reset, at once: what has not been delivered by then is lost, as it would be without a relay in
 //! between. A stream that could not be joined to any server is reset as well, so that its client cannot take that for
 //! an empty answer.
+//!
+//! Over TLS an end is close_notify. A TCP end without one is none: what came before it is delivered, and then the other side is
+//! reset, so that nobody takes half an answer for a whole one (`client_truncated`, `upstream_truncated`).
 //!
 //! Over QUIC an end is FIN, a reset is RESET_STREAM and STOP_SENDING, with the code `GIVEN_UP`. A side that takes no
 //! more while it still sends is told to the other one as STOP_SENDING, if that is over QUIC; TCP has no word for it, and
@@ -54,6 +57,8 @@ mod quic_links;
 mod quic_session;
 #[cfg(feature = "quic")]
 mod quic_wire;
+#[cfg(feature = "http")]
+mod shielded;
 mod state;
 mod state_gate;
 mod state_way;
@@ -65,7 +70,7 @@ pub use detour::{Detour, Through, Way};
 pub use dial::{Dial, Network, Upstream, Wire};
 pub use forward::Forward;
 #[cfg(feature = "http")]
-pub use hello::{HelloConnections, HelloRoute, HelloSettings, Terminated, Waiting};
+pub use hello::{HelloConnections, HelloRoute, HelloSettings, Waiting};
 pub use onward::Onward;
 pub use pipe::Plain;
 #[cfg(feature = "quic")]
@@ -76,5 +81,7 @@ pub use quic_links::{LinkSettings, Links};
 pub use quic_session::{QuicSession, Target, ToSession};
 #[cfg(feature = "quic")]
 pub use quic_wire::{GIVEN_UP, Opening, REFUSED};
+#[cfg(feature = "http")]
+pub use shielded::{Shielded, Shielding};
 pub use state::{Blame, End, Failure, Input, Moved, Next, RelaySettings, Side, State};
 pub use state_gate::Frames;

@@ -15,6 +15,8 @@
 
 mod certificate;
 mod client;
+#[cfg(feature = "http")]
+mod handshakes;
 mod keylog;
 mod reload;
 mod server;
@@ -24,13 +26,21 @@ mod tickets;
 use std::fmt;
 use std::path::PathBuf;
 
+use boring::ssl::SslMode;
+
 pub use boring::ssl::SslContextBuilder;
 pub use certificate::Certificate;
 pub use client::{ClientSettings, PeerName, Roots};
+#[cfg(feature = "http")]
+pub(crate) use handshakes::handshake;
 pub use keylog::KeyLog;
 pub use reload::{Generations, Reload, ReloadError, reload};
 pub use server::{ClientCertificates, Curves, ServerSettings};
 pub use tickets::Tickets;
+
+/// A write that could not be made at once may be made again from another buffer, and says how much went: without that
+/// BoringSSL breaks the connection of a peer that reads slowly ("bad write retry").
+const WRITES: SslMode = SslMode::ACCEPT_MOVING_WRITE_BUFFER.union(SslMode::ENABLE_PARTIAL_WRITE);
 
 /// Why certificates or settings cannot be used. All of it is found before anything is bound or replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]

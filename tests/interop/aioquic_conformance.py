@@ -10,8 +10,9 @@ import sys
 from aioquic.asyncio import QuicConnectionProtocol, connect
 from aioquic.buffer import Buffer, encode_uint_var
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.events import HandshakeCompleted
-from aioquic.tls import Epoch
+from aioquic.tls import CipherSuite, Epoch
 
 WITHIN = 60
 # How long the server has for what nobody expects.
@@ -30,6 +31,17 @@ class Client(QuicConnectionProtocol):
     def quic_event_received(self, event):
         if isinstance(event, HandshakeCompleted) and not self.ready.done():
             self.ready.set_result(None)
+
+    def early(self, payload):
+        """A packet of early data, under keys that nobody has agreed on."""
+        quic = self._quic
+        pair = CryptoPair()
+        pair.send.setup(cipher_suite=CipherSuite.AES_128_GCM_SHA256, secret=bytes(32), version=quic._version)
+        peer, own = quic._peer_cid.cid, quic.host_cid
+        head = bytes([0xD3]) + quic._version.to_bytes(4, "big")
+        head += bytes([len(peer)]) + peer + bytes([len(own)]) + own
+        head += (0x4000 | 4 + len(payload) + 16).to_bytes(2, "big") + bytes(4)
+        self._transport.sendto(pair.encrypt_packet(head, payload, 0), quic._network_paths[0].addr)
 
     def transmit(self):
         quic = self._quic
@@ -97,8 +109,8 @@ EARLY = {
 }
 
 
-# What the server does not mind, or answers under keys that the client has not got yet.
-BORNE = {"reserved_bits_handshake", "reserved_bits_short", "blocked_on_a_stream_only_the_server_writes"}
+# What the server does not mind, or answers under keys that the client has not got yet. Of early data it has no keys.
+BORNE = {"crypto_in_early_data", "reserved_bits_handshake", "reserved_bits_short", "blocked_on_a_stream_only_the_server_writes"}
 
 
 def parameter(number, value):
@@ -162,6 +174,10 @@ async def case(name, arguments):
         ) as client:
             # Without waiting, aioquic leaves the first packet to whoever sends next.
             client.transmit()
+            if name == "crypto_in_early_data":
+                client.early(frame(0x06, 0, 4, tail=bytes([5, 0, 0, 0])) + PAD)
+                await asyncio.wait_for(client.ready, WITHIN)
+                await client.ping()
             if name in LATER:
                 await asyncio.wait_for(client.ready, WITHIN)
                 # Until the server has done the same.
@@ -180,7 +196,7 @@ async def case(name, arguments):
 
 
 async def main():
-    for name in [*PARAMETERS, "no_transport_parameters", "no_common_protocol", *EARLY, *LATER]:
+    for name in [*PARAMETERS, "no_transport_parameters", "no_common_protocol", "crypto_in_early_data", *EARLY, *LATER]:
         await asyncio.wait_for(case(name, sys.argv[1:]), 4 * WITHIN)
 
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use portway::actors::{AskError, Exit, Place, Refused, Spec, clock};
+use portway::actors::{AskError, Exit, Fault, Place, Protocol, Refused, Spec, Turn, clock};
 
 use crate::probe::{Msg, Probe, SOON, eventually, hold, mesh, now, seen, stop, view, wait};
 
@@ -234,4 +234,44 @@ fn a_flooded_actor_delays_neither_a_neighbours_timer_nor_its_own_control() {
     assert!(control[control.len() / 2] < Duration::from_millis(60), "control p50 {:?}", control[25]);
     assert!(view(&mesh).arbiters[0].answered);
     crate::probe::stop(&mesh);
+}
+
+/// Takes as long as it is told for messages of a train's size.
+struct Heavy;
+
+impl Protocol for Heavy {
+    type Msg = Duration;
+    const KIND: &'static str = "heavy";
+
+    fn size(_: &Duration) -> usize {
+        64 << 10
+    }
+
+    fn on(&mut self, time: Duration, _: &mut Turn<'_, Duration>) -> Result<(), Fault> {
+        let until = now() + time;
+        while now() < until {
+            std::hint::spin_loop();
+        }
+        Ok(())
+    }
+}
+
+/// The clock is looked at after bytes as well as after messages: eight large ones make eight turns.
+#[test]
+fn a_turn_of_large_messages_is_short() {
+    let mesh = mesh(1);
+    let mail = mesh.spawn(Place::On(0), Spec::default().inbox(100, 8 << 20), || Heavy).unwrap();
+    mail.tell(Duration::from_millis(100)).unwrap();
+    for _ in 0..8 {
+        mail.tell(Duration::from_micros(150)).unwrap();
+    }
+    let of_it = || {
+        let seen = view(&mesh);
+        let heavy = seen.of_kind("heavy").next().expect("it lives");
+        (heavy.handled, heavy.turns)
+    };
+    eventually("all are handled", || of_it().0 == 9);
+    let (_, turns) = of_it();
+    assert!(turns >= 8, "{turns} turns");
+    stop(&mesh);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use portway::transports::framed::{Format, FramedClient};
 
-use crate::gateway::{Binary, Client, Neighbour, Running, free};
+use crate::gateway::{Binary, Client, Neighbour, Running, free, get};
 use crate::probe::{SOON, eventually, now, view, wait};
 
 fn echo(more: &str) -> String {
@@ -460,9 +460,9 @@ fn the_memory_budget_holds_against_many_who_never_read() {
 #[test]
 fn a_standard_error_that_is_not_read_or_cannot_be_written_costs_log_lines_only() {
     let dir = crate::gateway::temp_dir();
-    let text = echo("[log]\nlevel = \"trace\"\n");
     for unwritable in [false, true] {
-        let address = free();
+        let (address, admin) = (free(), free());
+        let text = echo(&format!("[log]\nlevel = \"trace\"\n[admin]\nlisten = \"{admin}\"\n"));
         std::fs::write(dir.join("config.toml"), text.replace("127.0.0.1:0", &address.to_string())).unwrap();
         let stderr = if unwritable {
             Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap())
@@ -482,6 +482,15 @@ fn a_standard_error_that_is_not_read_or_cannot_be_written_costs_log_lines_only()
         }
         neighbour.works();
         drop(neighbour);
+        let lost = || {
+            let metrics = get(admin, "/metrics").1;
+            let lost = metrics.lines().find_map(|line| line.strip_prefix("portway_log_lines_dropped{} ")?.parse().ok());
+            lost.unwrap_or(0.0)
+        };
+        // Each of them has at least its beginning and its end in the log. Where nobody reads, that many may wait.
+        if unwritable {
+            eventually("what is lost is counted", || lost() >= 4_000.0);
+        }
         let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
         assert!(killed.success());
         let asked = now();

@@ -350,22 +350,46 @@ fn interim_answers_come_when_a_body_is_wanted() {
 #[test]
 fn what_a_server_does_wrong_is_told() {
     let server = Server::start();
-    let running = gateway(&server, &format!("{PROXY}timeout = \"300ms\"\n"));
+    // The neighbour's requests go to the same server by another upstream, whose connections are its own.
+    let other = format!(
+        "[[listener.route]]\npath = \"/hello\"\nupstream = \"other\"\n[[upstream]]\nname = \"other\"\nservers = [\"{}\"]\n",
+        server.address
+    );
+    let running = gateway(&server, &format!("{PROXY}timeout = \"300ms\"\n{other}"));
+    let failures = async || {
+        let totals = running.gateway().mesh().view().await.totals;
+        let of = |reason| totals.get("http_failures", "app", reason);
+        (of("broken"), of("response_timeout"), totals.family("http_failures"), totals.family("http_broken"))
+    };
     wait(async {
+        let neighbour = Client::to(running.address("web")).await;
+        neighbour.works().await;
         let client = Client::to(running.address("web")).await;
-        for (path, status) in [("/close", 502), ("/garbage", 502), ("/never", 504)] {
-            assert_eq!(client.get(path).await.last_status(), status, "{path}");
+        // Nothing is tried again of a request with a body.
+        for (path, status, counted) in
+            [("/close", 502, (1, 0, 1, 0)), ("/garbage", 502, (2, 0, 2, 0)), ("/never", 504, (2, 1, 3, 0))]
+        {
+            assert_eq!(client.post(path, b"x").await.last_status(), status, "{path}");
+            while failures().await < counted {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert_eq!(failures().await, counted, "{path}");
+            neighbour.works().await;
         }
         for path in ["/truncated", "/truncated-chunks"] {
             let (send, receive) = client.send(fields("GET", path, &[])).await;
             send.finish().await.expect("finished");
             let (got, end) = read(&receive, usize::MAX).await;
             assert_eq!(end, Err(StreamError::Reset(0x102)), "{path}: {:?}", Answer::read(&got));
+            neighbour.works().await;
         }
         client.works().await;
         assert_eq!(client.post("/early", &[0; 100]).await.last_status(), 403);
+        neighbour.works().await;
     });
     running.counts("http_broken", "web", "truncated", 2);
+    // An answer is an answer, also before the end of its request.
+    assert_eq!(wait(failures()), (2, 1, 3, 2));
 }
 
 #[test]

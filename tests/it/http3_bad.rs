@@ -243,6 +243,8 @@ fn heads_beyond_their_limit_are_answered_by_431() {
     let server = Server::start();
     let running = gateway(&server, &format!("[listener.http]\nhead_bytes = \"4KiB\"\nhead_fields = 20\n{PROXY}"));
     wait(async {
+        let neighbour = Client::to(running.address("web")).await;
+        neighbour.works().await;
         let client = Client::to(running.address("web")).await;
         // One byte for each 110 bytes of name and value.
         let mut bomb = vec![0, 0];
@@ -250,9 +252,19 @@ fn heads_beyond_their_limit_are_answered_by_431() {
         let long = fields("GET", "/", &[("x", &"y".repeat(4_000))]);
         let many: Vec<(&str, &str)> = vec![("x", "y"); 30];
         // Fields by literals with a Huffman length that unfolds into 60 % more.
-        for bytes in [section(&bomb), long, fields("GET", "/", &many), raw_frame(frame::HEADERS, &[0; 5_000])] {
-            let answer = client.request(bytes).await;
+        let all = [section(&bomb), long, fields("GET", "/", &many), raw_frame(frame::HEADERS, &[0; 5_000])];
+        for (bytes, nth) in all.into_iter().zip(1..) {
+            let (send, receive) = client.send(bytes).await;
+            // It may have been told already that nobody wants the rest.
+            let _stopped = send.finish().await;
+            let answer = Answer::read(&receive.read_to_end(1 << 16).await.expect("an answer"));
             assert_eq!(answer.last_status(), 431, "{answer:?}");
+            let refused = || running.gateway().mesh().view();
+            while refused().await.totals.get("http3_refused", "web", "head_too_large") < nth {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert_eq!(refused().await.totals.family("http3_refused"), nth);
+            neighbour.works().await;
         }
         client.works().await;
     });
@@ -269,6 +281,7 @@ fn rapid_resets_cost_the_connection() {
     wait(async {
         let client = Client::to(running.address("web")).await;
         let neighbour = Client::to(running.address("web")).await;
+        neighbour.works().await;
         let mut sent = 0;
         while client.connection.end().is_none() && sent < 10_000 {
             let Ok((send, receive)) = client.connection.open(Priority::default()).await else { break };
@@ -282,6 +295,7 @@ fn rapid_resets_cost_the_connection() {
         neighbour.works().await;
     });
     running.counts("http3_errors", "web", "excessive_load", 1);
+    assert_eq!(errors(&running).0, 1);
 }
 
 #[test]
@@ -290,8 +304,10 @@ fn slow_heads_lose_their_stream_and_idle_clients_their_connection() {
     let listener =
         "[listener.limits]\nidle = \"1s\"\n[listener.http]\nhead_timeout = \"300ms\"\nbody_timeout = \"300ms\"\n";
     let running = gateway(&server, &format!("{listener}{PROXY}"));
-    wait(async {
-        let client = Client::to(running.address("web")).await;
+    let (address, over) = (running.address("web"), std::sync::atomic::AtomicBool::new(false));
+    let relaxed = std::sync::atomic::Ordering::Relaxed;
+    let bad = async {
+        let client = Client::to(address).await;
         client.works().await;
         let whole = fields("GET", "/hello", &[]);
         let (send, receive) = client.send(whole.slice(..5)).await;
@@ -307,10 +323,23 @@ fn slow_heads_lose_their_stream_and_idle_clients_their_connection() {
         assert_eq!((end.code, &*end.text), (Code::Application(0x100), "idle"));
         assert!(idle.elapsed() >= Duration::from_millis(500));
         // Who never asks for anything has the time of a head.
-        let silent = Client::to(running.address("web")).await;
+        let silent = Client::to(address).await;
         assert_eq!(&*silent.end().await.text, "head_timeout");
-    });
+        over.store(true, relaxed);
+    };
+    // It asks more often than an idle connection may be silent.
+    let beside = async {
+        let neighbour = Client::to(address).await;
+        while !over.load(relaxed) {
+            neighbour.works().await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        neighbour.works().await;
+    };
+    wait(async { tokio::join!(bad, beside) });
     running.counts("http3_refused", "web", "head_timeout", 1);
+    running.counts("http_failures", "app", "body_timeout", 1);
+    assert_eq!(errors(&running), (0, 1));
 }
 
 #[test]

@@ -91,6 +91,8 @@ mod relay;
 mod relay_splice;
 #[cfg(feature = "http")]
 mod relay_tls;
+#[cfg(feature = "http")]
+mod relay_to_tls;
 mod reload;
 #[cfg(all(feature = "moq", feature = "wireguard", feature = "http"))]
 mod reload_load;

@@ -127,11 +127,16 @@ pub(crate) fn mesh(arbiters: usize) -> Mesh {
 
 /// Waits for a future on this plain thread.
 pub(crate) fn wait<F: Future>(future: F) -> F::Output {
+    wait_within(SOON * 6, future)
+}
+
+/// Waits for a future that may take longer than others.
+pub(crate) fn wait_within<F: Future>(limit: Duration, future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime")
-        .block_on(async { tokio::time::timeout(SOON * 6, future).await.expect("in time") })
+        .block_on(async { tokio::time::timeout(limit, future).await.expect("in time") })
 }
 
 /// Ends a mesh and sees that nothing was leaked.

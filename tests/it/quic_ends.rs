@@ -223,12 +223,30 @@ fn a_protocol_nobody_speaks_a_wrong_name_and_a_silent_server_are_told_apart() {
     let ConnectError::Ended(end) = error else { panic!("{error:?}") };
     assert_eq!((end.who, end.code), (Who::Peer, Code::Transport(0x100 + 120)));
     eventually("it is counted", || pair.counter("quic_connections_closed", "q", "protocol_error") == 1);
+    let refused = |family: &str, scope: &str, alert: &str| {
+        eventually(alert, || pair.counter(family, scope, alert) >= 1);
+        assert_eq!(pair.counter(family, scope, alert), 1, "{family} {scope} {alert}");
+    };
+    refused("quic_tls_refused", "q", "no_application_protocol");
+    refused("quic_tls_refused_by_peers", "c", "no_application_protocol");
 
+    // The certificate of the server, of nobody whom this client trusts, or of another name: each end counts its own.
     let mut stranger = client_tls(&certificate());
     stranger.protocols = vec![b"test".to_vec()];
     let error = wait(pair.client.connect(pair.address(), Arc::new(stranger))).expect_err("not trusted");
     let ConnectError::Ended(end) = error else { panic!("{error:?}") };
-    assert_eq!((end.who, end.reason), (Who::Local, "protocol_error"));
+    assert_eq!((end.who, end.reason, end.code.alert()), (Who::Local, "protocol_error", Some("unknown_ca")));
+    refused("quic_tls_refused", "c", "unknown_ca");
+    refused("quic_tls_refused_by_peers", "q", "unknown_ca");
+    let mut other = (*pair.tls).clone();
+    other.name = portway::transports::tls::PeerName::new("elsewhere.example");
+    let error = wait(pair.client.connect(pair.address(), Arc::new(other))).expect_err("another name");
+    let ConnectError::Ended(end) = error else { panic!("{error:?}") };
+    assert_eq!((end.who, end.code.alert()), (Who::Local, Some("bad_certificate")));
+    refused("quic_tls_refused", "c", "bad_certificate");
+    refused("quic_tls_refused_by_peers", "q", "bad_certificate");
+    assert_eq!(crate::probe::view(&pair.mesh).totals.family("quic_tls_refused"), 3);
+    assert_eq!(crate::probe::view(&pair.mesh).totals.family("quic_tls_refused_by_peers"), 3);
 
     let silent = UdpSocket::bind("127.0.0.1:0").expect("a port");
     let error = wait(pair.client.connect(silent.local_addr().expect("bound"), pair.tls.clone())).expect_err("silent");

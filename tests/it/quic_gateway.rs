@@ -340,6 +340,7 @@ fn alpn_nobody_speaks_is_refused_and_a_neighbour_loses_nothing() {
         assert_eq!(exchange(&neighbour, pattern(10_000)).await, pattern(10_000));
     });
     running.counts("quic_connections_closed", "q", "protocol_error", 1);
+    running.counts("quic_tls_refused", "q", "no_application_protocol", 1);
     running.counts("connections_accepted", "q", "", 1);
 }
 
@@ -365,6 +366,7 @@ fn a_client_without_a_certificate_is_refused_where_one_is_required() {
         assert_eq!(exchange(&neighbour, pattern(10_000)).await, pattern(10_000));
     });
     running.counts("quic_connections_closed", "q", "protocol_error", 1);
+    running.counts("quic_tls_refused", "q", "certificate_required", 1);
     running.counts("connections_accepted", "q", "", 1);
 }
 

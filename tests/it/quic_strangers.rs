@@ -117,6 +117,36 @@ fn random_datagrams_are_dropped_and_counted_one_by_one() {
     stranger.end();
 }
 
+/// What the kernel has merged is cut again where the connection changes: each packet is counted for itself.
+#[test]
+fn a_train_of_many_connections_is_cut_into_its_packets() {
+    let stranger = Stranger::new(2, |_| ());
+    let state = UdpSocketState::new((&stranger.socket).into()).expect("a socket");
+    let dropped = |reason: &str| stranger.pair.counter("quic_packets_dropped", "q", reason);
+    for round in 1..=20_u64 {
+        // Each with an id of its own, which names one arbiter or the other.
+        let mut train = Vec::new();
+        for number in 0..40_u8 {
+            let mut packet = initial(&[number; 16], &[], 1_200);
+            packet[0] = 0xe0;
+            train.extend(packet);
+        }
+        let whole = Transmit {
+            destination: stranger.pair.address(),
+            ecn: None,
+            contents: &train,
+            segment_size: Some(1_200),
+            src_ip: None,
+        };
+        state.try_send((&stranger.socket).into(), &whole).expect("sent");
+        eventually("all are counted", || dropped("unknown_connection") >= round * 40);
+        assert_eq!(dropped("unknown_connection"), round * 40);
+    }
+    wait(round_trip(&stranger.neighbour, Bytes::from(vec![9; 50_000])));
+    assert_eq!(crate::probe::view(&stranger.pair.mesh).totals.family("quic_packets_dropped"), 800);
+    stranger.end();
+}
+
 #[test]
 fn a_packet_of_a_lost_connection_is_answered_by_a_shorter_reset() {
     let stranger = Stranger::new(2, |_| ());

@@ -475,6 +475,20 @@ async fn within_mesh(pair: &Pair, settings: tls::ServerSettings) -> Result<u64, 
     pair.server.reload(Arc::new(settings)).await
 }
 
+/// How often the server refused: no certificate, and one of others.
+fn refusals(pair: &Pair) -> [u64; 2] {
+    ["certificate_required", "unknown_ca"].map(|alert| pair.counter("quic_tls_refused", "q", alert))
+}
+
+/// How a connection ends that is refused, before its client takes it for established or after.
+async fn end_of(pair: &Pair, settings: tls::ClientSettings) -> portway::transports::quic::End {
+    match pair.client.connect(pair.address(), Arc::new(settings)).await {
+        Ok(connection) => connection.join().await.end,
+        Err(ConnectError::Ended(end)) => end,
+        Err(error) => panic!("{error}"),
+    }
+}
+
 #[test]
 fn a_client_certificate_that_is_required_stays_required() {
     let clients = certificate();
@@ -489,19 +503,24 @@ fn a_client_certificate_that_is_required_stays_required() {
     let before = view(&pair.mesh).totals.get("quic_connections_closed", "q", "protocol_error");
     assert_eq!(before, 0);
     // TLS 1.3: the client is done before the server has looked, and learns of the refusal afterwards.
-    let refused = wait(async {
-        match pair.client.connect(pair.address(), pair.tls.clone()).await {
-            Ok(connection) => connection.join().await.end,
-            Err(ConnectError::Ended(end)) => end,
-            Err(error) => panic!("{error}"),
-        }
-    });
+    let refused = wait(end_of(&pair, (*pair.tls).clone()));
     // RFC 8446: certificate_required is alert 116.
     assert_eq!(refused.code, portway::transports::quic::Code::Transport(0x100 + 116));
     eventually("it is counted", || pair.counter("quic_connections_closed", "q", "protocol_error") >= 1);
     wait(round_trip(&known, Bytes::from(vec![9; 50_000])));
     assert_eq!(pair.counter("quic_connections_closed", "q", "protocol_error"), 1);
     assert_eq!(pair.counter("quic_connections_opened", "q", ""), 2);
+    assert_eq!(refusals(&pair), [1, 0]);
+    // Shown, but of nobody whom the server trusts.
+    let mut other = (*pair.tls).clone();
+    other.certificate = Some(certificate());
+    let refused = wait(end_of(&pair, other));
+    assert_eq!(refused.code, portway::transports::quic::Code::Transport(0x100 + 48));
+    eventually("it is counted", || refusals(&pair) == [1, 1]);
+    wait(round_trip(&known, Bytes::from(vec![9; 50_000])));
+    assert_eq!((refusals(&pair), pair.counter("quic_connections_closed", "q", "protocol_error")), ([1, 1], 2));
+    assert_eq!(pair.counter("quic_tls_refused_by_peers", "c", "certificate_required"), 1);
+    assert_eq!(pair.counter("quic_tls_refused_by_peers", "c", "unknown_ca"), 1);
     drop(known);
     std::fs::remove_file(file).expect("removed");
     pair.end();

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
-use crate::gateway::{Binary, Running, free, temp_dir};
+use crate::gateway::{Binary, Running, free, get, temp_dir};
 use crate::http::Server;
 use crate::http_upstreams::{Authority, Nginx};
 use crate::probe::{SOON, eventually, view};
@@ -148,6 +148,29 @@ fn tls_ends_in_front_of_plain_servers() {
     std::fs::remove_dir_all(dir).unwrap();
 }
 
+/// A client that reads nothing for a while: what TLS could not send at once is offered to it again from elsewhere.
+#[test]
+fn a_client_of_tls_that_reads_slowly_gets_everything() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text =
+        relay(&[("app", server.local_addr().unwrap().port())], "certificate = \"local\"\nupstream = \"app\"", "")
+            + "[[certificate]]\nname = \"local\"\ngenerate = [\"localhost\"]\n";
+    let gateway = Running::start(&text);
+    let all: Vec<u8> = (0..16_u32 << 20).map(|at| (at / 7) as u8).collect();
+    let sent = all.clone();
+    std::thread::spawn(move || server.accept().unwrap().0.write_all(&sent));
+    let stream = TcpStream::connect(gateway.address("tls")).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let mut builder = boring::ssl::SslConnector::builder(boring::ssl::SslMethod::tls()).unwrap();
+    builder.set_verify(boring::ssl::SslVerifyMode::NONE);
+    let mut client = builder.build().connect("localhost", stream).unwrap();
+    let mesh = gateway.gateway().mesh().clone();
+    eventually("nobody takes any more", || view(&mesh).of_kind("relay").any(|actor| actor.held > 0));
+    let mut came = Vec::new();
+    client.read_to_end(&mut came).unwrap();
+    assert!(came == all, "{} of {} bytes", came.len(), all.len());
+}
+
 #[test]
 fn fifty_streams_are_fifty_actors() {
     let server = Server::start();
@@ -195,8 +218,14 @@ fn changed_files_of_certificates_are_used_without_being_told() {
             dir.join("a.test.key")
         );
     // Changed listeners keep their sockets where their ports are given.
-    let ports = [free(), free()];
+    let (ports, admin) = ([free(), free()], free());
     let text = ports.iter().fold(text, |text, port| text.replacen("127.0.0.1:0\"", &format!("{port}\""), 1));
+    let text = text + &format!("[admin]\nlisten = \"{admin}\"\n");
+    let reloads = |result: &str| {
+        let line = format!("portway_reloads_total{{result=\"{result}\"}} ");
+        let metrics = get(admin, "/metrics").1;
+        metrics.lines().find_map(|found| found.strip_prefix(&line)?.parse::<u64>().ok()).unwrap_or(0)
+    };
     let mut binary = Binary::start(&text);
     for name in ["tls", "web"] {
         binary.address(name);
@@ -209,9 +238,12 @@ fn changed_files_of_certificates_are_used_without_being_told() {
     Authority::new(&hold, "next").signs("a.test");
     std::fs::copy(hold.join("a.test.pem"), dir.join("a.test.pem")).unwrap();
     binary.says("changed certificates are not used");
+    let before = reloads("applied");
+    assert_eq!(reloads("refused"), 1);
     assert_eq!(curl(&dir.join("ca.pem"), "a.test", ports[0], &[]), "hello", "the old one goes on");
     std::fs::copy(hold.join("a.test.key"), dir.join("a.test.key")).unwrap();
     binary.says("certificates have changed");
+    assert_eq!((reloads("applied"), reloads("refused")), (before + 1, 1));
     for port in ports {
         assert_eq!(curl(&hold.join("next.pem"), "a.test", port, &[]), "hello");
     }

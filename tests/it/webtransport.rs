@@ -170,11 +170,15 @@ fn codes_are_those_of_the_session() {
 fn one_session_at_a_time() {
     let (_server, running) = running("");
     wait(async {
+        let other = Client::to(running.address("web")).await;
+        let neighbour = Session::on(&other, &[]).await;
+        neighbour.echoes(b"before").await;
         let client = Client::to(running.address("web")).await;
         let first = Session::on(&client, &[]).await;
         let (_send, receive) = client.send(connect("/wt", "webtransport", &[])).await;
         assert_eq!(read(&receive, 1).await.1, Err(StreamError::Reset(Number::RequestRejected.number())));
         first.echoes(b"the first goes on").await;
+        neighbour.echoes(b"meanwhile").await;
         // Its end takes what is left of it with it, and makes room.
         let (send, receive) = first.open().await;
         send.write(&b"x"[..]).await.expect("written");
@@ -194,6 +198,7 @@ fn one_session_at_a_time() {
         let fourth = Session::on(&client, &[]).await;
         fourth.echoes(b"and again").await;
         client.works().await;
+        neighbour.echoes(b"after").await;
     });
     running.counts("http3_refused", "web", "second_session", 1);
 }
@@ -287,6 +292,8 @@ fn what_breaks_a_rule_of_sessions_is_refused() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(client.end().await.code, Code::Application(Number::DatagramError.number()));
+        let counted = running.gateway().mesh().view().await.totals;
+        assert_eq!(counted.get("http3_errors", "web", Number::DatagramError.reason()), 1);
         session.echoes(b"hello").await;
         // A capsule that is none costs the session alone.
         let client = Client::to(running.address("web")).await;

@@ -228,7 +228,7 @@ fn a_server_behind_a_tunnel_is_dialled_through_it() {
 }
 
 /// A gateway that is a client of the one at `to`, and reaches `server` through it, by this listener and upstream.
-fn behind(to: std::net::SocketAddr, peers: bool, rest: &str) -> String {
+pub(crate) fn behind(to: std::net::SocketAddr, peers: bool, rest: &str) -> String {
     let peer = if peers {
         format!(
             "[[listener.wireguard.peer]]\npublic_key = \"{}\"\nallowed_ips = [\"10.98.0.0/16\"]\nendpoint = \"{to}\"\n",

@@ -103,6 +103,8 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("quic_send_blocked", "listener", "", "Sends that waited for room in a UDP socket"),
     ("quic_send_errors", "listener", "", "UDP datagrams that the system refused to send"),
     ("quic_streams_refused", "listener", "reason", "Streams of clients given up at once, by reason"),
+    ("quic_tls_refused", "listener", "alert", "QUIC handshakes that this end refused, by TLS alert"),
+    ("quic_tls_refused_by_peers", "listener", "alert", "QUIC handshakes that the other end refused, by TLS alert"),
     ("quic_version_negotiations", "listener", "", "Version negotiations sent"),
     ("relay_hello", "listener", "reason", "Connections closed before they could be relayed by their TLS, by reason"),
     ("relay_bytes_down", "listener", "", "Bytes relayed from servers to clients"),
@@ -313,7 +315,7 @@ fn gauges(view: &MeshView, status: &Status) -> Vec<Gauge> {
         ),
         gauge(
             "log_lines_dropped",
-            "Log lines dropped since standard error was not read",
+            "Log lines lost: standard error was not read, or could not be written",
             vec![(None, crate::gateway::log::lines_dropped() as f64)],
         ),
         gauge("memory_budget_bytes", "Bytes that sessions may hold", vec![(None, status.budget.limit() as f64)]),

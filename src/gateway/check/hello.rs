@@ -44,7 +44,7 @@ fn route(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Option
         }
         Field::Bad => return None,
     };
-    around.upstreams.need_plain(upstream, mistakes);
+    around.upstreams.need(upstream, mistakes);
     if around.upstreams.kind(&upstream.value.text) == Some(super::upstream::Kind::Udp) {
         let hint = "name an upstream whose servers take streams";
         mistakes.add(upstream.span, "a relay cannot send its streams to servers over UDP", hint);

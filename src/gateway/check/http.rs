@@ -244,6 +244,7 @@ fn action(raw: &RawRoute, around: &Around<'_>, mistakes: &mut Mistakes) -> Optio
     let action = match (&raw.upstream, &here.redirect, &raw.service) {
         (Field::Is(upstream), _, _) => {
             around.upstreams.need(upstream, mistakes);
+            around.upstreams.no_alpn(upstream, mistakes);
             if matches!(around.upstreams.kind(&upstream.value.text), Some(Kind::Udp | Kind::Quic)) {
                 let hint = "name an upstream whose servers take streams: addresses, names or Unix sockets";
                 mistakes.add(upstream.span, "HTTP cannot be spoken to servers over UDP or QUIC", hint);

@@ -243,7 +243,7 @@ fn upstream<'a>(raw: &'a RawListener, what: &str, around: &Around<'_>, mistakes:
         }
         Field::Bad => return None,
     };
-    around.upstreams.need_plain(upstream, mistakes);
+    around.upstreams.need(upstream, mistakes);
     around.upstreams.no_circle(&upstream.value.text, &raw.listen, mistakes);
     if around.upstreams.kind(&upstream.value.text) == Some(Kind::Udp) {
         let hint = "name an upstream whose servers take streams";

@@ -312,7 +312,7 @@ pub(super) fn ways(
         }
         (Field::Is(_), Field::Absent) => (QuicService::Echo, None),
         (Field::Absent, Field::Is(upstream)) => {
-            around.upstreams.need_plain(upstream, mistakes);
+            around.upstreams.need(upstream, mistakes);
             let kind = around.upstreams.kind(&upstream.value.text);
             if kind == Some(Kind::Udp) {
                 let hint = "its servers take datagrams: name it in `datagrams`, and here one over TCP, Unix or QUIC";
@@ -325,8 +325,8 @@ pub(super) fn ways(
     };
     let datagrams = match &raw.datagrams {
         Field::Is(datagrams) => {
-            around.upstreams.need_plain(datagrams, mistakes);
-            if around.upstreams.kind(&datagrams.value.text) == Some(Kind::Stream) {
+            around.upstreams.need(datagrams, mistakes);
+            if matches!(around.upstreams.kind(&datagrams.value.text), Some(Kind::Stream | Kind::Tls)) {
                 let hint = "name an upstream whose servers begin with udp:// or quic://";
                 mistakes.add(datagrams.span, "datagrams cannot go to a server over TCP or a Unix socket", hint);
                 return None;
@@ -422,7 +422,7 @@ pub(super) fn upstream_tls(
             mistakes.add(alpn.span, "`alpn` has 1 to 255 bytes", "write the name of a protocol, such as \"app\"");
             None
         }
-        // HTTP offers what it speaks.
+        // HTTP offers what it speaks, and relays nothing.
         Field::Absent if !over_quic => Some(String::new()),
         Field::Absent => {
             let hint = "add `alpn = \"app\"`, the protocol that its servers speak";

@@ -22,7 +22,7 @@ pub(super) enum Kind {
     Quic,
     /// Datagrams.
     Udp,
-    /// Streams of bytes with TLS around them, for HTTP.
+    /// Streams of bytes with TLS around them.
     Tls,
 }
 
@@ -41,6 +41,8 @@ pub(super) struct Names {
     names: Vec<Text>,
     /// Of those whose servers can be read.
     kinds: BTreeMap<String, Kind>,
+    /// What those over TLS offer to speak, if that is said.
+    alpn: BTreeMap<String, Span>,
     /// Their servers that are addresses.
     addresses: BTreeMap<String, Vec<(SocketAddr, Span)>>,
     /// Some upstream has no name that can be read: it may be the one that is meant.
@@ -74,7 +76,14 @@ impl Names {
             _ => None,
         });
         let addresses = addresses.collect();
-        Self { unknown: names.len() < raw.len(), kinds: kinds.collect(), addresses, names }
+        let alpn = raw.iter().filter_map(|upstream| match (&upstream.name, &upstream.tls) {
+            (Field::Is(name), Some(At { value: RawUpstreamTls { alpn: Field::Is(alpn), .. }, .. })) => {
+                Some((name.value.text.clone(), alpn.span))
+            }
+            _ => None,
+        });
+        let alpn = alpn.collect();
+        Self { unknown: names.len() < raw.len(), kinds: kinds.collect(), alpn, addresses, names }
     }
 
     /// What the servers of an upstream take, if that can be told.
@@ -106,12 +115,12 @@ impl Names {
         mistakes.add(name.span, format!("{} is not the name of an `[[upstream]]`", name.value.shown()), hint);
     }
 
-    /// Notes a name that no upstream has, or one whose servers speak TLS: that is for HTTP.
-    pub(super) fn need_plain(&self, name: &At<Text>, mistakes: &mut Mistakes) {
-        self.need(name, mistakes);
-        if self.kind(&name.value.text) == Some(Kind::Tls) {
-            let hint = "name an upstream without `[upstream.tls]`, or make this a listener with protocol `http`";
-            mistakes.add(name.span, "TLS to servers is spoken by HTTP alone, and by QUIC", hint);
+    /// Notes an upstream for HTTP that says itself what is spoken.
+    pub(super) fn no_alpn(&self, name: &At<Text>, mistakes: &mut Mistakes) {
+        let text = &name.value.text;
+        if let (Some(Kind::Tls), Some(alpn)) = (self.kind(text), self.alpn.get(text)) {
+            let hint = "take it out: `version` in `[upstream.http]` says what is spoken";
+            mistakes.add_pair(*alpn, "`alpn` is for QUIC and relays", hint, name.span, "HTTP is spoken to it here");
         }
     }
 
@@ -201,7 +210,7 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
             let hint = "take it out, or write the servers as \"quic://app.example:4433\"";
             mistakes.add(tls.span, "`[upstream.tls]` is for servers over QUIC and TCP", hint);
         }
-        (Kind::Stream, Some(tls), _) => check_http_tls(tls, &servers, mistakes),
+        (Kind::Stream, Some(tls), _) => check_tls(tls, &servers, mistakes),
         _ => {}
     }
     if let (Kind::Stream, None, Some(At { value: RawUpstreamHttp { version: Field::Is(version), .. }, .. })) =
@@ -238,13 +247,9 @@ fn upstream(raw: RawUpstream, around: &Around<'_>, mistakes: &mut Mistakes) -> O
 }
 
 /// What only servers over TCP and Unix sockets need.
-fn check_http_tls(tls: &At<RawUpstreamTls>, servers: &[At<Server>], mistakes: &mut Mistakes) {
+fn check_tls(tls: &At<RawUpstreamTls>, servers: &[At<Server>], mistakes: &mut Mistakes) {
     if !cfg!(feature = "http") {
         mistakes.add(tls.span, "TLS to servers needs a build with the feature `http`", "take the table out");
-    }
-    if let Field::Is(alpn) = &tls.value.alpn {
-        let hint = "take it out: `version` in `[upstream.http]` says what is spoken";
-        mistakes.add(alpn.span, "`alpn` is for servers over QUIC", hint);
     }
     let unix = servers.iter().find(|server| matches!(server.value, Server::Unix(_)));
     if let (Some(unix), Field::Absent) = (unix, &tls.value.name) {

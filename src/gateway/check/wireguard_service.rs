@@ -110,14 +110,14 @@ fn upstream(raw: &RawService, protocol: &str, around: &Around<'_>, mistakes: &mu
         }
         return None;
     };
-    around.upstreams.need_plain(upstream, mistakes);
+    around.upstreams.need(upstream, mistakes);
     let (udp, kind) = (protocol == "udp", around.upstreams.kind(&upstream.value.text));
     match kind {
         Some(Kind::Udp) if !udp => {
             let hint = "name an upstream whose servers take streams";
             mistakes.add(upstream.span, "a relay cannot send its streams to servers over UDP", hint);
         }
-        Some(Kind::Stream | Kind::Quic) if udp => {
+        Some(Kind::Stream | Kind::Quic | Kind::Tls) if udp => {
             let hint = "name an upstream whose servers are written as \"udp://127.0.0.1:53\"";
             mistakes.add(upstream.span, "datagrams need servers over UDP", hint);
         }

@@ -58,7 +58,7 @@ pub struct UpstreamTls {
     pub trust: Option<String>,
     /// Whom the servers' certificates must name. Default: the host of each server.
     pub name: Option<String>,
-    /// The protocol to speak. Empty: of HTTP the version that `[upstream.http]` names.
+    /// The protocol to speak. Empty, to servers over TCP: of HTTP the version that `[upstream.http]` names, of relays none.
     pub alpn: String,
     /// The name of a certificate to show servers that ask. Default none.
     pub certificate: Option<String>,

@@ -87,9 +87,10 @@ async fn connects(server: &ServerView, health: &Health, asked: &Asked) -> Found 
     let mut network = asked.network.clone();
     let host = match &server.address {
         Address::Tcp(address) => address.to_string(),
+        Address::Tls { name, .. } => name.to_string(),
         Address::Unix(_) => "localhost".to_owned(),
         // The configuration refuses checks of these.
-        Address::Quic { .. } | Address::Udp(_) | Address::Tls { .. } => return Found::Unknown,
+        Address::Quic { .. } | Address::Udp(_) => return Found::Unknown,
     };
     let connected = within(health.timeout, async {
         let mut stream = network.dial(&server.address)?;
@@ -113,7 +114,8 @@ pub(super) struct Asked {
 impl Asked {
     #[cfg(feature = "http")]
     async fn in_their_way(&self, server: &ServerView, health: &Health, path: Option<&str>) -> Option<Found> {
-        if !self.http.is_asked_in_its_own_way() || (path.is_none() && self.http.tls.is_none()) {
+        // Without a path it is enough that a relay would be joined to it, unless a version of HTTP has to be agreed on.
+        if !self.http.is_asked_in_its_own_way() || (path.is_none() && !self.http.agrees_on_a_version()) {
             return None;
         }
         let answer = within(health.timeout, crate::transports::http::ask(&self.http, &server.address, path)).await;

@@ -14,12 +14,11 @@ use tokio::sync::oneshot;
 
 use super::checks::{Asked, check};
 use super::names::Answers;
-use super::network_of;
 use crate::actors::clock::sleep;
 use crate::actors::{Fault, Progress, Protocol, Tally, Turn};
 use crate::gateway::config::{self, Check, Host, Server};
 use crate::transports::kit::balance::Balancer;
-use crate::transports::relay::Through;
+use crate::transports::relay::Network;
 
 /// How soon a name is looked up again that has never been found.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
@@ -36,7 +35,7 @@ pub(super) enum Keeper {
         upstream: Box<config::Upstream>,
         balancer: Arc<Balancer>,
         lookup: Lookup,
-        through: Option<Through>,
+        network: Network,
         #[cfg(feature = "http")]
         http: Arc<crate::transports::http::Upstream>,
     },
@@ -50,13 +49,13 @@ impl Protocol for Keeper {
 
     fn started(&mut self, turn: &mut Turn<'_, Infallible>) -> Result<(), Fault> {
         #[cfg(feature = "http")]
-        if let Self::Made { upstream, balancer, lookup, through, http } = std::mem::replace(self, Self::Ended) {
-            let asked = Asked { network: network_of(through.as_ref()), http };
+        if let Self::Made { upstream, balancer, lookup, network, http } = std::mem::replace(self, Self::Ended) {
+            let asked = Asked { network, http };
             *self = Self::Runs(Box::pin(keep(*upstream, balancer, lookup, asked, turn.tally())));
         }
         #[cfg(not(feature = "http"))]
-        if let Self::Made { upstream, balancer, lookup, through } = std::mem::replace(self, Self::Ended) {
-            let asked = Asked { network: network_of(through.as_ref()) };
+        if let Self::Made { upstream, balancer, lookup, network } = std::mem::replace(self, Self::Ended) {
+            let asked = Asked { network };
             *self = Self::Runs(Box::pin(keep(*upstream, balancer, lookup, asked, turn.tally())));
         }
         Ok(())

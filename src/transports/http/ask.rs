@@ -87,4 +87,10 @@ impl Upstream {
     pub fn is_asked_in_its_own_way(&self) -> bool {
         self.tls.is_some() || self.version != Version::One
     }
+
+    /// Whether a TLS handshake with its servers decides about the version of HTTP.
+    #[must_use]
+    pub fn agrees_on_a_version(&self) -> bool {
+        self.tls.is_some() && self.version != Version::One
+    }
 }

@@ -1,24 +1,15 @@
 //! The way to a server: a stream, TLS around it where the upstream says so, and the version of HTTP that is spoken then.
-//!
-//! TLS contexts belong to an arbiter, one for each name that a certificate must have: as many as the configuration names
-//! servers. The chain and the name are verified by the context itself; there is no way to leave that out.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::sync::Arc;
-
-use boring::ssl::{Ssl, SslContext};
 
 use super::secured::Secured;
 use super::site::{Upstream, Version};
 use super::state_exchange::Failure;
-use crate::actors::shelf;
 use crate::transports::kit::balance::Address;
 use crate::transports::relay::{Dial, Upstream as Stream};
-use crate::transports::tls::{ClientSettings, PeerName};
+use crate::transports::tls::{PeerName, handshake};
 
 /// How HTTP/2 is named in a TLS handshake (RFC 9113, section 3.1).
 const H2: &[u8] = b"h2";
@@ -57,11 +48,11 @@ impl NotDialled {
 }
 
 /// What is offered in the handshakes of an upstream.
-fn protocols(version: Version) -> Vec<Vec<u8>> {
+const fn protocols(version: Version) -> &'static [&'static [u8]] {
     match version {
-        Version::One => vec![HTTP_1.to_vec()],
-        Version::Two => vec![H2.to_vec()],
-        Version::Agreed => vec![H2.to_vec(), HTTP_1.to_vec()],
+        Version::One => &[HTTP_1],
+        Version::Two => &[H2],
+        Version::Agreed => &[H2, HTTP_1],
     }
 }
 
@@ -83,7 +74,7 @@ pub(super) async fn dial(upstream: &Upstream, version: Version, address: &Addres
         Address::Tls { name, .. } => PeerName::new(name),
         Address::Tcp(_) | Address::Unix(_) | Address::Quic { .. } | Address::Udp(_) => tls.name.clone(),
     };
-    let ssl = ssl(tls, version, &name).map_err(NotDialled::handshake)?;
+    let ssl = handshake(tls, protocols(version), &name).map_err(NotDialled::handshake)?;
     let stream = tokio_boring::SslStreamBuilder::new(ssl, stream).connect().await;
     let stream = stream.map_err(|error| NotDialled::handshake(error.to_string()))?;
     let http2 = match (version, stream.ssl().selected_alpn_protocol()) {
@@ -93,33 +84,4 @@ pub(super) async fn dial(upstream: &Upstream, version: Version, address: &Addres
         (Version::One | Version::Agreed, _) => false,
     };
     Ok(Dialled { stream: ServerStream::Tls(Box::new(stream)), http2 })
-}
-
-/// The contexts of one arbiter for one upstream, by name and version.
-#[derive(Default)]
-struct Contexts(RefCell<BTreeMap<(String, u8), SslContext>>);
-
-fn ssl(tls: &Arc<ClientSettings>, version: Version, name: &PeerName) -> Result<Ssl, String> {
-    let contexts = shelf(tls, Contexts::default);
-    let host = match name {
-        PeerName::Host(host) => host.clone(),
-        PeerName::Address(address) => address.to_string(),
-    };
-    let key = (host, version as u8);
-    let known = contexts.0.borrow().get(&key).cloned();
-    let context = match known {
-        Some(context) => context,
-        None => {
-            let settings =
-                ClientSettings { name: name.clone(), protocols: protocols(version), ..ClientSettings::clone(tls) };
-            let context = settings.builder().map_err(|error| error.to_string())?.build();
-            contexts.0.borrow_mut().insert(key, context.clone());
-            context
-        }
-    };
-    let mut ssl = Ssl::new(&context).map_err(|error| error.to_string())?;
-    if let Some(host) = name.sni() {
-        ssl.set_hostname(host).map_err(|error| error.to_string())?;
-    }
-    Ok(ssl)
 }

@@ -43,6 +43,9 @@ const CLOSE_BEFORE: Duration = Duration::from_millis(500);
 /// A drained connection whose streams were all delivered is closed after this long: a close makes the peer's QUIC drop
 /// what its application has not read yet.
 const CLOSE_AFTER: Duration = Duration::from_millis(250);
+/// Turns of all actors from one turn of a connection to its next, if no other connection has work: its own, and its
+/// endpoint's.
+const ALONE: u64 = 2;
 /// QUIC's code for a connection that was refused (RFC 9000, section 20.1).
 const CONNECTION_REFUSED: u64 = 0x2;
 
@@ -100,6 +103,8 @@ pub(super) struct ConnectionActor {
     from: Option<SocketAddr>,
     tally: Option<Tally>,
     reported: bool,
+    /// Turns of all actors of the arbiter when it last sent.
+    turns: u64,
 }
 
 /// What a connection's actor is made of.
@@ -144,6 +149,7 @@ impl ConnectionActor {
             from: None,
             tally: None,
             reported: false,
+            turns: 0,
         }
     }
 
@@ -305,6 +311,9 @@ impl ConnectionActor {
         self.end_by = Some(later(self.engine.now, CLOSE_PATIENCE));
         self.reported = true;
         turn.counter("quic_connections_closed", &self.scope, end.reason).add(1);
+        if let Some((family, alert)) = refused(end) {
+            turn.counter(family, &self.scope, alert).add(1);
+        }
         tracing::debug!(listener = %self.scope, %end, "connection closed");
     }
 
@@ -443,6 +452,12 @@ impl ConnectionActor {
     }
 }
 
+/// Where it is counted, if TLS of one end wants nothing of the other: its certificate, its name, its protocols.
+fn refused(end: &End) -> Option<(&'static str, &'static str)> {
+    let family = if end.who == Who::Peer { "quic_tls_refused_by_peers" } else { "quic_tls_refused" };
+    end.code.alert().map(|alert| (family, alert))
+}
+
 /// The earlier of two, if there is one.
 fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     match (one, other) {
@@ -521,8 +536,10 @@ impl Protocol for ConnectionActor {
         let mut more = self.drive(turn);
         self.exchange_ids();
         if self.paced_until.is_none() || self.engine.phase == Phase::Ended {
+            let turns = turn.turns_of_all();
+            let alone = turns.saturating_sub(std::mem::replace(&mut self.turns, turns)) <= ALONE;
             let Self { outlet, engine, shared, .. } = self;
-            let sent = turn.scratch(|_, buffer| outlet.send(engine, &**shared, buffer));
+            let sent = turn.scratch(|_, buffer| outlet.send(engine, &**shared, buffer, alone));
             match sent {
                 Sent::All => {}
                 Sent::More => more = true,
@@ -575,7 +592,7 @@ impl Protocol for ConnectionActor {
             let reason = if *why == Exit::Normal { "stopped" } else { why.reason() };
             self.engine.close_with(0, "", reason);
             let mut buffer = vec![0; 2_048];
-            let _sent = self.outlet.send(&mut self.engine, &*self.shared, &mut buffer);
+            let _sent = self.outlet.send(&mut self.engine, &*self.shared, &mut buffer, false);
         }
         let end = self.engine.end.clone();
         if let Some(end) = end {
@@ -584,6 +601,9 @@ impl Protocol for ConnectionActor {
             if !std::mem::replace(&mut self.reported, true) {
                 if let Some(tally) = &self.tally {
                     tally.raise("quic_connections_closed", &self.scope, end.reason);
+                    if let Some((family, alert)) = refused(&end) {
+                        tally.raise(family, &self.scope, alert);
+                    }
                 }
                 self.engine.events.clear();
                 let event = Event::Closed(end);

@@ -34,9 +34,14 @@ use crate::memory::Budget;
 use crate::transports::tls;
 use crate::transports::udp::{Group, Options, RecvMeta, UdpSocket};
 
-/// Reads of the socket in one turn, at most.
+/// Trains read from the socket in one turn, at most.
 const READS: usize = 32;
-/// Time for them, at most; looked at every few reads.
+/// Trains of one system call, at most: of many clients each has its own, and most are single packets.
+const BATCH: usize = 8;
+/// And after a long one: one more than is expected, since a call that brings less than there was room for has brought
+/// all. More would not be in the cache any more when its turn comes.
+const BATCH_OF_LONG: usize = 2;
+/// Time for all, at most; looked at every few trains.
 const READ_TIME: Duration = Duration::from_micros(50);
 const LOOK_EVERY: usize = 4;
 /// Messages a connection's mailbox takes beside its packets: requests, and room kept for the handles of its streams.
@@ -122,6 +127,10 @@ pub(super) struct Endpoint {
     pub(super) quiet: bool,
     /// Packets whose connection may become known by a message of this same turn.
     unknown: Vec<Packets>,
+    /// What the next read is to fill; what goes on to a connection as it is leaves an empty place.
+    buffers: [Vec<u8>; BATCH],
+    /// How many of them it offers to the kernel.
+    room: usize,
 }
 
 impl Endpoint {
@@ -143,6 +152,8 @@ impl Endpoint {
             draining: None,
             quiet: false,
             unknown: Vec::new(),
+            buffers: Default::default(),
+            room: BATCH_OF_LONG,
         }
     }
 
@@ -193,34 +204,62 @@ impl Endpoint {
 
     fn read_from(&mut self, socket: &UdpSocket, shared: &Rc<Shared>, turn: &Turn<'_, ToEndpoint>) -> Progress {
         let began = turn.now();
-        for count in 1..=READS {
-            let mut buffer = shared.large();
-            let mut meta = [RecvMeta::default()];
-            let received = socket.poll_recv(&mut turn.cx(), &mut [IoSliceMut::new(&mut buffer)], &mut meta);
-            let [meta] = meta;
-            match received {
-                Poll::Pending => {
-                    shared.recycle(buffer);
-                    return Progress::Idle;
-                }
-                Poll::Ready(Ok(_)) => {
-                    let to = if self.plan.listen.is_some() { socket.asked(&meta) } else { socket.local_addr() };
-                    let packets =
-                        Packets { buffer, len: meta.len, stride: meta.stride, from: meta.addr, to, forwarded: false };
-                    self.sort(packets, shared, turn);
+        let (mut count, mut look) = (0, LOOK_EVERY);
+        while count < READS {
+            let mut metas: [RecvMeta; BATCH] = Default::default();
+            match self.receive(socket, shared, &mut metas, turn) {
+                Poll::Pending => return Progress::Idle,
+                Poll::Ready(Ok(received)) => {
+                    count += received;
+                    let room = self.room;
+                    let long = metas.iter().take(received).any(|meta| meta.len > super::actor_shared::SMALL);
+                    self.room = if long { BATCH_OF_LONG } else { BATCH };
+                    for (number, meta) in metas.iter().enumerate().take(received) {
+                        let to = if self.plan.listen.is_some() { socket.asked(meta) } else { socket.local_addr() };
+                        let buffer = self.buffers.get_mut(number).map(std::mem::take).unwrap_or_default();
+                        let RecvMeta { len, stride, addr: from, .. } = *meta;
+                        self.sort(Packets { buffer, len, stride, from, to, forwarded: false }, shared, turn);
+                    }
+                    if received < room {
+                        socket.emptied();
+                    }
                 }
                 // What ICMP brings back of a datagram sent before concerns that one alone.
                 Poll::Ready(Err(error)) => {
-                    shared.recycle(buffer);
+                    count += 1;
                     turn.counter("quic_receive_errors", &self.plan.scope, "").add(1);
                     tracing::debug!(%error, "receive");
                 }
             }
-            if count % LOOK_EVERY == 0 && clock::now().saturating_duration_since(began) > READ_TIME {
-                break;
+            if count >= look {
+                if clock::now().saturating_duration_since(began) > READ_TIME {
+                    break;
+                }
+                look = count + LOOK_EVERY;
             }
         }
         Progress::More
+    }
+
+    /// One system call, for as many trains as there is room for.
+    fn receive(
+        &mut self,
+        socket: &UdpSocket,
+        shared: &Rc<Shared>,
+        metas: &mut [RecvMeta; BATCH],
+        turn: &Turn<'_, ToEndpoint>,
+    ) -> Poll<std::io::Result<usize>> {
+        let mut places = self.buffers.iter_mut();
+        let mut slices: [IoSliceMut<'_>; BATCH] = std::array::from_fn(|number| {
+            let place = places.next().filter(|_| number < self.room);
+            IoSliceMut::new(place.map_or(&mut [], |place| {
+                if place.is_empty() {
+                    *place = shared.large();
+                }
+                place.as_mut_slice()
+            }))
+        });
+        socket.poll_recv(&mut turn.cx(), slices.get_mut(..self.room).unwrap_or_default(), metas)
     }
 
     /// Cuts what one read gave into runs for one connection each.

@@ -19,6 +19,9 @@ use crate::transports::udp::Transmit;
 
 /// Trains of one turn, at most: then others have theirs.
 const TRAINS: usize = 4;
+/// Bytes after which a turn begins no further train while others on the arbiter have work: about a train, which takes 70
+/// µs. They wait for what is left of such a turn, and for the whole of the next one.
+const SHARED: usize = 48 << 10;
 /// Bytes of a train, at most: less than the kernel's 65,535 with headers.
 const TRAIN_BYTES: usize = 65_000;
 
@@ -109,8 +112,8 @@ impl Outlet {
         !self.pending.is_empty()
     }
 
-    /// Sends what may be sent in one turn, `buffer` being scratch space.
-    pub(super) fn send(&mut self, engine: &mut Engine, way: &impl Way, buffer: &mut [u8]) -> Sent {
+    /// Sends what may be sent in one turn, less of it if it is not `alone` on its arbiter, `buffer` being scratch space.
+    pub(super) fn send(&mut self, engine: &mut Engine, way: &impl Way, buffer: &mut [u8], alone: bool) -> Sent {
         while let Some(pending) = self.pending.pop_front() {
             if !self.offer(way, &pending.bytes, pending.segment, pending.from, pending.to) {
                 return Sent::Blocked;
@@ -129,7 +132,9 @@ impl Outlet {
         // A packet that was made leaves, whatever the pacer and the number of trains say.
         let mut made: Option<Packet> = None;
         let mut trains = 0;
-        while trains < TRAINS || made.is_some() {
+        let mut sent = 0;
+        let enough = if alone { usize::MAX } else { SHARED };
+        while trains < TRAINS && sent < enough || made.is_some() {
             let mut allowance = usize::MAX;
             if paced {
                 allowance = self.pacer.allowance();
@@ -147,10 +152,11 @@ impl Outlet {
             if made.is_none() {
                 engine.next_end();
             }
-            let most = if trains < TRAINS { way.most() } else { 1 };
+            let most = if trains < TRAINS && sent < enough { way.most() } else { 1 };
             trains += 1;
             let Some(train) = build(engine, made.take(), buffer, allowance, most) else { return Sent::All };
             self.pacer.spent(train.length);
+            sent += train.length;
             way.counters().packets_out.add(train.count as u64);
             way.counters().bytes_out.add(train.length as u64);
             let segment = (train.count > 1).then_some(train.first.length);

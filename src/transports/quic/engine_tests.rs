@@ -421,3 +421,63 @@ fn an_end_alone_is_not_forgotten_when_all_before_it_is_acknowledged() {
         assert_eq!((ends.server.read(stream, 100), ends.client.end_due()), (Ok(Read::End), None));
     }
 }
+
+/// QUIC says that a stream can be written once for each time that it took nothing: whoever misses that waits for ever.
+#[test]
+fn a_stream_that_is_held_back_again_and_again_goes_on_each_time() {
+    let mut ends = Ends::new(|server, client| {
+        (server.stream_credit, client.stream_window, client.stream_window_max) = (100_000, 1_000, 1_000);
+    });
+    let streams = [0; 3].map(|_| ends.server.open(StreamKind::Unidirectional, Priority::default()).unwrap());
+    for stream in streams {
+        write(&mut ends.server, stream, 20_000);
+        ends.server.finish(stream).unwrap();
+    }
+    let (mut got, mut ended, mut held_back) = (0, 0, 0);
+    while ended < streams.len() {
+        ends.settle();
+        held_back += usize::from(ends.server.sending.is_held_back());
+        let before = (got, ended);
+        for event in happened(&mut ends.client) {
+            let Event::Readable(stream) = event else { continue };
+            loop {
+                match ends.client.read(stream, 1 << 20).unwrap() {
+                    Read::Data(bytes) => got += bytes.len(),
+                    Read::End => break ended += 1,
+                    Read::Nothing => break,
+                }
+            }
+        }
+        assert_ne!(before, (got, ended), "it stands still");
+    }
+    assert_eq!(got, 60_000);
+    assert!(held_back >= 10, "held back {held_back} times");
+    assert_eq!(ends.server.credit.used(), 0);
+}
+
+/// To set its priority is what makes a stream known to QUIC; its peer learns of it with the first word that is sent.
+#[test]
+fn a_stream_that_was_opened_and_not_used_can_be_ended_reset_and_left() {
+    let mut ends = Ends::new(|_, _| ());
+    for kind in [StreamKind::Bidirectional, StreamKind::Unidirectional] {
+        let [ended, reset, unused] = [0; 3].map(|_| ends.client.open(kind, Priority::default()).unwrap());
+        ends.settle();
+        assert_eq!(happened(&mut ends.server), [], "nothing was said of them");
+        ends.client.finish(ended).unwrap();
+        ends.client.reset(reset, 7).unwrap();
+        ends.settle();
+        let seen = happened(&mut ends.server);
+        assert!(seen.contains(&Event::Opened(ended)) && !seen.contains(&Event::Opened(unused)), "{seen:?}");
+        assert_eq!(ends.server.read(ended, 10), Ok(Read::End));
+        // The number below it that was reset or never used holds up nothing.
+        let next = ends.client.open(kind, Priority::default()).unwrap();
+        ends.client.write_last(next, Bytes::from_static(b"next")).unwrap();
+        ends.settle();
+        assert_eq!(ends.server.read(next, 10), Ok(Read::Data(Bytes::from_static(b"next"))));
+        ends.client.finish(unused).unwrap();
+        ends.settle();
+        assert_eq!(ends.server.read(unused, 10), Ok(Read::End));
+        ends.server.events.clear();
+    }
+    assert!(ends.server.end.is_none() && ends.client.end.is_none());
+}

@@ -100,7 +100,7 @@ fn serve(ends: &mut Ends, way: &Fickle, streams: usize, length: impl Fn(u64) -> 
         ends.server.now = virtually;
         ends.server.learn();
         ends.server.feed();
-        match outlet.send(&mut ends.server, way, &mut buffer) {
+        match outlet.send(&mut ends.server, way, &mut buffer, true) {
             Sent::Paced(at) => {
                 assert!(at > virtually, "woken at once");
                 (virtually, sums.paced) = (at, sums.paced + 1);
@@ -129,7 +129,7 @@ fn serve(ends: &mut Ends, way: &Fickle, streams: usize, length: impl Fn(u64) -> 
         ends.answer();
     }
     way.refuses.set(0);
-    outlet.send(&mut ends.server, way, &mut buffer);
+    outlet.send(&mut ends.server, way, &mut buffer, true);
     sums.packets += way.gone.borrow().len();
     for (stream, text) in expected {
         assert!(got.get(&stream).map_or(text.is_empty(), |got| *got == text), "stream {stream} came otherwise");
@@ -181,5 +181,25 @@ fn the_pacer_cuts_trains_and_loses_nothing() {
         let pause = || std::thread::sleep(std::time::Duration::from_millis(4));
         let sums = serve(&mut ends, &way, 100, |n| (n % 3_000) as usize, pause);
         assert!(sums.paced > 0, "seed {seed}: never paced");
+    }
+}
+
+/// What a connection that sends as fast as it can puts into one turn.
+#[test]
+fn a_turn_beside_others_is_about_a_train() {
+    for (alone, least, most) in [(true, 3 * TRAIN_BYTES, 5 * TRAIN_BYTES), (false, SHARED, SHARED + TRAIN_BYTES)] {
+        let mut ends = Ends::new(|server, client| {
+            (server.pacing, server.initial_window, client.stream_window) = (false, 1_000, 1 << 20);
+        });
+        let way = Fickle::new(1, 0, 64);
+        let stream = ends.server.open(StreamKind::Unidirectional, Priority::default()).unwrap();
+        ends.server.queue(stream, text(stream.0, 1 << 20), None);
+        ends.server.feed();
+        let mut outlet = Outlet::new(now());
+        let mut buffer = vec![0; 1 << 16];
+        let how = outlet.send(&mut ends.server, &way, &mut buffer, alone);
+        let sent: usize = way.gone.borrow().iter().map(Vec::len).sum();
+        assert_eq!(how, Sent::More, "alone: {alone}");
+        assert!((least..most).contains(&sent), "{sent} bytes, alone: {alone}");
     }
 }

@@ -96,6 +96,31 @@ pub enum Code {
     None,
 }
 
+impl Code {
+    /// The TLS alert behind the code (RFC 9001, section 4.8), by its name in RFC 8446, section 6; `other` for one that says
+    /// nothing of certificates, names or protocols. `None` if it is no alert.
+    #[must_use]
+    pub const fn alert(self) -> Option<&'static str> {
+        let Self::Transport(code @ 0x100..=0x1ff) = self else { return None };
+        Some(match code - 0x100 {
+            40 => "handshake_failure",
+            42 => "bad_certificate",
+            43 => "unsupported_certificate",
+            44 => "certificate_revoked",
+            45 => "certificate_expired",
+            46 => "certificate_unknown",
+            48 => "unknown_ca",
+            49 => "access_denied",
+            51 => "decrypt_error",
+            70 => "protocol_version",
+            112 => "unrecognized_name",
+            116 => "certificate_required",
+            120 => "no_application_protocol",
+            _ => "other",
+        })
+    }
+}
+
 /// Why and how a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {

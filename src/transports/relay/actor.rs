@@ -286,7 +286,12 @@ impl<C: Wire, D: Dial> Relay<C, D> {
                 self.ends.upstream = None;
                 let Some(address) = self.state.dial(now) else { return };
                 match self.dial.dial(&address) {
-                    Ok(stream) => self.ends.upstream = Some(stream),
+                    Ok(mut stream) => {
+                        if self.state.header_out().is_some_and(|header| self.dial.goes_ahead(&mut stream, &header)) {
+                            self.state.handle(Input::HeaderTaken, now);
+                        }
+                        self.ends.upstream = Some(stream);
+                    }
                     Err(error) => self.connect_failed(&address, &error, now),
                 }
                 self.server = Some(address);
@@ -294,7 +299,12 @@ impl<C: Wire, D: Dial> Relay<C, D> {
                 && let Some(stream) = &mut self.ends.upstream
             {
                 match self.dial.poll_connected(stream, &mut turn.cx()) {
-                    Poll::Pending => return,
+                    Poll::Pending => {
+                        if self.dial.is_shaking(stream) {
+                            self.state.handle(Input::Accepted, now);
+                        }
+                        return;
+                    }
                     Poll::Ready(Ok(())) => {
                         self.state.handle(Input::Connected, now);
                         return;
@@ -402,8 +412,8 @@ impl<C: Wire, D: Dial> Relay<C, D> {
             let mut buffer = ReadBuf::new(scratch.get_mut(..most).unwrap_or_default());
             match ends.read(from, &mut turn.cx(), &mut buffer) {
                 Poll::Pending => return None,
-                Poll::Ready(Err(_)) => {
-                    state.handle(Input::Reset(from), now);
+                Poll::Ready(Err(error)) => {
+                    state.handle(read_failed(from, &error), now);
                     return Some(0);
                 }
                 Poll::Ready(Ok(())) => {}
@@ -473,6 +483,17 @@ impl<C: Wire, D: Dial> Relay<C, D> {
                 end.abort();
             }
         }
+    }
+}
+
+/// Only TLS tells an end that is none, and bytes that mean nothing.
+fn read_failed(from: Side, error: &io::Error) -> Input<'static> {
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        Input::Truncated(from)
+    } else if error.kind() == io::ErrorKind::InvalidData {
+        Input::BrokeTls(from)
+    } else {
+        Input::Reset(from)
     }
 }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+#[cfg(feature = "http")]
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use rustix::io::Errno;
@@ -12,8 +14,12 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::detour::{Detour, Through};
 use super::pipe::Plain;
+#[cfg(feature = "http")]
+use super::shielded::{NotShielded, Shielding};
 use super::state::Failure;
 use crate::transports::kit::balance::Address;
+#[cfg(feature = "http")]
+use crate::transports::tls::{ClientSettings, PeerName, handshake};
 
 /// A stream that can be cut.
 pub trait Wire: AsyncRead + AsyncWrite + Unpin {
@@ -81,24 +87,38 @@ pub trait Dial: 'static {
     /// Why it failed at once.
     fn dial(&mut self, to: &Address) -> io::Result<Self::Stream>;
 
+    /// Takes what the server is to be told before the stream says anything of its own, such as a TLS handshake. False if
+    /// it has nothing of its own to say: then it is written to the stream like anything else.
+    fn goes_ahead(&mut self, _: &mut Self::Stream, _: &[u8]) -> bool {
+        false
+    }
+
     /// Whether the stream is connected.
     fn poll_connected(&mut self, stream: &mut Self::Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Whether the server has accepted a stream that is not connected, and a handshake goes on.
+    fn is_shaking(&self, _: &Self::Stream) -> bool {
+        false
+    }
 }
 
-/// Opens TCP and Unix sockets, and streams of QUIC connections where it is given a way to make these.
+/// Opens TCP and Unix sockets, with TLS around them where it is told what to say, and streams of QUIC connections where
+/// it is given a way to make these.
 #[derive(Debug, Clone, Default)]
 pub struct Network {
     #[cfg(feature = "quic")]
     pub(super) links: Option<super::quic_links::Links>,
     through: Option<Through>,
+    #[cfg(feature = "http")]
+    tls: Option<Arc<ClientSettings>>,
 }
 
 impl Network {
     /// One that also reaches servers over QUIC, by this way.
     #[cfg(feature = "quic")]
     #[must_use]
-    pub const fn over(links: super::quic_links::Links) -> Self {
-        Self { links: Some(links), through: None }
+    pub fn over(links: super::quic_links::Links) -> Self {
+        Self { links: Some(links), ..Self::default() }
     }
 
     /// One that reaches servers over TCP by this way alone.
@@ -108,39 +128,20 @@ impl Network {
             #[cfg(feature = "quic")]
             links: None,
             through: Some(way),
+            #[cfg(feature = "http")]
+            tls: None,
         }
     }
-}
 
-/// A socket to a server.
-pub enum Upstream {
-    /// Over TCP.
-    Tcp(TcpStream),
-    /// A Unix socket.
-    Unix(UnixStream),
-    /// A stream of a QUIC connection.
-    #[cfg(feature = "quic")]
-    Quic(Box<super::quic_wire::Opening>),
-    /// A stream through a tunnel.
-    Through(Box<dyn Detour>),
-}
-
-impl fmt::Debug for Upstream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp(_) => "Tcp",
-            Self::Unix(_) => "Unix",
-            #[cfg(feature = "quic")]
-            Self::Quic(_) => "Quic",
-            Self::Through(_) => "Through",
-        })
+    /// The same, with TLS around what goes to servers over TCP and Unix sockets. Addresses of TLS say whom the
+    /// certificate must name, `tls` says it for the others.
+    #[cfg(feature = "http")]
+    #[must_use]
+    pub fn shielded(self, tls: Arc<ClientSettings>) -> Self {
+        Self { tls: Some(tls), ..self }
     }
-}
 
-impl Dial for Network {
-    type Stream = Upstream;
-
-    fn dial(&mut self, to: &Address) -> io::Result<Upstream> {
+    fn plain(&self, to: &Address) -> io::Result<Upstream> {
         if let (Some(way), Address::Tcp(address)) = (&self.through, to) {
             return way.open(*address).map(Upstream::Through);
         }
@@ -152,7 +153,7 @@ impl Dial for Network {
             Address::Quic { address, name } if let Some(links) = &self.links => {
                 return Ok(Upstream::Quic(Box::new(links.open(*address, name.clone()))));
             }
-            // TLS is spoken by HTTP alone.
+            // TLS needs settings.
             Address::Quic { .. } | Address::Udp(_) | Address::Tls { .. } => {
                 return Err(io::ErrorKind::Unsupported.into());
             }
@@ -172,42 +173,115 @@ impl Dial for Network {
             TcpStream::from_std(socket.into()).map(Upstream::Tcp)
         }
     }
+}
 
-    fn poll_connected(&mut self, stream: &mut Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let (writable, readable) = match stream {
-            Upstream::Tcp(tcp) => (tcp.poll_write_ready(cx), tcp.poll_read_ready(cx)),
-            Upstream::Unix(unix) => (unix.poll_write_ready(cx), unix.poll_read_ready(cx)),
+/// A socket to a server.
+pub enum Upstream {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+    /// A stream of a QUIC connection.
+    #[cfg(feature = "quic")]
+    Quic(Box<super::quic_wire::Opening>),
+    /// One of the others with TLS around it.
+    #[cfg(feature = "http")]
+    Shielded(Box<Shielding>),
+    /// A stream through a tunnel.
+    Through(Box<dyn Detour>),
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp(_) => "Tcp",
+            Self::Unix(_) => "Unix",
             #[cfg(feature = "quic")]
-            Upstream::Quic(opening) => return opening.poll_open(cx),
-            Upstream::Through(detour) => {
-                return detour.poll_open(cx).map_ok(|socket| {
-                    if let Some(socket) = socket {
-                        *stream = Upstream::Tcp(socket);
-                    }
-                });
-            }
-        };
-        // A socket becomes writable whether its connection came about or not. One that failed is readable as well, since
-        // reading would tell; only then is its error asked for, which is a system call.
-        writable.map(|ready| {
-            ready?;
-            if readable.is_pending() {
-                return Ok(());
-            }
-            let error = match stream {
-                Upstream::Tcp(tcp) => tcp.take_error(),
-                Upstream::Unix(unix) => unix.take_error(),
-                #[cfg(feature = "quic")]
-                Upstream::Quic(_) => Ok(None),
-                Upstream::Through(_) => Ok(None),
-            };
-            error?.map_or(Ok(()), Err)
+            Self::Quic(_) => "Quic",
+            #[cfg(feature = "http")]
+            Self::Shielded(_) => "Shielded",
+            Self::Through(_) => "Through",
         })
     }
 }
 
+impl Dial for Network {
+    type Stream = Upstream;
+
+    fn dial(&mut self, to: &Address) -> io::Result<Upstream> {
+        #[cfg(feature = "http")]
+        if let Some(tls) = &self.tls {
+            let protocols: Vec<&[u8]> = tls.protocols.iter().map(Vec::as_slice).collect();
+            let (to, name) = match to {
+                Address::Tls { address, name } => (&Address::Tcp(*address), PeerName::new(name)),
+                Address::Tcp(_) | Address::Unix(_) | Address::Quic { .. } | Address::Udp(_) => (to, tls.name.clone()),
+            };
+            let ssl = handshake(tls, &protocols, &name).map_err(io::Error::other)?;
+            return Ok(Upstream::Shielded(Box::new(Shielding::new(self.plain(to)?, ssl))));
+        }
+        self.plain(to)
+    }
+
+    #[cfg(feature = "http")]
+    fn goes_ahead(&mut self, stream: &mut Upstream, bytes: &[u8]) -> bool {
+        let Upstream::Shielded(shielding) = stream else { return false };
+        shielding.goes_ahead(bytes);
+        true
+    }
+
+    fn poll_connected(&mut self, stream: &mut Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        poll_connected(stream, cx)
+    }
+
+    #[cfg(feature = "http")]
+    fn is_shaking(&self, stream: &Upstream) -> bool {
+        matches!(stream, Upstream::Shielded(shielding) if shielding.is_shaking())
+    }
+}
+
+/// Whether a stream is ready to use.
+pub(super) fn poll_connected(stream: &mut Upstream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    let (writable, readable) = match stream {
+        Upstream::Tcp(tcp) => (tcp.poll_write_ready(cx), tcp.poll_read_ready(cx)),
+        Upstream::Unix(unix) => (unix.poll_write_ready(cx), unix.poll_read_ready(cx)),
+        #[cfg(feature = "quic")]
+        Upstream::Quic(opening) => return opening.poll_open(cx),
+        #[cfg(feature = "http")]
+        Upstream::Shielded(shielding) => return shielding.poll_open(cx),
+        Upstream::Through(detour) => {
+            return detour.poll_open(cx).map_ok(|socket| {
+                if let Some(socket) = socket {
+                    *stream = Upstream::Tcp(socket);
+                }
+            });
+        }
+    };
+    // A socket becomes writable whether its connection came about or not. One that failed is readable as well, since
+    // reading would tell; only then is its error asked for, which is a system call.
+    writable.map(|ready| {
+        ready?;
+        if readable.is_pending() {
+            return Ok(());
+        }
+        let error = match stream {
+            Upstream::Tcp(tcp) => tcp.take_error(),
+            Upstream::Unix(unix) => unix.take_error(),
+            #[cfg(feature = "quic")]
+            Upstream::Quic(_) => Ok(None),
+            #[cfg(feature = "http")]
+            Upstream::Shielded(_) => Ok(None),
+            Upstream::Through(_) => Ok(None),
+        };
+        error?.map_or(Ok(()), Err)
+    })
+}
+
 /// What the error of a connection attempt means.
 pub(super) fn failure_of(error: &io::Error) -> Failure {
+    #[cfg(feature = "http")]
+    if let Some(not) = error.get_ref().and_then(|inner| inner.downcast_ref::<NotShielded>()) {
+        return not.failure;
+    }
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::CONNREFUSED | Errno::CONNRESET | Errno::NOENT | Errno::AGAIN) => Failure::Refused,
         Some(Errno::TIMEDOUT) => Failure::Timeout,
@@ -242,6 +316,8 @@ impl Wire for Upstream {
             Self::Unix(unix) => unix.abort(),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => quic.abort(),
+            #[cfg(feature = "http")]
+            Self::Shielded(shielded) => shielded.abort(),
             Self::Through(detour) => detour.abort(),
         }
     }
@@ -259,6 +335,8 @@ impl Wire for Upstream {
             Self::Unix(unix) => unix.is_broken(),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => quic.is_broken(),
+            #[cfg(feature = "http")]
+            Self::Shielded(shielded) => shielded.is_broken(),
             Self::Through(detour) => detour.is_broken(),
         }
     }
@@ -269,6 +347,8 @@ impl Wire for Upstream {
             Self::Unix(unix) => unix.plain(),
             #[cfg(feature = "quic")]
             Self::Quic(_) => None,
+            #[cfg(feature = "http")]
+            Self::Shielded(_) => None,
             Self::Through(detour) => detour.plain(),
         }
     }
@@ -281,6 +361,8 @@ impl AsyncRead for Upstream {
             Self::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => Pin::new(quic).poll_read(cx, buf),
+            #[cfg(feature = "http")]
+            Self::Shielded(shielded) => Pin::new(shielded).poll_read(cx, buf),
             Self::Through(detour) => Pin::new(detour).poll_read(cx, buf),
         }
     }
@@ -293,6 +375,8 @@ impl AsyncWrite for Upstream {
             Self::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => Pin::new(quic).poll_write(cx, buf),
+            #[cfg(feature = "http")]
+            Self::Shielded(shielded) => Pin::new(shielded).poll_write(cx, buf),
             Self::Through(detour) => Pin::new(detour).poll_write(cx, buf),
         }
     }
@@ -303,6 +387,8 @@ impl AsyncWrite for Upstream {
             Self::Unix(unix) => unix.is_write_vectored(),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => quic.is_write_vectored(),
+            #[cfg(feature = "http")]
+            Self::Shielded(_) => false,
             Self::Through(detour) => detour.is_write_vectored(),
         }
     }
@@ -317,6 +403,8 @@ impl AsyncWrite for Upstream {
             Self::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => Pin::new(quic).poll_write_vectored(cx, bufs),
+            #[cfg(feature = "http")]
+            Self::Shielded(shielded) => Pin::new(shielded).poll_write_vectored(cx, bufs),
             Self::Through(detour) => Pin::new(detour).poll_write_vectored(cx, bufs),
         }
     }
@@ -327,6 +415,8 @@ impl AsyncWrite for Upstream {
             Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
             #[cfg(feature = "quic")]
             Self::Quic(_) => Poll::Ready(Ok(())),
+            #[cfg(feature = "http")]
+            Self::Shielded(shielded) => Pin::new(shielded).poll_flush(cx),
         }
     }
 
@@ -336,6 +426,8 @@ impl AsyncWrite for Upstream {
             Self::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
             #[cfg(feature = "quic")]
             Self::Quic(quic) => Pin::new(quic).poll_shutdown(cx),
+            #[cfg(feature = "http")]
+            Self::Shielded(shielded) => Pin::new(shielded).poll_shutdown(cx),
             Self::Through(detour) => Pin::new(detour).poll_shutdown(cx),
         }
     }

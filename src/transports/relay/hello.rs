@@ -9,21 +9,20 @@
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use boring::ssl::Ssl;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio_boring::{SslStream, SslStreamBuilder};
 
 use super::actor::Relay;
 use super::codec::Header;
 use super::codec_hello::{self, Hello, HelloRule, NoHello, Seen};
-use super::dial::{Network, Wire};
+use super::dial::Network;
+use super::shielded::Shielded;
 use super::state::RelaySettings;
 use crate::actors::clock::later;
 use crate::actors::{Driver, Fault, Kind, Place, SpawnError, Spec, Turn, shelf};
@@ -134,9 +133,8 @@ async fn begin(
         let context = shelf(tls, || tls.builder().map(|builder| builder.build()));
         let context = context.as_ref().as_ref().map_err(|error| Fault::local("tls", error.to_string()))?;
         let ssl = Ssl::new(context).map_err(|error| Fault::local("tls", error.to_string()))?;
-        let stream = by(driver, until, SslStreamBuilder::new(ssl, tcp).accept()).await;
-        let stream = stream.ok_or_else(late)?.map_err(|error| Fault::peer("handshake", error.to_string()))?;
-        let client = Terminated(Box::new(stream));
+        let client = by(driver, until, Shielded::accept(ssl, tcp)).await;
+        let client = client.ok_or_else(late)?.map_err(|why| Fault::peer("handshake", why))?;
         let make = move || Relay::guest(client, (peer, ticket), network, header, listener, relay, random);
         mesh.spawn(place, spec, make).map(drop)
     } else {
@@ -195,48 +193,4 @@ async fn by<F: Future>(driver: &Driver, at: std::time::Instant, future: F) -> Op
         Poll::Pending
     })
     .await
-}
-
-/// A client's stream of which TLS has been taken off.
-pub struct Terminated(Box<SslStream<TcpStream>>);
-
-impl fmt::Debug for Terminated {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Terminated").finish_non_exhaustive()
-    }
-}
-
-impl Wire for Terminated {
-    fn abort(&mut self) {
-        self.0.get_mut().abort();
-    }
-
-    fn is_broken(&self) -> bool {
-        self.0.get_ref().is_broken()
-    }
-}
-
-impl AsyncRead for Terminated {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Terminated {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let first = all.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
-        self.poll_write(cx, first)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_shutdown(cx)
-    }
 }

@@ -31,6 +31,8 @@ enum Phase {
     Dial,
     Connecting {
         until: Option<Instant>,
+        /// A handshake goes on.
+        accepted: bool,
     },
     Open,
     Over(End),
@@ -41,7 +43,9 @@ enum Phase {
 struct Cut {
     from: Side,
     reason: &'static str,
-    until: Instant,
+    /// For as long as a client that broke the rules of messages still gets answers. Without it the stream is over once
+    /// the other side has taken what came.
+    until: Option<Instant>,
 }
 
 /// One relayed stream.
@@ -58,6 +62,8 @@ pub struct State {
     last_failure: Option<Failure>,
     failures: Vec<&'static str>,
     header: Option<Header>,
+    /// The server that was dialled is told about the client ahead of everything else.
+    header_taken: bool,
     local: Header,
     /// Where the client connects from.
     client: Option<IpAddr>,
@@ -98,6 +104,7 @@ impl State {
             last_failure: None,
             failures: Vec::new(),
             header: None,
+            header_taken: false,
             local: header,
             client: None,
             draining: false,
@@ -136,6 +143,11 @@ impl State {
             Input::Eof(side) if self.gone == Some(side) => self.reset(side, now),
             Input::Eof(side) => self.eof(side, now),
             Input::Reset(side) => self.reset(side, now),
+            Input::Truncated(side) => self.truncated(side, now),
+            Input::BrokeTls(side) => {
+                self.note_failure(side, side.broke_tls(), now);
+                self.over(side.broke_tls(), Blame::Peer);
+            }
             Input::Written(to, count) => {
                 self.to(to).wrote(count, now);
                 self.moved_at = now;
@@ -152,6 +164,12 @@ impl State {
             Input::FinSent(to) => {
                 self.to(to).fin_sent = true;
                 self.moved_at = now;
+            }
+            Input::HeaderTaken => self.header_taken = true,
+            Input::Accepted => {
+                if let Phase::Connecting { accepted, .. } = &mut self.phase {
+                    *accepted = true;
+                }
             }
             Input::Connected => self.connected(now),
             Input::ConnectFailed(failure) => self.connect_failed(failure, now),
@@ -241,7 +259,9 @@ impl State {
                 self.tried.push(picked.id());
                 let address = picked.address().clone();
                 self.picked = Some(picked);
-                self.phase = Phase::Connecting { until: after(now, self.settings.connect_timeout) };
+                self.header_taken = false;
+                let until = after(now, self.settings.connect_timeout);
+                self.phase = Phase::Connecting { until, accepted: false };
                 Some(address)
             }
             Err(no) => {
@@ -277,7 +297,7 @@ impl State {
     pub fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Header { until } => Some(until),
-            Phase::Connecting { until } => until,
+            Phase::Connecting { until, .. } => until,
             Phase::Open => {
                 let frames = self.frame_timer().map(|(at, _)| at);
                 [self.idle_at(), self.probe_at(), frames].into_iter().flatten().min()
@@ -422,7 +442,7 @@ impl State {
             self.blame_server(reason, now);
         }
         let until = after(now, LINGER).unwrap_or(now);
-        self.cut = self.cut.or(Some(Cut { from, reason, until }));
+        self.cut = self.cut.or(Some(Cut { from, reason, until: Some(until) }));
         if from == Side::Client && self.up.gate().is_none_or(|gate| gate.messages == 0) {
             // Nothing of it was worth a server's time.
             self.over(reason, Blame::Peer);
@@ -447,9 +467,25 @@ impl State {
     }
 
     fn note_reset(&mut self, side: Side, now: Instant) {
+        self.note_failure(side, side.reset(), now);
+    }
+
+    fn note_failure(&mut self, side: Side, reason: &'static str, now: Instant) {
         if side == Side::Upstream && !self.up.broken {
-            self.blame_server("upstream_reset", now);
+            self.blame_server(reason, now);
         }
+    }
+
+    /// A side may have meant to say more: what came goes to its end, which is no end in order.
+    fn truncated(&mut self, from: Side, now: Instant) {
+        self.note_failure(from, from.truncated(), now);
+        if self.phase != Phase::Open {
+            self.over(from.truncated(), Blame::Peer);
+            return;
+        }
+        self.to(from.other()).cut_off();
+        let reason = from.truncated();
+        self.cut = self.cut.or(Some(Cut { from, reason, until: None }));
     }
 
     fn connected(&mut self, now: Instant) {
@@ -459,12 +495,17 @@ impl State {
         if let Some(picked) = &self.picked {
             picked.succeeded(now);
         }
-        if let Some(version) = self.settings.proxy_out {
-            let header = self.header.unwrap_or(self.local).encode(version);
+        if let Some(header) = self.header_out().filter(|_| !self.header_taken) {
             self.up.push_front(&header);
         }
         self.phase = Phase::Open;
         self.moved_at = now;
+    }
+
+    /// The PROXY header for the server.
+    #[must_use]
+    pub fn header_out(&self) -> Option<Vec<u8>> {
+        self.settings.proxy_out.map(|version| self.header.unwrap_or(self.local).encode(version))
     }
 
     fn connect_failed(&mut self, failure: Failure, now: Instant) {
@@ -497,8 +538,9 @@ impl State {
                 return;
             }
         }
-        if let Some(Cut { from, reason, .. }) = self.cut {
-            if (from == Side::Upstream && self.down.is_empty()) || (self.up.fin_sent && self.down.fin_sent) {
+        if let Some(Cut { from, reason, until }) = self.cut {
+            let passed = self.way_to(from.other()).is_empty() && (from == Side::Upstream || until.is_none());
+            if passed || (self.up.fin_sent && self.down.fin_sent) {
                 self.over(reason, Blame::Peer);
             }
             return;
@@ -514,7 +556,8 @@ impl State {
         }
         match self.phase {
             Phase::Header { .. } => self.over("proxy_timeout", Blame::Peer),
-            Phase::Connecting { .. } => self.connect_failed(Failure::Timeout, now),
+            Phase::Connecting { accepted: false, .. } => self.connect_failed(Failure::Timeout, now),
+            Phase::Connecting { accepted: true, .. } => self.connect_failed(Failure::HandshakeTimeout, now),
             Phase::Open if self.idle_at().is_some_and(|at| at <= now) => self.over("idle", Blame::Nobody),
             Phase::Open => match self.frame_timer().filter(|(at, _)| *at <= now) {
                 Some((_, reason)) => {
@@ -535,7 +578,7 @@ impl State {
     /// The first of the timers that only messages have, and the end it leads to.
     fn frame_timer(&self) -> Option<(Instant, &'static str)> {
         let frames = self.settings.frames?;
-        if let Some(Cut { reason, until, .. }) = self.cut {
+        if let Some(Cut { reason, until: Some(until), .. }) = self.cut {
             return Some((until, reason));
         }
         let (up, down) = (self.up.gate()?, self.down.gate()?);

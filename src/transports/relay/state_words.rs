@@ -75,6 +75,20 @@ impl Side {
         }
     }
 
+    pub(super) const fn truncated(self) -> &'static str {
+        match self {
+            Self::Client => "client_truncated",
+            Self::Upstream => "upstream_truncated",
+        }
+    }
+
+    pub(super) const fn broke_tls(self) -> &'static str {
+        match self {
+            Self::Client => "client_tls",
+            Self::Upstream => "upstream_tls",
+        }
+    }
+
     pub(super) const fn ended_in_message(self) -> &'static str {
         match self {
             Self::Client => "eof_in_message",
@@ -102,6 +116,14 @@ pub enum Failure {
     Unreachable,
     /// This machine lacks something: no fault of the server's.
     Local,
+    /// Its certificate is not one that is trusted, or names somebody else.
+    Certificate,
+    /// It accepted, and the TLS handshake was not over in time.
+    HandshakeTimeout,
+    /// It accepted and said something that is not TLS.
+    NotTls,
+    /// It accepted and broke the TLS handshake off, or we could not agree.
+    Handshake,
 }
 
 impl Failure {
@@ -113,6 +135,10 @@ impl Failure {
             Self::Timeout => "connect_timeout",
             Self::Unreachable => "connect_unreachable",
             Self::Local => "connect_local",
+            Self::Certificate => "tls_certificate",
+            Self::HandshakeTimeout => "tls_timeout",
+            Self::NotTls => "tls_not_spoken",
+            Self::Handshake => "tls_refused",
         }
     }
 }
@@ -139,6 +165,10 @@ pub enum Input<'a> {
     Eof(Side),
     /// Reading a side failed: it is gone.
     Reset(Side),
+    /// The stream below a side's TLS has ended, and TLS has not.
+    Truncated(Side),
+    /// A side broke TLS off with an alert, or said what is no record of it.
+    BrokeTls(Side),
     /// A side took so many of the bytes that `poll` gave.
     Written(Side, usize),
     /// Writing to a side failed. What it has sent is read nevertheless.
@@ -147,6 +177,10 @@ pub enum Input<'a> {
     WriteReset(Side),
     /// A side has been told that no more comes.
     FinSent(Side),
+    /// The server that was dialled is told about the client by somebody else.
+    HeaderTaken,
+    /// The server that was dialled has accepted, and a handshake goes on.
+    Accepted,
     /// The server that was dialled is connected.
     Connected,
     /// It is not.
@@ -183,7 +217,8 @@ pub enum Blame {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct End {
     /// The word that counters use: `finished`, `drained`, `idle`, `client_reset`, `upstream_reset`, `no_upstream`,
-    /// `proxy_malformed`, `proxy_timeout` or one of [`Failure::reason`]; with messages also `frame_too_large`,
+    /// `proxy_malformed`, `proxy_timeout` or one of [`Failure::reason`]; over TLS also `client_truncated`,
+    /// `upstream_truncated`, `client_tls` and `upstream_tls`; with messages also `frame_too_large`,
     /// `frame_malformed`, `eof_in_message`, `first_message_timeout`, `message_timeout` and `slow_reader`, which are the
     /// client's doing, and `upstream_frame_too_large`, `upstream_frame_malformed`, `upstream_eof_in_message`,
     /// `upstream_message_timeout` and `upstream_slow`.

@@ -88,6 +88,68 @@ fn a_reset_that_a_write_met_first_is_passed_on_as_one() {
 }
 
 #[test]
+fn a_server_that_accepts_and_then_takes_too_long_is_named_otherwise() {
+    let now = start();
+    let mut state = State::new(Arc::new(RelaySettings { attempts: 2, ..settings() }), Header::Local, 1, now);
+    state.dial(now);
+    state.handle(Input::Accepted, now);
+    let late = now + Duration::from_secs(5);
+    assert_eq!(state.deadline(), Some(late), "one limit for both");
+    state.handle(Input::Deadline, late);
+    state.dial(late);
+    state.handle(Input::Deadline, late + Duration::from_secs(5));
+    assert_eq!(state.take_failures(), ["tls_timeout", "connect_timeout"]);
+    assert_eq!(state.dial(late + Duration::from_secs(5)), None, "two were tried");
+    assert_eq!(reason(&state), Some("connect_timeout"));
+}
+
+#[test]
+fn what_was_cut_off_is_delivered_and_is_no_end() {
+    let now = start();
+    for (from, to) in [(Side::Client, Side::Upstream), (Side::Upstream, Side::Client)] {
+        let mut state = open(settings(), now);
+        state.handle(came(from, b"half an ans", 5), now);
+        state.handle(Input::Truncated(from), now);
+        assert_eq!(reason(&state), None, "what came is on its way");
+        assert_eq!(state.poll(to), Next::Write(b"an ans"));
+        assert!(!state.wants_read(from));
+        state.handle(Input::Written(to, 6), now);
+        assert_eq!(reason(&state), Some(from.truncated()), "and no Finish before it");
+        assert!(state.aborts(Side::Client, true) && state.aborts(Side::Upstream, true));
+        let blamed = state.take_failures();
+        assert_eq!(blamed, if from == Side::Upstream { vec!["upstream_truncated"] } else { Vec::new() });
+        // With nothing on its way, at once; and before there is a server.
+        let mut state = open(settings(), now);
+        state.handle(Input::Truncated(from), now);
+        assert_eq!(reason(&state), Some(from.truncated()));
+    }
+    let mut state = State::new(Arc::new(settings()), Header::Local, 1, now);
+    state.dial(now);
+    state.handle(Input::Truncated(Side::Client), now);
+    assert_eq!(reason(&state), Some("client_truncated"));
+}
+
+#[test]
+fn a_header_that_went_ahead_is_not_said_again() {
+    let now = start();
+    let set = RelaySettings { proxy_out: Some(ProxyVersion::V1), ..settings() };
+    let mut state = State::new(Arc::new(set), Header::Local, 1, now);
+    state.dial(now);
+    state.handle(Input::HeaderTaken, now);
+    state.handle(Input::ConnectFailed(Failure::Certificate), now);
+    // Another server has not been told.
+    state.dial(now);
+    state.handle(Input::Connected, now);
+    assert_eq!(state.poll(Side::Upstream), Next::Write(b"PROXY UNKNOWN\r\n"));
+    let set = RelaySettings { proxy_out: Some(ProxyVersion::V1), ..settings() };
+    let mut state = State::new(Arc::new(set), Header::Local, 1, now);
+    state.dial(now);
+    state.handle(Input::HeaderTaken, now);
+    state.handle(Input::Connected, now);
+    assert_eq!(state.poll(Side::Upstream), Next::Wait);
+}
+
+#[test]
 fn a_side_that_is_not_read_is_looked_after() {
     let now = start();
     let mut state = open(settings(), now);

@@ -8,11 +8,11 @@ use boring::ssl::{SslContextBuilder, SslMethod, SslVerifyMode, SslVersion};
 use boring::x509::store::X509StoreBuilder;
 use boring::x509::verify::{X509CheckFlags, X509VerifyFlags};
 
-use super::TlsError;
 use super::certificate::{Certificate, certificates};
 use super::keylog::KeyLog;
 use super::server::Curves;
 use super::state::protocol_list;
+use super::{TlsError, WRITES};
 
 /// Which authorities a client trusts. There is no "none": a connection that anybody may answer is not offered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -103,6 +103,7 @@ impl ClientSettings {
     pub fn builder(&self) -> Result<SslContextBuilder, TlsError> {
         let mut builder = SslContextBuilder::new(SslMethod::tls())?;
         builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
+        builder.set_mode(WRITES);
         self.curves.set(&mut builder)?;
         builder.set_verify(SslVerifyMode::PEER);
         builder.set_cert_store_builder(self.trusted()?);

@@ -10,11 +10,11 @@ use boring::ssl::{
 };
 use boring::x509::store::{X509Store, X509StoreBuilder};
 
-use super::TlsError;
 use super::certificate::{Certificate, certificates};
 use super::keylog::KeyLog;
 use super::state::{NameTable, choose_protocol, protocol_list};
 use super::tickets::Tickets;
+use super::{TlsError, WRITES};
 
 /// The groups for key agreement, most wanted first, by their names in BoringSSL.
 ///
@@ -139,6 +139,7 @@ impl ServerSettings {
         let mut builder = SslContextBuilder::new(SslMethod::tls())?;
         builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
         builder.set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_RENEGOTIATION);
+        builder.set_mode(WRITES);
         self.curves.set(&mut builder)?;
         self.present(&mut builder)?;
         self.speak(&mut builder)?;

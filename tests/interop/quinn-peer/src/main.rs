@@ -3,7 +3,10 @@
 //!
 //! `quinn-peer server CERT KEY LISTEN ALPN [retry] [rekey]` prints `listening ADDRESS` and serves until its standard
 //! input ends. `quinn-peer client CA CONNECT NAME ALPN CASE [BYTES] [STREAMS]` does what CASE says, prints `ok` and
-//! facts as `key=value`, and fails with a sentence otherwise.
+//! facts as `key=value`, and fails with a sentence otherwise. `quinn-peer http3 CA CONNECT NAME CASE` does the same as a
+//! client of HTTP/3.
+
+mod http3;
 
 use std::error::Error;
 use std::net::{SocketAddr, UdpSocket};
@@ -29,6 +32,14 @@ async fn main() -> Result<(), Failure> {
             let (bytes, streams) = (number(0, 1 << 20)?, number(1, 1)?);
             let client = Client::new(ca, connect, name, alpn, case == &"chacha20")?;
             tokio::time::timeout(Duration::from_secs(100), client.run(case, bytes, streams)).await??;
+            Ok(())
+        }
+        ["http3", ca, connect, name, case] => {
+            let client = Client::new(ca, connect, name, "h3", false)?;
+            let quic = client.endpoint.connect(client.to, name)?.await?;
+            let authority = format!("{name}:{}", client.to.port());
+            tokio::time::timeout(Duration::from_secs(100), http3::run(quic, &authority, case)).await??;
+            client.endpoint.wait_idle().await;
             Ok(())
         }
         _ => Err("usage: see the top of src/main.rs".into()),
