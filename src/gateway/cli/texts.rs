@@ -24,6 +24,7 @@ const EXAMPLES: [(&str, &str); 14] = [
     ("small_headers", include_str!("../../../examples/configs/small_headers.toml")),
     ("sni_passthrough", include_str!("../../../examples/configs/sni_passthrough.toml")),
     ("static_site", include_str!("../../../examples/configs/static_site.toml")),
+    ("tls_to_servers", include_str!("../../../examples/configs/tls_to_servers.toml")),
     ("udp_relay", include_str!("../../../examples/configs/udp_relay.toml")),
     ("wireguard_netstack", include_str!("../../../examples/configs/wireguard_netstack.toml")),
     ("wireguard_tun", include_str!("../../../examples/configs/wireguard_tun.toml")),
