@@ -16,7 +16,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::config::{Config, HttpAction, Moq, MoqOrigin, MoqWhenSlow, Protocol};
+#[cfg(feature = "http")]
+use super::config::HttpAction;
+use super::config::{Config, Listener, Moq, MoqOrigin, MoqWhenSlow, Protocol};
 use super::upstreams::Upstreams;
 use crate::actors::{Mesh, SpawnError};
 use crate::memory::{Budget, Snapshot};
@@ -173,19 +175,22 @@ fn wanted(config: &Config) -> Vec<(String, Moq)> {
             wanted.push((listener.name.clone(), (**moq).clone()));
         }
     }
-    let routes = config.listeners.iter().filter_map(|listener| match &listener.protocol {
-        Protocol::Http(http) => Some(&http.routes),
-        Protocol::Framed(_)
-        | Protocol::Relay(_)
-        | Protocol::Quic(_)
-        | Protocol::Udp(_)
-        | Protocol::Wireguard(_)
-        | Protocol::Custom { .. } => None,
-    });
-    if wanted.is_empty() && routes.flatten().any(|route| matches!(route.action, HttpAction::Moq { .. })) {
+    if wanted.is_empty() && config.listeners.iter().any(leads_here) {
         wanted.push((OWN.to_owned(), Moq::default()));
     }
     wanted
+}
+
+/// Whether a route of WebTransport leads to a relay.
+#[cfg(feature = "http")]
+fn leads_here(listener: &Listener) -> bool {
+    let Protocol::Http(http) = &listener.protocol else { return false };
+    http.routes.iter().any(|route| matches!(route.action, HttpAction::Moq { .. }))
+}
+
+#[cfg(not(feature = "http"))]
+const fn leads_here(_: &Listener) -> bool {
+    false
 }
 
 impl Running {

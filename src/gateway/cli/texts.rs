@@ -12,7 +12,7 @@ use crate::gateway::check::Known;
 use crate::gateway::schema;
 
 /// The shipped file first, then the examples, by name.
-const EXAMPLES: [(&str, &str); 14] = [
+const EXAMPLES: [(&str, &str); 15] = [
     ("default", include_str!("../../../config.toml")),
     ("custom_protocol", include_str!("../../../examples/configs/custom_protocol.toml")),
     ("echo", include_str!("../../../examples/configs/echo.toml")),

@@ -2,7 +2,7 @@
 //! and tokens are judged.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -50,7 +50,7 @@ fn clock_of_the_wall() -> Finding {
 /// Whether the kernel sends datagrams of QUIC to the arbiter that its connection id names.
 #[cfg(feature = "udp")]
 fn steering() -> Finding {
-    match crate::transports::udp::Group::bind(SocketAddr::from(([127, 0, 0, 1], 0)), 2, true) {
+    match crate::transports::udp::Group::bind(std::net::SocketAddr::from(([127, 0, 0, 1], 0)), 2, true) {
         Ok(group) if group.steered() => Finding::good("steering", "the kernel knows the arbiter of a QUIC datagram"),
         Ok(_) => Finding::less("steering", "not by the kernel", "arbiters pass datagrams on: `steer = false` says so"),
         Err(error) => Finding::less("steering", error.to_string(), "QUIC on several arbiters needs SO_REUSEPORT"),

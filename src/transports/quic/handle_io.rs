@@ -49,6 +49,7 @@ impl Duplex {
     }
 
     /// A stream inside a session: `ahead` was read of it already, and `codes` says what its codes are outside.
+    #[cfg(feature = "http")]
     #[must_use]
     pub(crate) fn inside(self, ahead: Bytes, codes: fn(u64) -> u64) -> Self {
         Self { held: ahead, codes, ..self }
