@@ -388,6 +388,7 @@ impl<M: Send + 'static> Turn<'_, M> {
 
     /// Turns that all actors of this arbiter have had before this one: by how much it grows between two turns of an actor
     /// says whether others have work as well.
+    #[cfg(feature = "quic")]
     pub(crate) fn turns_of_all(&self) -> u64 {
         self.local.turns.get()
     }
