@@ -34,7 +34,7 @@ use super::actor_wire::{Messages, encode};
 use super::actor_words::{REQUESTS, Request, What};
 use super::codec::{Ends, Mistake};
 use super::model::{Draft, Side};
-use super::model_codes::{RequestCode, SessionCode};
+use super::model_codes::{RequestCode, ResetCode, SessionCode};
 use super::model_message::{Goaway, Message, Setup};
 use super::model_params::Token;
 use super::state_directory::SessionId;
@@ -532,7 +532,11 @@ impl MoqSession {
                     self.stopped(stream, session);
                 }
             }
-            Event::Expired(stream) => self.stopped(stream, session),
+            Event::Expired(stream) => {
+                self.raise("moq_streams_reset", ResetCode::DeliveryTimeout.reason());
+                self.counters.skipped.add(1);
+                self.stopped(stream, session);
+            }
             Event::Openable(_) => self.openable(session),
             Event::Datagrams => self.datagrams(session)?,
             Event::Reset(stream, code) => {
