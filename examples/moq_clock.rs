@@ -1,8 +1,10 @@
 //! cargo run --example moq_clock -- publish 127.0.0.1:4443 cert.pem
 //! cargo run --example moq_clock -- subscribe 127.0.0.1:4443 cert.pem
+//! cargo run --example moq_clock -- subscribe https://127.0.0.1:8443/moq cert.pem
 //!
 //! A clock over a relay of Media over QUIC (`cargo run --example moq_relay`, or a gateway): each second is an object, each
-//! minute a group. With a number as the last argument it ends after so many seconds.
+//! minute a group. A relay is an address, reached over QUIC, or a URL, `https://` for WebTransport. With a number as the last
+//! argument it ends after so many seconds.
 #![allow(clippy::print_stdout, reason = "an example talks to its reader")]
 
 use std::error::Error;
@@ -32,7 +34,14 @@ pub(crate) async fn run(arguments: &[String], say: &mut dyn FnMut(String)) -> Re
     let quic = QuicClient::start(&mesh, ClientSettings::new("clock"))?;
     let mut tls = tls::ClientSettings::new(tls::PeerName::new("localhost"));
     tls.roots = tls::Roots::File(trust.into());
-    let client = MoqClient::connect(&quic, to.parse()?, tls, ClientOptions::default()).await?;
+    let (to, options) = match to.contains("://") {
+        true => {
+            let options = ClientOptions::of_url(to)?;
+            (options.authority.clone().unwrap_or_default(), options)
+        }
+        false => (to.clone(), ClientOptions::default()),
+    };
+    let client = MoqClient::connect(&quic, to.parse()?, tls, options).await?;
     say(format!("{} with {to}", client.draft()));
     let track = FullTrackName::of(["clock"], "now")?;
     match what.as_str() {

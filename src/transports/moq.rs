@@ -60,6 +60,6 @@ pub use actor_origin::{Origin, OriginSettings};
 pub use actor_relay::{Relay, RelaySettings, RelayView, TrackView, WhenSlow};
 pub use actor_site::{Scope, Site};
 pub use client::{
-    ClientError, ClientOptions, JoinError, MoqClient, Publication, Publisher, Subgroup, SubgroupWriter, Subscribing,
-    Subscription,
+    BadUrl, Carrier, ClientError, ClientOptions, JoinError, MoqClient, Publication, Publisher, Subgroup,
+    SubgroupWriter, Subscribing, Subscription,
 };

@@ -3,7 +3,7 @@
 //!
 //! An [`Application`](crate::transports::quic::Application) runs on it as it does on a QUIC connection: `actor` is the
 //! same [`Session`](crate::transports::quic::Session), whose streams carry the number of the session in front and whose
-//! codes are translated. `codec` are the capsules and numbers, `state` says what belongs to the session.
+//! codes are translated; `client` is the end that asks for a session. `codec` are the capsules and numbers, `state` says what belongs to the session.
 //!
 //! # What is bounded
 //! One session at a time on a connection; a second one is refused while the first lives. Streams and their bytes are
@@ -14,7 +14,9 @@
 //! is told once. Streams that are left are given up with `WT_SESSION_GONE`.
 
 mod actor;
+mod client;
 pub mod codec;
 pub mod state;
 
 pub(super) use actor::Running;
+pub use client::{Client, Dial};

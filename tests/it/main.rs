@@ -66,6 +66,8 @@ mod moq_fetch;
 mod moq_interop;
 #[cfg(all(feature = "moq", feature = "http"))]
 mod moq_reload;
+#[cfg(feature = "moq")]
+mod moq_rules;
 #[cfg(feature = "wireguard")]
 mod netns;
 #[cfg(feature = "wireguard")]

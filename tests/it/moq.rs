@@ -16,7 +16,7 @@ use portway::transports::moq::model_message::{
     Message, Publish, PublishDone, PublishNamespace, Setup, Subscribe, SubscribeTracks, TrackStatus,
 };
 use portway::transports::moq::model_names::{FullTrackName, Namespace, TrackName};
-use portway::transports::moq::model_params::{Params, Properties};
+use portway::transports::moq::model_params::{Params, Properties, Token};
 use portway::transports::quic::{Code, Connection, Priority, RecvStream, SendStream};
 
 use crate::gateway::Running;
@@ -99,9 +99,24 @@ pub(crate) fn bytes_of(message: &Message, draft: Draft) -> Bytes {
 
 impl Peer {
     pub(crate) async fn connect(clients: &Clients, to: SocketAddr, draft: Draft) -> Self {
+        Self::on(soon("a connection", clients.connect(to, draft.alpn())).await, draft).await
+    }
+
+    /// Over a connection that is there.
+    pub(crate) async fn on(connection: Connection, draft: Draft) -> Self {
+        Self::saying(connection, draft, Setup::default()).await
+    }
+
+    /// The same, with this token.
+    async fn showing(clients: &Clients, to: SocketAddr, draft: Draft, token: &'static str) -> Self {
         let connection = soon("a connection", clients.connect(to, draft.alpn())).await;
+        let token = Token::UseValue { kind: 0, value: Bytes::from_static(token.as_bytes()) };
+        Self::saying(connection, draft, Setup { tokens: vec![token], ..Setup::default() }).await
+    }
+
+    async fn saying(connection: Connection, draft: Draft, setup: Setup) -> Self {
         let control = connection.open_uni(Priority::default()).await.expect("a stream");
-        control.write(bytes_of(&Message::Setup(Box::default()), draft)).await.expect("written");
+        control.write(bytes_of(&Message::Setup(Box::new(setup)), draft)).await.expect("written");
         let theirs = soon("a control stream", connection.accept_uni()).await.expect("a stream");
         let mut words = Words::new(theirs, draft);
         assert!(matches!(words.next().await, Some(Message::Setup(_))));
@@ -525,6 +540,7 @@ fn an_endless_object_passes_as_it_comes() {
     let to = running.address("moq");
     let clients = Clients::new();
     wait(async {
+        let mut near = Flow::begin(&clients, to, "near").await;
         let mut publisher = Peer::connect(&clients, to, Draft::D18).await;
         let mut subscriber = Peer::connect(&clients, to, Draft::D18).await;
         let publish = publisher.publish("endless", 1).await;
@@ -541,13 +557,21 @@ fn an_endless_object_passes_as_it_comes() {
                 got += soon("bytes", theirs.read(65_536)).await.expect("read").expect("more").len();
             }
             got -= 16 << 10;
+            near.works().await;
         }
         let view = running.gateway().mesh().view().await;
         let actors = view.arbiters.iter().flat_map(|arbiter| &arbiter.actors);
         let held: usize = actors.filter(|actor| actor.kind.starts_with("moq")).map(|actor| actor.held).sum();
         assert!(held < 1 << 20, "{held} bytes held");
+        // What ends in its midst is no object: the publisher's session ends with it, and nobody else's.
+        stream.finish().await.expect("finished");
+        assert!(is_torn(&theirs).await);
+        assert_eq!(publisher.closed().await, SessionCode::ProtocolViolation);
+        near.works().await;
+        assert_eq!(running.gateway().mesh().view().await.totals.get("moq_sessions_failed", "moq", "cut_off"), 1);
         drop((publish, subscription));
     });
+    assert_eq!(running.totals().family("moq_sessions_failed"), 1);
 }
 
 /// Asks for namespaces of these numbers, 100 at a time; answers how many were granted and refused. Those granted stay.
@@ -721,30 +745,28 @@ fn a_name_is_published_anew_the_moment_it_is_done() {
 #[test]
 fn tokens_grant_and_expire_on_running_sessions() {
     let soon_over = portway::actors::clock::since_1970() + Duration::from_secs(3);
-    let rest = format!(
-        "[[listener.moq.token]]\ntoken = \"short\"\npublish = \"test\"\nsubscribe = \"test\"\nexpires = {}\n",
-        soon_over.as_secs()
-    );
+    let token = |token: &str, more: &str| {
+        format!("[[listener.moq.token]]\ntoken = \"{token}\"\npublish = \"test\"\nsubscribe = \"test\"\n{more}")
+    };
+    let rest = token("short", &format!("expires = {}\n", soon_over.as_secs())) + &token("stays", "");
     let running = Running::start(&relay(1, &rest));
     let to = running.address("moq");
     let clients = Clients::new();
     wait(async {
+        let (one, other) = (Draft::D18, Draft::D20);
+        let near = (Peer::showing(&clients, to, one, "stays").await, Peer::showing(&clients, to, other, "stays").await);
+        let mut near = Flow::of(near.0, near.1, "near").await;
         let mut peer = Peer::connect(&clients, to, Draft::D18).await;
         let mut denied = peer.subscribe_with("secret", Params::default()).await;
         assert_eq!(code_of(denied.words.next().await), RequestCode::Unauthorized);
-        let connection = soon("a connection", clients.connect(to, Draft::D18.alpn())).await;
-        let control = connection.open_uni(Priority::default()).await.expect("a stream");
-        let token = portway::transports::moq::model_params::Token::UseValue { kind: 0, value: Bytes::from("short") };
-        let setup = Setup { tokens: vec![token], ..Setup::default() };
-        control.write(bytes_of(&Message::Setup(Box::new(setup)), Draft::D18)).await.expect("written");
-        let theirs = soon("a control stream", connection.accept_uni()).await.expect("a stream");
-        let words = Words::new(theirs, Draft::D18);
-        let mut bearer = Peer { connection, draft: Draft::D18, control, _words: words, next: 0, kept: Vec::new() };
+        let mut bearer = Peer::showing(&clients, to, Draft::D18, "short").await;
         let publish = bearer.publish("secret", 1).await;
+        near.works().await;
         let ended = soon("its end", publish.words.stream.read(9)).await;
         assert!(ended.is_err() || ended == Ok(None), "its grant is over: {ended:?}");
         let mut late = bearer.subscribe_with("secret", Params::default()).await;
         assert_eq!(code_of(late.words.next().await), RequestCode::ExpiredAuthToken);
+        near.works().await;
     });
     let refused = |reason: &str| running.totals().get("moq_requests_refused", "moq", reason);
     assert_eq!((refused("unauthorized"), refused("expired_auth_token")), (1, 2));
@@ -760,8 +782,11 @@ pub(crate) struct Flow {
 
 impl Flow {
     pub(crate) async fn begin(clients: &Clients, to: SocketAddr, name: &str) -> Self {
-        let mut publisher = Peer::connect(clients, to, Draft::D18).await;
-        let mut subscriber = Peer::connect(clients, to, Draft::D20).await;
+        let publisher = Peer::connect(clients, to, Draft::D18).await;
+        Self::of(publisher, Peer::connect(clients, to, Draft::D20).await, name).await
+    }
+
+    async fn of(mut publisher: Peer, mut subscriber: Peer, name: &str) -> Self {
         let (publish, (subscription, _)) = tokio::join!(publisher.publish(name, 7), subscriber.subscribe(name));
         publisher.kept.push(publish);
         Self { publisher, subscriber, _subscription: subscription, group: 0 }

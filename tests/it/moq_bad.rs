@@ -9,12 +9,12 @@ use portway::transports::moq::codec_subgroup::Piece;
 use portway::transports::moq::model::{Draft, GroupOrder, Location};
 use portway::transports::moq::model_codes::{RequestCode, SessionCode};
 use portway::transports::moq::model_message::{
-    Fetch, FetchOk, FetchWhat, Goaway, Message, Publish, PublishNamespace, Subscribe, SubscribeNamespace, SubscribeOk,
-    SubscribeTracks, TrackStatus,
+    Fetch, FetchOk, FetchWhat, Goaway, Message, Publish, PublishNamespace, RequestError, Setup, Subscribe,
+    SubscribeNamespace, SubscribeOk, SubscribeTracks, TrackStatus,
 };
 use portway::transports::moq::model_names::Namespace;
 use portway::transports::moq::model_params::{Filter, Params, Properties};
-use portway::transports::quic::{Datagram, Priority};
+use portway::transports::quic::{Code, Datagram, Priority};
 
 use crate::gateway::Running;
 use crate::moq::{Peer, Request, Words, bad, bytes_of, code_of, relay, soon, track};
@@ -62,7 +62,7 @@ fn parts(message: &Bytes) -> (Bytes, Bytes) {
     (message.slice(..head), message.slice(head + 2..))
 }
 
-fn message(kind: &[u8], body: &[u8]) -> Bytes {
+fn message_of(kind: &[u8], body: &[u8]) -> Bytes {
     let mut out = BytesMut::from(kind);
     out.put_u16(u16::try_from(body.len()).expect("a short body"));
     out.extend_from_slice(body);
@@ -137,7 +137,7 @@ fn every_message_that_is_shorter_than_its_fields_ends_its_session_alone() {
             for length in 0..body.len() {
                 let peer = Peer::connect(&clients, running.address("moq"), Draft::D20).await;
                 let (send, _receive) = soon("a stream", peer.connection.open(Priority::default())).await.expect("one");
-                send.write(message(&kind, &body[..length])).await.expect("written");
+                send.write(message_of(&kind, &body[..length])).await.expect("written");
                 assert_eq!(peer.closed().await, SessionCode::ProtocolViolation, "{length} bytes of {request:?}");
                 sent += 1;
             }
@@ -148,6 +148,115 @@ fn every_message_that_is_shorter_than_its_fields_ends_its_session_alone() {
     let totals = running.totals();
     let truncated = totals.get("moq_sessions_failed", "moq", "truncated");
     assert_eq!((truncated, totals.family("moq_sessions_failed")), (sent, sent));
+}
+
+/// Answers of a publisher that are shorter than their fields: the same.
+#[test]
+fn every_answer_that_is_shorter_than_its_fields_ends_its_session_alone() {
+    let running = Running::start(&relay(1, ""));
+    let clients = Clients::new();
+    let (sent, _open) = wait(async {
+        let mut near = Near::of(&clients, &running).await;
+        let mut subscriber = Peer::connect(&clients, running.address("moq"), Draft::D18).await;
+        let ok = SubscribeOk { track_alias: 9, ..SubscribeOk::default() };
+        let answers = [
+            Message::SubscribeOk(Box::new(ok)),
+            Message::RequestError(Box::new(RequestError::new(RequestCode::Timeout))),
+        ];
+        let (mut sent, mut open) = (0, Vec::new());
+        for answer in answers {
+            let (kind, body) = parts(&bytes_of(&answer, Draft::D20));
+            for length in 0..body.len() {
+                let (publisher, namespace) = announced(&clients, &running).await;
+                let name = format!("short-{sent}");
+                let waits = subscriber.subscribe_with(&name, Params::default()).await;
+                loop {
+                    // It is asked for the neighbour's track as well.
+                    let (request, message) = asked(&publisher).await;
+                    let wanted = matches!(&message, Message::Subscribe(of) if of.track == track(&name));
+                    if wanted {
+                        request.send.write(message_of(&kind, &body[..length])).await.expect("written");
+                    }
+                    open.push(request);
+                    if wanted {
+                        break;
+                    }
+                }
+                assert_eq!(publisher.closed().await, SessionCode::ProtocolViolation, "{length} bytes of {answer:?}");
+                open.extend([namespace, waits]);
+                sent += 1;
+            }
+        }
+        near.lost_nothing().await;
+        (sent, (near, subscriber, open))
+    });
+    assert!(sent >= 5, "{sent} answers");
+    let totals = running.totals();
+    let truncated = totals.get("moq_sessions_failed", "moq", "truncated");
+    assert_eq!((truncated, totals.family("moq_sessions_failed")), (sent, sent));
+}
+
+/// A stream of objects that ends anywhere but behind an object, a datagram that ends within its header, and a SETUP that
+/// ends anywhere.
+#[test]
+fn every_prefix_of_what_is_no_request_ends_its_session_alone() {
+    let running = Running::start(&relay(1, ""));
+    let clients = Clients::new();
+    let (sent, _open) = wait(async {
+        let mut near = Near::of(&clients, &running).await;
+        let (mut sent, mut open) = ([0; 3], Vec::new());
+        let payloads: [&[u8]; 3] = [b"abc", b"", b"d"];
+        let stream = |peer: &Peer, payloads: &[&[u8]]| peer.subgroup(1, 0, payloads);
+        let peer = Peer::connect(&clients, running.address("moq"), Draft::D18).await;
+        let (all, fits) =
+            (stream(&peer, &payloads), [0, 1, 2, 3].map(|objects| stream(&peer, &payloads[..objects]).len()));
+        for length in (1..all.len()).filter(|length| !fits.contains(length)) {
+            let mut peer = Peer::connect(&clients, running.address("moq"), Draft::D18).await;
+            let publish = peer.publish(&format!("cut-{length}"), 1).await;
+            peer.kept.push(publish);
+            let stream = peer.connection.open_uni(Priority::default()).await.expect("a stream");
+            stream.write(all.slice(..length)).await.expect("written");
+            stream.finish().await.expect("finished");
+            assert_eq!(peer.closed().await, SessionCode::ProtocolViolation, "{length} bytes of a stream");
+            sent[0] += 1;
+            open.push(peer);
+        }
+        // Of default priority: alias, group, object.
+        for length in 1..4 {
+            let peer = Peer::connect(&clients, running.address("moq"), Draft::D18).await;
+            let datagram = Bytes::copy_from_slice(&[0x08, 1, 5, 3, b'x'][..length]);
+            peer.connection.send_datagram(Datagram::new(datagram)).await.expect("sent");
+            assert_eq!(peer.closed().await, SessionCode::ProtocolViolation, "{length} bytes of a datagram");
+            sent[1] += 1;
+            open.push(peer);
+        }
+        let setup = Setup { implementation: Some("cut".to_owned()), ..Setup::default() };
+        let setup = bytes_of(&Message::Setup(Box::new(setup)), Draft::D20);
+        for length in 1..setup.len() {
+            let connection = clients.connect(running.address("moq"), "moqt-20").await;
+            let control = connection.open_uni(Priority::default()).await.expect("a stream");
+            control.write(setup.slice(..length)).await.expect("written");
+            control.finish().await.expect("finished");
+            let end = soon("a close", connection.join()).await.end;
+            assert_eq!(
+                end.code,
+                Code::Application(SessionCode::ProtocolViolation.number(Draft::D20)),
+                "{length} of SETUP"
+            );
+            sent[2] += 1;
+        }
+        near.lost_nothing().await;
+        (sent, (near, open, peer))
+    });
+    let totals = running.totals();
+    let failed = |reason| totals.get("moq_sessions_failed", "moq", reason);
+    assert!(sent[0] >= 6 && sent[2] >= 6, "{sent:?}");
+    // Of SETUP the first byte is not even a type.
+    assert_eq!(
+        [failed("cut_off"), failed("truncated"), failed("control_stream_closed")],
+        [sent[0] + 1, sent[1], sent[2] - 1]
+    );
+    assert_eq!(totals.family("moq_sessions_failed"), sent.iter().sum::<u64>());
 }
 
 /// What drafts reserve so that nobody relies on it: options and codes that nobody knows are passed over, padding is
@@ -168,7 +277,7 @@ fn grease_is_passed_over_where_it_may_be() {
         put_varint(0x7f, &mut options);
         put_varint(3, &mut options);
         options.extend_from_slice(b"abc");
-        control.write(message(&kind, &options)).await.expect("written");
+        control.write(message_of(&kind, &options)).await.expect("written");
         let theirs = soon("a control stream", connection.accept_uni()).await.expect("a stream");
         let mut words = Words::new(theirs, Draft::D20);
         assert!(matches!(words.next().await, Some(Message::Setup(_))));
@@ -195,7 +304,7 @@ fn grease_is_passed_over_where_it_may_be() {
         let mut body = BytesMut::from(&body[..body.len() - 1]);
         body.extend_from_slice(&[1, 0x3e, 0]);
         let (send, receive) = peer.connection.open(Priority::default()).await.expect("a stream");
-        send.write(message(&kind, &body)).await.expect("written");
+        send.write(message_of(&kind, &body)).await.expect("written");
         peer.kept.push(Request { send, words: Words::new(receive, Draft::D18) });
     });
     bad("unknown_datagram", SessionCode::ProtocolViolation, async |peer| {

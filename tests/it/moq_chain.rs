@@ -10,8 +10,8 @@ use portway::transports::moq::model_names::Namespace;
 use portway::transports::moq::model_params::Params;
 use portway::transports::moq::{ClientError, ClientOptions, Publication, Subscribing};
 
-use crate::gateway::Running;
-use crate::moq::{Peer, Request, bytes_of, relay};
+use crate::gateway::{Running, free};
+use crate::moq::{Peer, Request, bytes_of, code_of, relay};
 use crate::moq_bad::{Near, asked};
 use crate::moq_client::{Clients, group, next, patient, soon, track};
 use crate::probe::{eventually, wait};
@@ -344,4 +344,70 @@ fn an_edge_shows_its_token_and_names_its_scope() {
         assert_eq!(next(&mut subscription).await.payload, Bytes::from("granted"));
     });
     assert_eq!(origin.totals().family("moq_requests_refused"), 0);
+}
+
+/// Each is the other's origin: what one has from the other it does not tell it back, so that what ends at its publisher
+/// ends everywhere, and what nobody has is refused instead of being asked for in a ring.
+#[test]
+fn two_relays_that_are_each_others_origin_keep_nothing_alive() {
+    let ports = [free(), free()];
+    let text = |here: usize| {
+        // The second scope makes one of them learn late which relay its peer has reached.
+        let more = if here == 0 { "" } else { "[[listener.moq.scope]]\npath = \"/other\"\n" };
+        let scopes = "[[listener.moq.scope]]\nupstream = \"origin\"";
+        let text = edge(ports[1 - here], "", "").replace(scopes, &format!("{more}{scopes}"));
+        text.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{}\"", ports[here]))
+    };
+    let both = [Running::start(&text(0)), Running::start(&text(1))];
+    eventually("both have joined", || both.iter().all(is_joined));
+    let clients = Quic::new();
+    let _open = wait(async {
+        let mut near = Near::of(&clients, &both[1]).await;
+        let mut watchers = Vec::new();
+        for to in ports {
+            let mut watcher = Peer::connect(&clients, to, Draft::D20).await;
+            let watch = watch_namespaces(&mut watcher, &["live"]).await;
+            watchers.push((watcher, watch));
+        }
+        for at in [0, 1, 0, 1] {
+            let mut publisher = Peer::connect(&clients, ports[at], Draft::D18).await;
+            let name = format!("at-{at}");
+            let _here = announce(&mut publisher, &["live", &name]).await;
+            for (_, watch) in &mut watchers {
+                assert_eq!(told(watch).await, (below(&[&name]), true));
+            }
+            publisher.connection.close(0, "");
+            for (_, watch) in &mut watchers {
+                assert_eq!(told(watch).await, (below(&[&name]), false), "it is gone everywhere");
+            }
+        }
+        // Both at once, so that each asks the other for what it was asked for by it.
+        for round in 0..20 {
+            let name = format!("none-{round}");
+            let [(one, _), (other, _)] = &mut watchers[..] else { panic!("two") };
+            let mut one = one.subscribe_with(&name, Params::default()).await;
+            let mut other = other.subscribe_with(&name, Params::default()).await;
+            for request in [&mut one, &mut other] {
+                assert_eq!(code_of(request.words.next().await), RequestCode::DoesNotExist, "{name}");
+            }
+        }
+        near.lost_nothing().await;
+        // A track of one is had at the other, once, and offered there.
+        let mut publisher = Peer::connect(&clients, ports[0], Draft::D18).await;
+        let publish = publisher.publish("once", 3).await;
+        let (watcher, _) = &mut watchers[1];
+        let (subscription, _) = watcher.subscribe("once").await;
+        for group in 0..3 {
+            publisher.send_subgroup(3, group, &[b"one", b"two"]).await;
+            let got = watcher.receive().await;
+            assert_eq!((got.group, got.whole, got.objects.len()), (group, true, 2));
+        }
+        near.lost_nothing().await;
+        (watchers, near, publisher, publish, subscription)
+    });
+    for gateway in &both {
+        assert_eq!(gateway.totals().family("moq_sessions_failed"), 0);
+        assert_eq!(gateway.totals().family("moq_duplicates"), 0);
+        assert_eq!(gateway.totals().family("moq_origin_refused"), 0);
+    }
 }

@@ -251,10 +251,14 @@ struct Served {
 
 impl Served {
     fn start() -> Self {
+        Self::speaking(b"moqt-20")
+    }
+
+    fn speaking(protocol: &[u8]) -> Self {
         let servers = mesh(1);
         let certificate = tls::Certificate::from_files(&pem("good.pem"), &pem("good-key.pem")).expect("a certificate");
         let mut tls = tls::ServerSettings::new("bad", vec![Arc::new(certificate)]);
-        tls.protocols = vec![b"moqt-20".to_vec()];
+        tls.protocols = vec![protocol.to_vec()];
         let settings = ServerSettings::new("bad", "127.0.0.1:0".parse().expect("an address"), Arc::new(tls));
         let server = QuicServer::start(&servers, settings, None).expect("a server");
         Self { servers, server }
@@ -385,4 +389,174 @@ fn a_late_subscriber_begins_with_what_is_cached() {
         group(&publisher, 1, &[Bytes::from("new")]).await;
         assert_eq!(next(&mut new).await.at, Location::new(1, 0));
     });
+}
+
+/// A relay that is reached over QUIC and, at a path of its own, over WebTransport.
+#[cfg(feature = "http")]
+fn reached_by_both() -> Running {
+    let web = "[[listener]]\nname = \"web\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"http\"\ncertificate = \"local\"\n\
+               [[listener.route]]\npath = \"/live\"\nwebtransport = true\nservice = \"moq\"\n\
+               [[listener]]\nname = \"plain\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"http\"\ncertificate = \"local\"\n\
+               [[listener.route]]\npath = \"/\"\nservice = \"demo\"\n";
+    Running::start(&relay(2, web))
+}
+
+#[cfg(feature = "http")]
+fn over_webtransport(to: std::net::SocketAddr, drafts: Vec<Draft>) -> ClientOptions {
+    let options = ClientOptions::of_url(&format!("https://localhost:{}/live", to.port())).expect("a URL");
+    ClientOptions { drafts, setup: SOON, ..options }
+}
+
+#[cfg(feature = "http")]
+#[test]
+fn a_client_publishes_and_subscribes_over_webtransport_in_both_drafts() {
+    let running = reached_by_both();
+    let (web, quic) = (running.address("web"), running.address("moq"));
+    let clients = Clients::new(2);
+    for (draft, other) in [(Draft::D18, Draft::D20), (Draft::D20, Draft::D18)] {
+        wait(async {
+            let from = clients.join_with(web, over_webtransport(web, vec![draft])).await;
+            let near = clients.join_with(web, over_webtransport(web, vec![other])).await;
+            let far = clients.join(quic, draft).await;
+            assert_eq!((from.draft(), near.draft()), (draft, other));
+            let name = track(&format!("web-{draft}"));
+            let publisher = from.publish(name.clone(), Publication::default()).await.expect("accepted");
+            let mut subscriptions = Vec::new();
+            for client in [&near, &far] {
+                subscriptions.push(client.subscribe(name.clone(), patient()).await.expect("accepted"));
+            }
+            let large = pattern(3 << 20);
+            let payloads = [Bytes::from("hello"), Bytes::new(), large];
+            group(&publisher, 0, &payloads).await;
+            for subscription in &mut subscriptions {
+                for (id, payload) in (0..).zip(&payloads) {
+                    let object = next(subscription).await;
+                    assert_eq!((object.at, object.subgroup), (Location::new(0, id), Some(0)));
+                    assert!(object.payload == payload, "object {id} of {} bytes", object.payload.len());
+                }
+            }
+            publisher.datagram(Location::new(1, 0), "datagram").await.expect("sent");
+            for subscription in &mut subscriptions {
+                let object = next(subscription).await;
+                assert_eq!((object.subgroup, object.payload), (None, Bytes::from("datagram")));
+            }
+            // What is given up is given up there as well.
+            let mut half = publisher.group(2).await.expect("a group");
+            half.write("half").await.expect("written");
+            for subscription in &mut subscriptions {
+                assert_eq!(next(subscription).await.payload, Bytes::from("half"));
+            }
+            drop(half);
+            soon("the end", publisher.finish()).await.expect("finished");
+            for subscription in &mut subscriptions {
+                assert_eq!(soon("the end", subscription.next()).await, Ok(None));
+                assert_eq!((subscription.ended(), subscription.lost()), (Some(DoneCode::TrackEnded), 1));
+            }
+            // And by a client of WebTransport from one of QUIC.
+            let back = far.publish(track(&format!("back-{draft}")), Publication::default()).await.expect("accepted");
+            let name = track(&format!("back-{draft}"));
+            let mut subscription = near.subscribe(name, Subscribing::default()).await.expect("accepted");
+            group(&back, 0, &[Bytes::from("back")]).await;
+            assert_eq!(next(&mut subscription).await.payload, Bytes::from("back"));
+        });
+    }
+    let sessions = |mesh: &Mesh| view(mesh).of_kind("quic").count();
+    eventually("sessions end with their handles", || sessions(running.gateway().mesh()) == 0);
+    eventually("and so do their connections here", || sessions(&clients.mesh) == 0);
+    assert_eq!(running.totals().family("moq_sessions_failed"), 0);
+    assert_eq!(running.totals().family("http3_errors"), 0);
+    assert_eq!(clients.totals().family("moq_client_sessions_failed"), 0);
+    assert_eq!(clients.totals().family("webtransport_client_failed"), 0);
+    assert_eq!(clients.totals().family("moq_client_sessions"), 6);
+}
+
+/// Why there is none is told, counted, and costs the session beside it nothing.
+#[cfg(feature = "http")]
+#[test]
+fn a_session_of_webtransport_that_is_refused_says_why() {
+    let running = reached_by_both();
+    let (web, plain) = (running.address("web"), running.address("plain"));
+    let at = |path: &str| ClientOptions { path: Some(path.to_owned()), ..over_webtransport(web, Draft::ALL.to_vec()) };
+    for (reason, words, to, options) in [
+        ("status", "status 404", web, at("/none")),
+        ("protocol", "none of the protocols", web, over_webtransport(web, vec![Draft::D22])),
+        ("no_webtransport", "no WebTransport", plain, over_webtransport(plain, Draft::ALL.to_vec())),
+    ] {
+        let clients = Clients::new(1);
+        wait(async {
+            let near = clients.join_with(web, over_webtransport(web, Draft::ALL.to_vec())).await;
+            let publisher = near.publish(track(reason), Publication::default()).await.expect("accepted");
+            let mut neighbour = near.subscribe(track(reason), Subscribing::default()).await.expect("accepted");
+            let joined = MoqClient::connect(&clients.quic, to, clients.tls.clone(), options);
+            let Err(JoinError::Session(ClientError::Ended(why))) = soon("an answer", joined).await else {
+                panic!("{reason}: a session");
+            };
+            assert!(why.contains(words), "{reason}: {why}");
+            group(&publisher, 0, &[Bytes::from("near")]).await;
+            assert_eq!(next(&mut neighbour).await.payload, Bytes::from("near"));
+        });
+        let totals = clients.totals();
+        let failed = totals.get("webtransport_client_failed", "moq-client", reason);
+        assert_eq!((failed, totals.family("webtransport_client_failed")), (1, 1), "{reason}");
+    }
+}
+
+/// A server of HTTP/3 that breaks a rule, or says nothing, costs the session that was wanted there, with its code.
+#[cfg(feature = "http")]
+#[test]
+fn a_server_of_http3_that_breaks_a_rule_costs_its_session_alone() {
+    use portway::transports::http3::codec::{Settings, put_varint, stream as kind};
+
+    let running = reached_by_both();
+    let web = running.address("web");
+    let settings = |sessions| {
+        let mut out = BytesMut::new();
+        put_varint(&mut out, kind::CONTROL);
+        Settings { connect: true, datagrams: true, sessions, ..Settings::default() }.encode(&mut out);
+        out.freeze()
+    };
+    // What it writes on its first stream, whether that ends, whether the stream goes both ways, and what is counted.
+    for (first, ends, both_ways, reason) in [
+        (Bytes::new(), false, false, "timeout"),
+        (settings(1), true, false, "closed_critical_stream"),
+        (Bytes::from_static(&[0, 7, 1, 0]), false, false, "missing_settings"),
+        (Bytes::from_static(&[1, 0]), false, false, "stream_creation_error"),
+        (Bytes::from_static(b"\x01\x00\x00\x00"), false, true, "stream_creation_error"),
+    ] {
+        let clients = Clients::new(1);
+        let served = Served::speaking(b"h3");
+        wait(async {
+            let near = clients.join_with(web, over_webtransport(web, Draft::ALL.to_vec())).await;
+            let publisher = near.publish(track(reason), Publication::default()).await.expect("accepted");
+            let mut neighbour = near.subscribe(track(reason), Subscribing::default()).await.expect("accepted");
+            let to = served.server.local_addr();
+            let patience = if reason == "timeout" { Duration::from_millis(200) } else { SOON };
+            let options = ClientOptions { setup: patience, ..over_webtransport(to, Draft::ALL.to_vec()) };
+            let joining = MoqClient::connect(&clients.quic, to, clients.tls.clone(), options);
+            let serving = async {
+                let connection = soon("a connection", served.server.accept()).await.expect("one");
+                let stream = if both_ways {
+                    let (send, receive) = connection.open(Priority::default()).await.expect("a stream");
+                    (send, Some(receive))
+                } else {
+                    (connection.open_uni(Priority::default()).await.expect("a stream"), None)
+                };
+                if !first.is_empty() {
+                    stream.0.write(first).await.expect("written");
+                }
+                if ends {
+                    stream.0.finish().await.expect("finished");
+                }
+                soon("the end", connection.join()).await;
+                drop(stream);
+            };
+            let (joined, ()) = tokio::join!(soon("an answer", joining), serving);
+            assert!(matches!(joined, Err(JoinError::Session(ClientError::Ended(_)))), "{reason}");
+            group(&publisher, 0, &[Bytes::from("near")]).await;
+            assert_eq!(next(&mut neighbour).await.payload, Bytes::from("near"));
+        });
+        let totals = clients.totals();
+        let failed = totals.get("webtransport_client_failed", "moq-client", reason);
+        assert_eq!((failed, totals.family("webtransport_client_failed")), (1, 1), "{reason}");
+    }
 }

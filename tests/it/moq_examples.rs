@@ -50,3 +50,21 @@ fn a_clock_ticks_through_the_relay_of_the_examples() {
     stop(&mesh);
     let _gone = std::fs::remove_dir_all(&folder);
 }
+
+#[cfg(feature = "http")]
+#[test]
+fn a_clock_ticks_over_webtransport_too() {
+    let web = "[[listener]]\nname = \"web\"\nlisten = \"127.0.0.1:0\"\nprotocol = \"http\"\ncertificate = \"local\"\n\
+               [[listener.route]]\npath = \"/moq\"\nwebtransport = true\nservice = \"moq\"\n";
+    let running = crate::gateway::Running::start(&crate::moq::relay(1, web));
+    let file = crate::quic_gateway::pem("good.pem").display().to_string();
+    let (over_quic, url) =
+        (format!("moqt://{}", running.address("moq")), format!("https://{}/moq", running.address("web")));
+    std::thread::scope(|scope| {
+        let publisher = scope.spawn(|| clock(&["publish", &over_quic, &file, "4"]));
+        let said = clock(&["subscribe", &url, &file, "1"]);
+        assert_eq!(publisher.join().expect("no panic").len(), 1);
+        assert_eq!(said.len(), 2, "{said:?}");
+    });
+    assert_eq!(running.totals().family("moq_sessions_failed"), 0);
+}

@@ -22,6 +22,8 @@ pub(super) enum ToDirectory {
         arbiter: usize,
         /// It is with the relay's origin.
         origin: bool,
+        /// What its peer is known by, if that is a relay.
+        relay: Option<u64>,
     },
     /// It is gone.
     Gone(SessionId),
@@ -219,11 +221,14 @@ impl Protocol for DirectoryActor {
     fn on(&mut self, m: ToDirectory, turn: &mut Turn<'_, ToDirectory>) -> Result<(), Fault> {
         let now = turn.now();
         match m {
-            ToDirectory::Hello { session, door, arbiter, origin } => {
+            ToDirectory::Hello { session, door, arbiter, origin, relay } => {
                 if let Some(within) = self.retired {
                     tell(&door, ToSession::Retired(within));
                 }
                 self.sessions.insert(session, Known { door, arbiter });
+                if let Some(relay) = relay {
+                    self.names.relay(session, relay);
+                }
                 if origin {
                     self.change(|names, make, out| names.origin(session, make, out));
                 }

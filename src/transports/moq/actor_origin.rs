@@ -136,6 +136,7 @@ impl OriginActor {
             path: self.settings.path.clone(),
             authority: self.settings.authority.clone(),
             tokens: self.settings.tokens.clone(),
+            relay: self.relay.identity(),
             ..Site::setup()
         };
         let scope = Scope { path: None, authority: None, relay: self.relay.clone() };

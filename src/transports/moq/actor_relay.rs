@@ -178,6 +178,8 @@ pub struct Relay {
     pub(super) budget: Option<Budget>,
     directory: std::sync::OnceLock<Mail<ToDirectory>>,
     next: AtomicU64,
+    /// Tells it from all other relays.
+    identity: Option<u64>,
 }
 
 impl fmt::Debug for Relay {
@@ -214,6 +216,7 @@ impl Relay {
             budget,
             directory: std::sync::OnceLock::new(),
             next: AtomicU64::new(1),
+            identity: identity(),
         });
         // It holds the relay weakly: it is the relay that ends it.
         let weak = Arc::downgrade(&relay);
@@ -261,6 +264,11 @@ impl Relay {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// What it is known by to relays. `None`: there was no randomness.
+    pub(super) const fn identity(&self) -> Option<u64> {
+        self.identity
+    }
+
     /// A session's.
     pub(super) fn session(&self) -> SessionId {
         SessionId(self.number())
@@ -304,6 +312,12 @@ impl Relay {
         }
         view
     }
+}
+
+fn identity() -> Option<u64> {
+    let mut random = [0; 8];
+    boring::rand::rand_bytes(&mut random).ok()?;
+    Some(u64::from_be_bytes(random) >> 2)
 }
 
 impl Drop for Relay {

@@ -385,11 +385,13 @@ impl MoqSession {
         {
             return Err(Close::violation("unexpected_message"));
         }
+        // It may be had elsewhere, where nobody goes from here: a redirect is of one hop.
+        let code = if error.code == RequestCode::Redirect { RequestCode::NotSupported } else { error.code };
         match &mut request.what {
-            What::Up(up) => up.refused = Some(error.code),
+            What::Up(up) => up.refused = Some(code),
             What::Errand(errand) => {
                 let errand = *errand;
-                self.errand_refused(errand, error.code);
+                self.errand_refused(errand, code);
             }
             What::OfOrigin { .. } => self.raise("moq_origin_refused", error.code.reason()),
             What::New

@@ -34,7 +34,7 @@ use super::actor_wire::{Messages, encode};
 use super::actor_words::{REQUESTS, Request, What};
 use super::codec::{Ends, Mistake};
 use super::model::{Draft, Side};
-use super::model_codes::{RequestCode, SessionCode};
+use super::model_codes::{RequestCode, ResetCode, SessionCode};
 use super::model_message::{Goaway, Message, Setup};
 use super::model_params::Token;
 use super::state_directory::SessionId;
@@ -136,8 +136,8 @@ pub(super) struct MoqSession {
     pub(super) draft: Draft,
     /// A client's is a session with the relay's origin.
     pub(super) side: Side,
-    /// What this end says of itself.
-    hello: Setup,
+    /// What this end says of itself, until it has.
+    hello: Option<Setup>,
     stage: Stage,
     pub(super) arbiter: usize,
     pub(super) bell: Rc<Bell>,
@@ -215,7 +215,7 @@ impl MoqSession {
             joined: None,
             draft: Draft::D18,
             side,
-            hello,
+            hello: Some(hello),
             stage: Stage::Setup,
             arbiter: 0,
             bell: Rc::default(),
@@ -314,22 +314,32 @@ impl MoqSession {
         self.draft = draft;
         self.control_words = Messages::new(draft);
         self.by = Some(later(session.now(), self.site.patience()));
-        let setup = std::mem::take(&mut self.hello);
         let Ok(stream) = session.open(StreamKind::Unidirectional, CONTROL) else {
             return self.close(Close::violation("no_control_stream"), session);
         };
         self.control = Some(stream);
-        let Ok(bytes) = encode(&Message::Setup(Box::new(setup)), draft) else {
-            return self.close(Close { code: SessionCode::InternalError, reason: "setup" }, session);
-        };
-        if session.write(stream, bytes).is_err() {
-            self.close(Close { code: SessionCode::InternalError, reason: "setup" }, session);
+        // Of several scopes the peer names one, and only then it is clear which relay this is.
+        let relay = self.site.only();
+        if (relay.is_some() || self.side == Side::Client)
+            && let Err(close) = self.say_hello(relay.as_deref(), session)
+        {
+            self.close(close, session);
         }
+    }
+
+    /// This end's SETUP, unless it was said.
+    fn say_hello(&mut self, relay: Option<&Relay>, session: &mut dyn Session) -> Result<(), Close> {
+        const FAILED: Close = Close { code: SessionCode::InternalError, reason: "setup" };
+        let (Some(mut setup), Some(stream)) = (self.hello.take(), self.control) else { return Ok(()) };
+        setup.relay = setup.relay.or_else(|| relay.and_then(Relay::identity));
+        let bytes = encode(&Message::Setup(Box::new(setup)), self.draft).map_err(|_| FAILED)?;
+        session.write(stream, bytes).map_err(|_| FAILED)
     }
 
     /// The peer's SETUP: which relay it is for, and what it may do there.
     fn setup(&mut self, setup: &Setup, session: &mut dyn Session) -> Result<(), Close> {
         let relay = self.site.relay_of(setup)?;
+        self.say_hello(Some(&relay), session)?;
         self.take_tokens(&relay, setup.tokens.clone())?;
         self.look_at_rights(session.now());
         let id = relay.session();
@@ -338,7 +348,7 @@ impl MoqSession {
             return Err(Close { code: SessionCode::InternalError, reason: "no_door" });
         };
         let origin = self.side == Side::Client;
-        let hello = ToDirectory::Hello { session: id, door, arbiter: self.arbiter, origin };
+        let hello = ToDirectory::Hello { session: id, door, arbiter: self.arbiter, origin, relay: setup.relay };
         if farewell.is_none() || !relay.tell_directory(hello) {
             return Err(Close { code: SessionCode::InternalError, reason: "directory_full" });
         }
@@ -522,7 +532,11 @@ impl MoqSession {
                     self.stopped(stream, session);
                 }
             }
-            Event::Expired(stream) => self.stopped(stream, session),
+            Event::Expired(stream) => {
+                self.raise("moq_streams_reset", ResetCode::DeliveryTimeout.reason());
+                self.counters.skipped.add(1);
+                self.stopped(stream, session);
+            }
             Event::Openable(_) => self.openable(session),
             Event::Datagrams => self.datagrams(session)?,
             Event::Reset(stream, code) => {

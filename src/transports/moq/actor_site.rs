@@ -75,6 +75,14 @@ impl Site {
         self.scopes.read().first().map_or(Duration::from_secs(10), |scope| scope.relay.settings().setup)
     }
 
+    /// The relay of all its clients, if there is but one.
+    pub(super) fn only(&self) -> Option<Arc<Relay>> {
+        match self.scopes.read().as_slice() {
+            [scope] => Some(scope.relay.clone()),
+            _ => None,
+        }
+    }
+
     /// What this end says of itself first.
     pub(super) fn setup() -> Setup {
         Setup { implementation: Some(IMPLEMENTATION.to_owned()), ..Setup::default() }

@@ -48,8 +48,10 @@ use super::model_names::FullTrackName;
 use super::model_params::{Params, Properties, Token};
 use super::state_assembly::{Bounds, Object};
 use crate::actors::{Answer as Waited, Reply};
-use crate::transports::quic::{ConnectError, Connection, Door, QuicClient, StreamId};
+use crate::transports::quic::{Application, ConnectError, Connection, Door, QuicClient, StreamId};
 use crate::transports::tls;
+#[cfg(feature = "http")]
+use crate::transports::webtransport::{self, Dial};
 
 pub use super::actor_client::ClientError;
 
@@ -74,27 +76,79 @@ impl fmt::Display for JoinError {
 
 impl std::error::Error for JoinError {}
 
+/// What carries a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Carrier {
+    /// QUIC itself: path and authority are said in SETUP.
+    #[default]
+    Quic,
+    /// WebTransport over HTTP/3: they are those of its request.
+    #[cfg(feature = "http")]
+    WebTransport,
+}
+
+/// A URL that names no relay: it is not `moqt://` or `https://` with a host behind it, or holds what a URL may not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadUrl;
+
+impl fmt::Display for BadUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a relay is named by moqt://host:port/path or https://host:port/path")
+    }
+}
+
+impl std::error::Error for BadUrl {}
+
 /// How a client presents itself.
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
     /// The scope of its counters. Default `moq-client`.
     pub name: Arc<str>,
-    /// The path that names the relay's scope, and its query. Default none, which is any.
+    /// What carries it. Default QUIC.
+    pub carrier: Carrier,
+    /// The path that names the relay's scope, and its query. Default none, which is any; over WebTransport `/`.
     pub path: Option<String>,
-    /// The host that names it. Default none.
+    /// The host that names it. Default none; over WebTransport the name that the certificate must have, and the port.
     pub authority: Option<String>,
     /// What authorises the session. Default none.
     pub tokens: Vec<Token>,
     /// Drafts that are offered, the most wanted first. Default [`Draft::ALL`].
     pub drafts: Vec<Draft>,
-    /// How long the relay has for its SETUP. Default 10 s.
+    /// How long the relay has for its SETUP, and before that for the session of WebTransport. Default 10 s.
     pub setup: Duration,
+}
+
+impl ClientOptions {
+    /// For the relay that a URL names: over QUIC if it begins with `moqt://`, over WebTransport if with `https://`. All
+    /// else is as by default. Where the host is, and by what it is known, is said to [`MoqClient::connect`].
+    ///
+    /// # Errors
+    /// [`BadUrl`].
+    pub fn of_url(url: &str) -> Result<Self, BadUrl> {
+        let (scheme, rest) = url.split_once("://").ok_or(BadUrl)?;
+        let carrier = match scheme {
+            "moqt" => Carrier::Quic,
+            #[cfg(feature = "http")]
+            "https" => Carrier::WebTransport,
+            _ => return Err(BadUrl),
+        };
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at_checked(end).ok_or(BadUrl)?;
+        let allowed = rest.bytes().all(|byte| byte.is_ascii_graphic()) && !rest.contains('#');
+        if authority.is_empty() || authority.contains('@') || !allowed {
+            return Err(BadUrl);
+        }
+        let path = Some(path.to_owned()).filter(|path| !path.is_empty());
+        Ok(Self { carrier, path, authority: Some(authority.to_owned()), ..Self::default() })
+    }
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             name: Arc::from("moq-client"),
+            carrier: Carrier::Quic,
             path: None,
             authority: None,
             tokens: Vec::new(),
@@ -211,9 +265,8 @@ impl fmt::Debug for MoqClient {
 }
 
 impl MoqClient {
-    /// Connects over QUIC and sets a session up. `tls` says whom the relay's certificate must name and whom to trust; its
-    /// protocols are replaced by the drafts of `options`. The session lives on the caller's arbiter, or on any if the
-    /// caller has none.
+    /// Connects and sets a session up. `tls` says whom the relay's certificate must name and whom to trust; its protocols
+    /// are replaced by those of the carrier. The session lives on the caller's arbiter, or on any if the caller has none.
     ///
     /// # Errors
     /// See [`JoinError`].
@@ -223,12 +276,32 @@ impl MoqClient {
         mut tls: tls::ClientSettings,
         options: ClientOptions,
     ) -> Result<Self, JoinError> {
-        let ClientOptions { name, path, authority, tokens, drafts, setup: patience } = options;
-        tls.protocols = drafts.iter().map(|draft| draft.alpn().as_bytes().to_vec()).collect();
-        let setup = Setup { path, authority, tokens, ..super::Site::setup() };
+        let ClientOptions { name, carrier, path, authority, tokens, drafts, setup: patience } = options;
+        let protocols: Vec<&str> = drafts.iter().map(|draft| draft.alpn()).collect();
+        let mut setup = Setup { path, authority, tokens, ..super::Site::setup() };
+        #[cfg(feature = "http")]
+        let dial = (carrier == Carrier::WebTransport).then(|| Dial {
+            name: name.clone(),
+            authority: setup.authority.take().unwrap_or_else(|| authority_of(&tls.name, to)),
+            path: request_path(setup.path.take()),
+            protocols: protocols.iter().map(|name| (*name).to_owned()).collect(),
+            patience,
+        });
+        tls.protocols = match carrier {
+            Carrier::Quic => protocols.iter().map(|name| name.as_bytes().to_vec()).collect(),
+            #[cfg(feature = "http")]
+            Carrier::WebTransport => vec![b"h3".to_vec()],
+        };
         let (alive, dropped) = (Arc::new(()), Arc::new(Dropped::default()));
         let options = Options { name, setup, patience, alive: Arc::downgrade(&alive), dropped: dropped.clone() };
-        let made = quic.connect_as(to, Arc::new(tls), move |_| Box::new(ClientSession::new(options)));
+        let made = quic.connect_as(to, Arc::new(tls), move |_| {
+            let session: Box<dyn Application> = Box::new(ClientSession::new(options));
+            #[cfg(feature = "http")]
+            if let Some(dial) = dial {
+                return Box::new(webtransport::Client::new(dial, session));
+            }
+            session
+        });
         let connection = made.await.map_err(JoinError::Connect)?;
         let (door, draft) = ask(&connection, ToClient::Ready).await.map_err(JoinError::Session)?;
         Ok(Self { inner: Arc::new(Inner { connection, door, draft, dropped, alive: Some(alive) }) })
@@ -266,6 +339,24 @@ impl MoqClient {
         let (params, bounds) = (Box::new(how.params), how.bounds);
         let accepted = self.inner.ask(|reply| ToClient::Subscribe { track, params, bounds, alive, reply }).await?;
         Ok(Subscription { accepted, held, ready: VecDeque::new(), asked: None, lost: 0, done: None })
+    }
+}
+
+/// A server as a URI names it.
+#[cfg(feature = "http")]
+fn authority_of(name: &tls::PeerName, to: SocketAddr) -> String {
+    match name {
+        tls::PeerName::Host(host) => format!("{host}:{}", to.port()),
+        tls::PeerName::Address(address) => SocketAddr::new(*address, to.port()).to_string(),
+    }
+}
+
+/// The path of a request: never empty.
+#[cfg(feature = "http")]
+fn request_path(path: Option<String>) -> String {
+    match path {
+        Some(path) if path.starts_with('/') => path,
+        other => format!("/{}", other.unwrap_or_default()),
     }
 }
 
@@ -481,5 +572,45 @@ impl Subscription {
     #[must_use]
     pub const fn properties(&self) -> &Properties {
         &self.accepted.properties
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_the_carrier_the_host_and_the_scope() {
+        let read = |url| ClientOptions::of_url(url).map(|of| (of.carrier, of.authority, of.path));
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(read("moqt://a.example:4443"), Ok((Carrier::Quic, some("a.example:4443"), None)));
+        assert_eq!(read("moqt://[::1]:4443?x=1"), Ok((Carrier::Quic, some("[::1]:4443"), some("?x=1"))));
+        #[cfg(feature = "http")]
+        assert_eq!(
+            read("https://a.example/live?x=1"),
+            Ok((Carrier::WebTransport, some("a.example"), some("/live?x=1")))
+        );
+        for wrong in [
+            "",
+            "a.example",
+            "http://a.example/",
+            "moqt://",
+            "moqt:///live",
+            "https://a@b/",
+            "moqt://a/#b",
+            "moqt://a b",
+        ] {
+            assert_eq!(read(wrong), Err(BadUrl), "{wrong}");
+        }
+    }
+
+    #[cfg(feature = "http")]
+    #[test]
+    fn a_request_has_an_authority_and_a_path() {
+        let to: SocketAddr = "[::1]:8443".parse().unwrap();
+        assert_eq!(authority_of(&tls::PeerName::new("a.example"), to), "a.example:8443");
+        assert_eq!(authority_of(&tls::PeerName::new("::1"), to), "[::1]:8443");
+        let paths = [None, Some("/live"), Some("?x=1")].map(|path| request_path(path.map(str::to_owned)));
+        assert_eq!(paths, ["/", "/live", "/?x=1"]);
     }
 }

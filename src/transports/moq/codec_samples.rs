@@ -201,8 +201,9 @@ fn setup(draft: Draft) -> impl Strategy<Value = Setup> {
         tokens
     });
     let texts = (option::of("(/[a-z0-9?=.]{0,20})?"), option::of("[a-z0-9.:]{0,20}"), option::of("[a-z0-9/ .]{0,30}"));
-    (texts, option::of(number()), tokens, option::of(number()), option::of(number())).prop_map(
-        move |((path, authority, implementation), size, tokens, ranges, updates)| Setup {
+    let numbers = [(); 4].map(|()| option::of(number()));
+    (texts, tokens, numbers).prop_map(
+        move |((path, authority, implementation), tokens, [size, ranges, updates, relay])| Setup {
             path,
             authority,
             implementation,
@@ -210,6 +211,7 @@ fn setup(draft: Draft) -> impl Strategy<Value = Setup> {
             tokens,
             max_filter_ranges: ranges.filter(|_| draft != Draft::D18),
             max_request_updates: updates.filter(|_| draft != Draft::D18),
+            relay,
         },
     )
 }

@@ -18,6 +18,8 @@ mod option {
     pub(super) const MAX_FILTER_RANGES: u64 = 0x06;
     pub(super) const MOQT_IMPLEMENTATION: u64 = 0x07;
     pub(super) const MAX_REQUEST_UPDATES: u64 = 0x08;
+    /// Our own, for which the draft has no room: "pwrl".
+    pub(super) const RELAY: u64 = 0x7077_726c;
 }
 
 /// The longest name of an implementation that is kept; what is longer is cut off.
@@ -68,6 +70,10 @@ pub(super) fn read_setup(body: &[u8], draft: Draft) -> Result<Setup, Mistake> {
                 once(kind, setup.max_request_updates.is_some())?;
                 setup.max_request_updates = Some(number);
             }
+            (option::RELAY, Value::Number(number)) => {
+                once(kind, setup.relay.is_some())?;
+                setup.relay = Some(number);
+            }
             // Section 10.3: whatever it is, and however often.
             _ => {}
         }
@@ -95,6 +101,7 @@ pub(super) fn put_setup(setup: &Setup, draft: Draft, out: &mut BytesMut) -> Resu
     if draft.profile().range_filters {
         pairs.extend(setup.max_request_updates.map(|count| (option::MAX_REQUEST_UPDATES, Value::Number(count))));
     }
+    pairs.extend(setup.relay.map(|number| (option::RELAY, Value::Number(number))));
     put_pairs(&pairs, out);
     Ok(())
 }

@@ -266,3 +266,77 @@ fn a_session_may_have_as_many_namespaces_as_it_is_allowed() {
     assert_eq!(bench.with(|all, _, out| all.gone(SessionId(1), out)).1.len(), ALL);
     assert_eq!(bench.directory.counts()[0], 1, "those of others stay");
 }
+
+/// Two relays are each other's origin: what one has from the other is told, offered and given to everybody but the other.
+#[test]
+fn what_comes_from_a_relay_does_not_go_back_to_it() {
+    let mut bench = bench();
+    // The other relay is its peer twice: as its origin, and as an edge.
+    let (origin, edge, local) = (SessionId(9), asked(1, 0), asked(2, 0));
+    for session in [origin, edge.session] {
+        bench.directory.relay(session, 77);
+    }
+    bench.directory.relay(SessionId(3), 78);
+    let (prefix, another) = (namespace("a"), asked(3, 0));
+    bench.with(|all, make, out| all.origin(origin, make, out));
+    let told = |to, text: &str, is| Say::Namespace { to, prefix: namespace("a"), namespace: namespace(text), is };
+    let watch = |tracks, on| Say::Watch { origin, tracks, on };
+    for tracks in [false, true] {
+        let mut watches = |asked| {
+            let act = |all: &mut Directory<String>, _: Make<'_, String>, out: &mut Vec<Say<String>>| match tracks {
+                false => all.watch_namespaces(asked, &prefix, out),
+                true => all.watch_tracks(asked, &prefix, out),
+            };
+            bench.with(act).1
+        };
+        assert_eq!(watches(edge), [], "what it watches is not watched there for it");
+        assert_eq!(watches(local), [watch(tracks, true)]);
+        assert_eq!(watches(another), []);
+    }
+    let list =
+        |bench: &mut Bench, text: &str, is| bench.with(|all, _, out| all.listed(origin, &namespace(text), is, out)).1;
+    assert_eq!(list(&mut bench, "a/far", true), [told(local, "a/far", true), told(another, "a/far", true)]);
+    assert_eq!(bench.announce(5, "a/far"), [told(edge, "a/far", true)], "now it is here as well");
+    let withdraw =
+        |bench: &mut Bench| bench.with(|all, _, out| all.withdraw_namespace(SessionId(5), &namespace("a/far"), out)).1;
+    assert_eq!(withdraw(&mut bench), [told(edge, "a/far", false)], "and it is not told what it knows");
+    let late = asked(1, 8);
+    let (_, out) = bench.with(|all, _, out| all.watch_namespaces(late, &namespace("a"), out));
+    assert_eq!(out, []);
+    assert_eq!(list(&mut bench, "a/far", false), [told(local, "a/far", false), told(another, "a/far", false)]);
+    // Neither are tracks.
+    let (name, t) = (track("a", "t"), track("a", "t").to_string());
+    let none = |asked, code| [Say::NotFound(asked, code)];
+    assert_eq!(bench.find(edge, &name, 0), none(edge, RequestCode::DoesNotExist), "it is not asked for it");
+    assert_eq!(bench.find(edge, &name, 9), [], "but it may wait for one here");
+    let out = bench.publish(9, &name);
+    let offer = |to| Say::Offer { to, track: t.clone() };
+    assert_eq!(out, [offer(local), offer(another)], "what waits is not served by itself");
+    assert_eq!(bench.find(local, &name, 0), [Say::Found(local, t.clone())]);
+    assert_eq!(bench.find(asked(1, 5), &name, 0), none(asked(1, 5), RequestCode::DoesNotExist));
+    assert!(bench.publish(6, &name).contains(&Say::Begun(edge, t.clone())), "somebody here has it as well");
+    assert_eq!(bench.find(asked(1, 5), &name, 0), [Say::Found(asked(1, 5), t)]);
+    // With those who watch here goes the watch there, though the other relay watches on.
+    let gone = |bench: &mut Bench, session| bench.with(|all, _, out| all.gone(SessionId(session), out)).1;
+    assert_eq!(gone(&mut bench, 3), []);
+    assert_eq!(gone(&mut bench, 2), [watch(false, false), watch(true, false)]);
+}
+
+/// What is asked for by a name that nobody here publishes is asked of the origin for everybody else, and who held it from
+/// there goes on waiting.
+#[test]
+fn a_relay_that_is_an_origin_too_is_asked_for_others_alone() {
+    let mut bench = bench();
+    let (origin, edge, local) = (SessionId(9), asked(1, 0), asked(2, 0));
+    let (name, hold) = (track("a", "t"), Duration::from_secs(30));
+    let t = name.to_string();
+    bench.directory.relay(edge.session, 77);
+    assert_eq!(bench.find(edge, &name, 9), []);
+    assert_eq!(bench.find(local, &name, 9), []);
+    bench.directory.relay(origin, 77);
+    let (_, out) = bench.with(|all, make, out| all.origin(origin, make, out));
+    assert_eq!(out, [Say::Pull(origin, t.clone(), hold), Say::Begun(local, t.clone())]);
+    assert_eq!(bench.directory.counts(), [0, 1, 1], "the other one is held still");
+    let out = bench.announce(5, "a");
+    assert_eq!(out, [Say::Pull(SessionId(5), t.clone(), Duration::ZERO), Say::Begun(edge, t)]);
+}

@@ -212,6 +212,9 @@ pub struct Setup {
     pub max_filter_ranges: Option<u64>,
     /// Updates of one request that may be on the way. Absent or 0: any number. From draft 20.
     pub max_request_updates: Option<u64>,
+    /// The sender is a relay, and this is its number, drawn when it started: an option of our own, by which two relays
+    /// that are each other's origin know one another.
+    pub relay: Option<u64>,
 }
 
 /// The sender wants to end the session, or this one request, soon (section 10.4). On the control stream, or on a request

@@ -13,6 +13,10 @@
 //! somebody here watches namespaces or tracks, origins are watched as well: what they list is told like what is published
 //! here, and a track that comes from one is offered.
 //!
+//! Two relays may be each other's origin. A session whose peer has said which relay it is ([`Directory::relay`]) is
+//! neither told, offered nor given what is had from that relay alone, and what it asks for is not asked of that relay:
+//! else each would keep alive what the other has from it. Longer rings are not recognised.
+//!
 //! # Bounds
 //! [`Limits`], for each session and for all. What is beyond is refused with `EXCESSIVE_LOAD`.
 
@@ -139,7 +143,12 @@ pub struct Directory<T> {
     held: BTreeMap<FullTrackName, Vec<Held>>,
     /// With what each lists.
     origins: BTreeMap<SessionId, BTreeSet<Namespace>>,
+    /// Sessions whose peer is a relay, and which.
+    relays: BTreeMap<SessionId, u64>,
 }
+
+/// By whom a namespace is published: sessions here, and these origins.
+type Sources = (bool, Vec<SessionId>);
 
 impl<T> std::fmt::Debug for Directory<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -160,6 +169,7 @@ impl<T: Clone + PartialEq> Directory<T> {
             track_watches: BTreeMap::new(),
             held: BTreeMap::new(),
             origins: BTreeMap::new(),
+            relays: BTreeMap::new(),
         }
     }
 
@@ -184,14 +194,16 @@ impl<T: Clone + PartialEq> Directory<T> {
         self.tracks.iter().map(|(name, track)| (name, &track.track))
     }
 
+    /// The peer of a session is this relay. To be said before anything else of that session.
+    pub fn relay(&mut self, session: SessionId, relay: u64) {
+        self.relays.insert(session, relay);
+    }
+
     /// A session with an origin has begun.
     pub fn origin(&mut self, session: SessionId, make: Make<'_, T>, out: &mut Vec<Say<T>>) {
+        let before = [false, true].map(|tracks| self.watched(tracks));
         self.origins.insert(session, BTreeSet::new());
-        for tracks in [false, true] {
-            if self.is_watched(tracks) {
-                out.push(Say::Watch { origin: session, tracks, on: true });
-            }
-        }
+        self.watch_origins(&before, out);
         let alone: Vec<FullTrackName> =
             self.tracks.iter().filter(|(_, entry)| entry.sources.is_empty()).map(|(name, _)| name.clone()).collect();
         for name in alone {
@@ -220,11 +232,9 @@ impl<T: Clone + PartialEq> Directory<T> {
             return Err(RequestCode::ExcessiveLoad);
         }
         known.namespaces.insert(namespace.clone());
-        let first = !self.is_there(namespace);
+        let before = self.sources(namespace);
         self.namespaces.entry(namespace.clone()).or_default().insert(session);
-        if first {
-            self.tell_watches(namespace, true, out);
-        }
+        self.tell_watches(namespace, &before, out);
         let below: Vec<FullTrackName> = self.tracks_below(namespace).map(|(name, _)| name.clone()).collect();
         for name in below {
             self.pull(&name, session, Duration::ZERO, out);
@@ -238,30 +248,26 @@ impl<T: Clone + PartialEq> Directory<T> {
         if let Some(known) = self.sessions.get_mut(&session) {
             known.namespaces.remove(namespace);
         }
+        let before = self.sources(namespace);
         let Some(publishers) = self.namespaces.get_mut(namespace) else { return };
         if publishers.remove(&session) && publishers.is_empty() {
             self.namespaces.remove(namespace);
-            self.tell_if_gone(namespace, out);
+            self.tell_watches(namespace, &before, out);
         }
     }
 
     /// An origin lists a namespace, or does so no more. False if it lists too many.
     pub fn listed(&mut self, origin: SessionId, namespace: &Namespace, is: bool, out: &mut Vec<Say<T>>) -> bool {
-        let first = is && !self.is_there(namespace);
+        let before = self.sources(namespace);
         let Some(list) = self.origins.get_mut(&origin) else { return true };
         if !is {
-            if list.remove(namespace) {
-                self.tell_if_gone(namespace, out);
-            }
-            return true;
-        }
-        if list.len() >= self.limits.listed && !list.contains(namespace) {
+            list.remove(namespace);
+        } else if list.len() >= self.limits.listed && !list.contains(namespace) {
             return false;
+        } else {
+            list.insert(namespace.clone());
         }
-        list.insert(namespace.clone());
-        if first {
-            self.tell_watches(namespace, true, out);
-        }
+        self.tell_watches(namespace, &before, out);
         true
     }
 
@@ -269,7 +275,9 @@ impl<T: Clone + PartialEq> Directory<T> {
     pub fn unlisted(&mut self, origin: SessionId, out: &mut Vec<Say<T>>) {
         let Some(list) = self.origins.get_mut(&origin) else { return };
         for namespace in std::mem::take(list) {
-            self.tell_if_gone(&namespace, out);
+            let (here, mut others) = self.sources(&namespace);
+            others.push(origin);
+            self.tell_watches(&namespace, &(here, others), out);
         }
     }
 
@@ -296,19 +304,15 @@ impl<T: Clone + PartialEq> Directory<T> {
         entry.sources.insert(session);
         let first = entry.published.is_empty();
         entry.published.insert(session);
-        let held = self.held.remove(name).unwrap_or_default();
         if first || new {
-            let watches = self.watches_of(&self.track_watches, name.namespace());
-            for to in watches {
-                if to.session != session && held.iter().all(|held| held.asked.session != to.session) {
+            let held = self.held.get(name).map_or(&[][..], Vec::as_slice);
+            for to in self.watches_of(&self.track_watches, name.namespace()) {
+                if !self.is_same(to.session, session) && held.iter().all(|held| held.asked.session != to.session) {
                     out.push(Say::Offer { to, track: track.clone() });
                 }
             }
         }
-        for held in held {
-            self.release(held.asked.session);
-            out.push(Say::Begun(held.asked, track.clone()));
-        }
+        self.give_held(name, &Ok(track.clone()), out);
         Ok(track)
     }
 
@@ -343,13 +347,17 @@ impl<T: Clone + PartialEq> Directory<T> {
         if name.namespace().is_reserved() {
             return out.push(Say::NotFound(asked, RequestCode::DoesNotExist));
         }
-        if let Some(entry) = self.tracks.get(name) {
-            return out.push(Say::Found(asked, entry.track.clone()));
-        }
-        match self.begin(name, hold, make, out) {
-            Ok(Some(track)) => return out.push(Say::Begun(asked, track)),
-            Ok(None) => {}
-            Err(code) => return out.push(Say::NotFound(asked, code)),
+        match self.tracks.get(name) {
+            Some(entry) if self.may_have(entry, asked.session) => {
+                return out.push(Say::Found(asked, entry.track.clone()));
+            }
+            // It comes from there.
+            Some(_) => {}
+            None => match self.begin(name, hold, &[asked.session], make, out) {
+                Ok(Some(track)) => return out.push(Say::Begun(asked, track)),
+                Ok(None) => {}
+                Err(code) => return out.push(Say::NotFound(asked, code)),
+            },
         }
         let hold = hold.min(self.limits.hold);
         if hold.is_zero() {
@@ -406,17 +414,16 @@ impl<T: Clone + PartialEq> Directory<T> {
         out: &mut Vec<Say<T>>,
     ) -> Result<(), RequestCode> {
         self.watch(asked.session)?;
-        let first = !self.is_watched(false);
+        let before = [false, true].map(|tracks| self.watched(tracks));
         self.watches.insert((prefix.clone(), asked), ());
-        let listed = self.origins.values().flat_map(|list| below(list, prefix));
+        let others = self.origins.iter().filter(|(origin, _)| !self.is_same(**origin, asked.session));
+        let listed = others.flat_map(|(_, list)| below(list, prefix));
         let there: BTreeSet<&Namespace> = self.below(prefix).map(|(namespace, _)| namespace).chain(listed).collect();
         for namespace in there {
             let (prefix, namespace) = (prefix.clone(), namespace.clone());
             out.push(Say::Namespace { to: asked, prefix, namespace, is: true });
         }
-        if first {
-            self.watch_origins(false, true, out);
-        }
+        self.watch_origins(&before, out);
         Ok(())
     }
 
@@ -426,29 +433,28 @@ impl<T: Clone + PartialEq> Directory<T> {
     /// Why not.
     pub fn watch_tracks(&mut self, asked: Asked, prefix: &Namespace, out: &mut Vec<Say<T>>) -> Result<(), RequestCode> {
         self.watch(asked.session)?;
-        let first = !self.is_watched(true);
+        let before = [false, true].map(|tracks| self.watched(tracks));
         self.track_watches.insert((prefix.clone(), asked), ());
         for (_, entry) in self.tracks_below(prefix) {
             let far = entry.sources.iter().any(|source| self.origins.contains_key(source));
-            if (far || !entry.published.is_empty()) && !entry.published.contains(&asked.session) {
+            let known = entry.published.contains(&asked.session) || !self.may_have(entry, asked.session);
+            if (far || !entry.published.is_empty()) && !known {
                 out.push(Say::Offer { to: asked, track: entry.track.clone() });
             }
         }
-        if first {
-            self.watch_origins(true, true, out);
-        }
+        self.watch_origins(&before, out);
         Ok(())
     }
 
     /// It wants to hear of them no more.
     pub fn unwatch(&mut self, asked: Asked, prefix: &Namespace, out: &mut Vec<Say<T>>) {
         let key = (prefix.clone(), asked);
-        let before = [false, true].map(|tracks| self.is_watched(tracks));
+        let before = [false, true].map(|tracks| self.watched(tracks));
         let went = self.watches.remove(&key).is_some() | self.track_watches.remove(&key).is_some();
         if let Some(session) = self.sessions.get_mut(&asked.session).filter(|_| went) {
             session.watches = session.watches.saturating_sub(1);
         }
-        self.unwatch_origins(before, out);
+        self.watch_origins(&before, out);
     }
 
     /// A session is gone, with all that was its.
@@ -459,10 +465,11 @@ impl<T: Clone + PartialEq> Directory<T> {
         for namespace in &known.namespaces {
             self.withdraw_namespace(session, namespace, out);
         }
-        let before = [false, true].map(|tracks| self.is_watched(tracks));
+        let before = [false, true].map(|tracks| self.watched(tracks));
         self.watches.retain(|(_, asked), ()| asked.session != session);
         self.track_watches.retain(|(_, asked), ()| asked.session != session);
-        self.unwatch_origins(before, out);
+        self.watch_origins(&before, out);
+        self.relays.remove(&session);
         self.held.retain(|_, held| {
             held.retain(|held| held.asked.session != session);
             !held.is_empty()
@@ -496,24 +503,28 @@ impl<T: Clone + PartialEq> Directory<T> {
         prefixes.filter_map(|prefix| self.namespaces.get(&prefix)).flatten().copied().collect()
     }
 
-    /// Begins a track if somebody publishes it.
+    /// Begins a track for these sessions if somebody publishes it.
     fn begin(
         &mut self,
         name: &FullTrackName,
         hold: Duration,
+        by: &[SessionId],
         make: Make<'_, T>,
         out: &mut Vec<Say<T>>,
     ) -> Result<Option<T>, RequestCode> {
         let mut publishers = self.publishers(name.namespace());
         let far = publishers.is_empty();
         if far {
-            publishers.extend(self.origins.keys().next());
+            let other = |origin: &&SessionId| by.iter().any(|session| !self.is_same(*session, **origin));
+            publishers.extend(self.origins.keys().find(other));
         }
         let Some(at) = publishers.first() else { return Ok(None) };
         let track = self.track(name, *at, make)?;
         if far {
-            let watches = self.watches_of(&self.track_watches, name.namespace());
-            out.extend(watches.into_iter().map(|to| Say::Offer { to, track: track.clone() }));
+            let at = *at;
+            let watches = self.watches_of(&self.track_watches, name.namespace()).into_iter();
+            let others = watches.filter(|to| !self.is_same(to.session, at));
+            out.extend(others.map(|to| Say::Offer { to, track: track.clone() }));
         }
         for publisher in publishers {
             self.pull(name, publisher, hold.min(self.limits.hold), out);
@@ -547,19 +558,44 @@ impl<T: Clone + PartialEq> Directory<T> {
         let names: Vec<FullTrackName> =
             self.held.keys().filter(|name| name.namespace().starts_with(namespace)).cloned().collect();
         for name in names {
-            let answer = match self.begin(&name, self.limits.hold, make, out) {
-                Ok(Some(track)) => Ok(track),
-                Ok(None) => continue,
-                Err(code) => Err(code),
-            };
-            for held in self.held.remove(&name).unwrap_or_default() {
-                self.release(held.asked.session);
-                out.push(match &answer {
-                    Ok(track) => Say::Begun(held.asked, track.clone()),
-                    Err(code) => Say::NotFound(held.asked, *code),
-                });
+            let by: Vec<SessionId> =
+                self.held.get(&name).into_iter().flatten().map(|held| held.asked.session).collect();
+            match self.begin(&name, self.limits.hold, &by, make, out) {
+                Ok(Some(track)) => self.give_held(&name, &Ok(track), out),
+                Ok(None) => {}
+                Err(code) => self.give_held(&name, &Err(code), out),
             }
         }
+    }
+
+    /// Answers subscriptions that were held for a track, but for those by which it comes.
+    fn give_held(&mut self, name: &FullTrackName, answer: &Result<T, RequestCode>, out: &mut Vec<Say<T>>) {
+        let mut kept = Vec::new();
+        for held in self.held.remove(name).unwrap_or_default() {
+            if self.tracks.get(name).is_some_and(|entry| !self.may_have(entry, held.asked.session)) {
+                kept.push(held);
+                continue;
+            }
+            self.release(held.asked.session);
+            out.push(match answer {
+                Ok(track) => Say::Begun(held.asked, track.clone()),
+                Err(code) => Say::NotFound(held.asked, *code),
+            });
+        }
+        if !kept.is_empty() {
+            self.held.insert(name.clone(), kept);
+        }
+    }
+
+    /// Whether two sessions lead to the same relay, or are one.
+    fn is_same(&self, one: SessionId, other: SessionId) -> bool {
+        one == other || self.relays.get(&one).is_some_and(|relay| self.relays.get(&other) == Some(relay))
+    }
+
+    /// Whether a session may be given a track: not if it comes from its own peer alone.
+    fn may_have(&self, entry: &Track<T>, session: SessionId) -> bool {
+        let from = |source: &SessionId| self.origins.contains_key(source) && self.is_same(*source, session);
+        entry.sources.is_empty() || !entry.sources.iter().all(from)
     }
 
     /// The namespaces that begin with a prefix: neighbours, since their bytes do.
@@ -572,32 +608,30 @@ impl<T: Clone + PartialEq> Directory<T> {
         self.tracks.iter().filter(move |(name, _)| name.namespace().starts_with(prefix))
     }
 
-    /// Whether somebody publishes a namespace, here or at an origin.
-    fn is_there(&self, namespace: &Namespace) -> bool {
-        self.namespaces.contains_key(namespace) || self.origins.values().any(|list| list.contains(namespace))
+    /// Who publishes a namespace.
+    fn sources(&self, namespace: &Namespace) -> Sources {
+        let origins = self.origins.iter().filter(|(_, list)| list.contains(namespace));
+        (self.namespaces.contains_key(namespace), origins.map(|(origin, _)| *origin).collect())
     }
 
-    fn tell_if_gone(&self, namespace: &Namespace, out: &mut Vec<Say<T>>) {
-        if !self.is_there(namespace) {
-            self.tell_watches(namespace, false, out);
-        }
+    /// Whether a session is told of what has these sources.
+    fn hears_of(&self, session: SessionId, (here, origins): &Sources) -> bool {
+        *here || origins.iter().any(|origin| !self.is_same(*origin, session))
     }
 
-    /// Whether somebody watches tracks, or namespaces.
-    fn is_watched(&self, tracks: bool) -> bool {
-        !if tracks { self.track_watches.is_empty() } else { self.watches.is_empty() }
+    /// The origins at which tracks, or namespaces, are watched for somebody here who is not that origin itself.
+    fn watched(&self, tracks: bool) -> BTreeSet<SessionId> {
+        let watches = if tracks { &self.track_watches } else { &self.watches };
+        let wanted = |origin: &SessionId| watches.keys().any(|(_, asked)| !self.is_same(asked.session, *origin));
+        self.origins.keys().copied().filter(wanted).collect()
     }
 
-    fn watch_origins(&self, tracks: bool, on: bool, out: &mut Vec<Say<T>>) {
-        out.extend(self.origins.keys().map(|origin| Say::Watch { origin: *origin, tracks, on }));
-    }
-
-    /// What was watched and is not any more, is not at origins either.
-    fn unwatch_origins(&self, before: [bool; 2], out: &mut Vec<Say<T>>) {
+    /// Tells origins what has changed since they were watched like this: namespaces, and tracks.
+    fn watch_origins(&self, before: &[BTreeSet<SessionId>; 2], out: &mut Vec<Say<T>>) {
         for (tracks, before) in [false, true].into_iter().zip(before) {
-            if before && !self.is_watched(tracks) {
-                self.watch_origins(tracks, false, out);
-            }
+            let now = self.watched(tracks);
+            out.extend(now.difference(before).map(|origin| Say::Watch { origin: *origin, tracks, on: true }));
+            out.extend(before.difference(&now).map(|origin| Say::Watch { origin: *origin, tracks, on: false }));
         }
     }
 
@@ -612,14 +646,22 @@ impl<T: Clone + PartialEq> Directory<T> {
         found
     }
 
-    fn tell_watches(&self, namespace: &Namespace, is: bool, out: &mut Vec<Say<T>>) {
+    /// Tells those who watch a namespace that had these sources before what is new to them.
+    fn tell_watches(&self, namespace: &Namespace, before: &Sources, out: &mut Vec<Say<T>>) {
+        let now = self.sources(namespace);
+        if *before == now {
+            return;
+        }
         let least = Asked { session: SessionId(0), request: 0 };
         for count in 0..=namespace.len() {
             let prefix = namespace.first(count);
             let of_prefix = self.watches.range((prefix.clone(), least)..).take_while(|((of, _), ())| *of == prefix);
             for ((prefix, to), ()) in of_prefix {
-                let (prefix, namespace) = (prefix.clone(), namespace.clone());
-                out.push(Say::Namespace { to: *to, prefix, namespace, is });
+                let is = self.hears_of(to.session, &now);
+                if is != self.hears_of(to.session, before) {
+                    let (prefix, namespace) = (prefix.clone(), namespace.clone());
+                    out.push(Say::Namespace { to: *to, prefix, namespace, is });
+                }
             }
         }
     }
