@@ -251,22 +251,8 @@ impl Engine {
             self.sending.unblock(id);
         }
         self.look_for_stopped();
-        while let Some(event) = self.quic.path_event_next() {
-            match event {
-                quiche::PathEvent::PeerMigrated(local, peer) => {
-                    self.peer_moved(local, peer);
-                    self.events.push_back(Event::PathChanged { local, peer });
-                }
-                quiche::PathEvent::Validated(local, peer) => self.note_proved(local, peer, true),
-                quiche::PathEvent::FailedValidation(local, peer) => self.note_proved(local, peer, false),
-                // Of paths that nobody asked for, and of sizes that quiche uses by itself.
-                quiche::PathEvent::New(..)
-                | quiche::PathEvent::Closed(..)
-                | quiche::PathEvent::ReusedSourceConnectionId(..)
-                | quiche::PathEvent::PmtuUpdated { .. }
-                | _ => {}
-            }
-        }
+        self.look_at_paths();
+        self.ask_again();
         self.ask_left_paths();
         if self.quic.dgram_recv_queue_len() > 0 && !std::mem::replace(&mut self.announced, true) {
             self.events.push_back(Event::Datagrams);
@@ -279,13 +265,6 @@ impl Engine {
             }
         }
         left == 0
-    }
-
-    /// A server's paths are its peer's to choose.
-    fn note_proved(&mut self, local: SocketAddr, peer: SocketAddr, valid: bool) {
-        if self.role == Role::Client {
-            self.proved.push((local, peer, valid));
-        }
     }
 
     /// Streams of a kind that may be opened now.
@@ -309,7 +288,12 @@ impl Engine {
             // Only this file closes, and it states the end itself: this one is quiche's answer to a peer's mistake.
             Some(ended(Who::Local, error, "protocol_error"))
         } else if self.quic.is_closed() {
-            let reason = if !self.quic.is_timed_out() { "reset" } else { "idle" };
+            // Servers have tokens for resets, and clients none.
+            let reason = match (self.quic.is_timed_out(), self.role) {
+                (true, _) => "idle",
+                (false, Role::Client) => "reset",
+                (false, Role::Server) => "no_path",
+            };
             Some(End { who: Who::Nobody, code: Code::None, text: "".into(), reason })
         } else {
             None
