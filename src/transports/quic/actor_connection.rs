@@ -92,6 +92,8 @@ pub(super) struct ConnectionActor {
     paced_until: Option<Instant>,
     /// A deadline has come in this turn, maybe that of QUIC.
     timer: bool,
+    /// How often it asks whether the other end is there.
+    keep_alive: Option<Duration>,
     keep_alive_at: Option<Instant>,
     /// The connection is closed by then.
     close_by: Option<Instant>,
@@ -144,6 +146,7 @@ impl ConnectionActor {
             ended: Arc::default(),
             paced_until: None,
             timer: false,
+            keep_alive: None,
             keep_alive_at: None,
             close_by: None,
             end_by: None,
@@ -189,7 +192,7 @@ impl ConnectionActor {
         self.shared.counters.bytes_in.add(length as u64);
         self.shared.recycle(packets.buffer);
         if self.keep_alive_at.is_some() {
-            self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
+            self.keep_alive_at = self.keep_alive.map(|every| later(self.engine.now, every));
         }
     }
 
@@ -255,7 +258,8 @@ impl ConnectionActor {
         // Never refused for want of room: the endpoint keeps some for each connection.
         let theirs = self.engine.quic.peer_transport_params().and_then(|theirs| theirs.stateless_reset_token);
         drop(self.endpoint.tell(ToEndpoint::Established(self.slot, theirs)));
-        self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
+        self.keep_alive = self.engine.keep_alive();
+        self.keep_alive_at = self.keep_alive.map(|every| later(self.engine.now, every));
         self.engine.origin = Some(Origin { mail: turn.mail(), ended: self.ended.clone() });
         match self.purpose.take() {
             Some(Purpose::Wanted(reply, application)) => {
@@ -368,7 +372,7 @@ impl ConnectionActor {
         if self.keep_alive_at.is_some_and(|at| at <= now) {
             // Refused only while closing.
             let _asked = self.engine.quic.send_ack_eliciting();
-            self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(now, every));
+            self.keep_alive_at = self.keep_alive.map(|every| later(now, every));
         }
         self.mover.tick(&mut self.engine, &self.endpoint, self.slot);
         if self.close_by.is_some_and(|at| at <= now) {

@@ -175,6 +175,16 @@ impl Engine {
         }
     }
 
+    /// How often the other end is to be asked whether it is there: thrice in the time after which it counts as gone, at
+    /// least, and that is the smaller one of both ends (RFC 9000, section 10.1).
+    pub(super) fn keep_alive(&self) -> Option<Duration> {
+        let every = self.settings.keep_alive?;
+        let theirs = self.quic.peer_transport_params().map_or(0, |theirs| theirs.max_idle_timeout);
+        let both = [Duration::from_millis(theirs), self.settings.idle_timeout];
+        let idle = both.into_iter().filter(|idle| !idle.is_zero()).min();
+        Some(idle.map_or(every, |idle| every.min(idle / 3)))
+    }
+
     /// Whether nothing is left to be delivered: no stream is open, and all that was finished was acknowledged.
     pub(super) fn is_delivered(&mut self) -> bool {
         self.streams.is_empty() && !self.is_leaving()
