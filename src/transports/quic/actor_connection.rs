@@ -90,6 +90,10 @@ pub(super) struct ConnectionActor {
     ended: Arc<OnceLock<Farewell>>,
     reaper: Reaper,
     paced_until: Option<Instant>,
+    /// A deadline has come in this turn, maybe that of QUIC.
+    timer: bool,
+    /// How often it asks whether the other end is there.
+    keep_alive: Option<Duration>,
     keep_alive_at: Option<Instant>,
     /// The connection is closed by then.
     close_by: Option<Instant>,
@@ -141,6 +145,8 @@ impl ConnectionActor {
             joining: Vec::new(),
             ended: Arc::default(),
             paced_until: None,
+            timer: false,
+            keep_alive: None,
             keep_alive_at: None,
             close_by: None,
             end_by: None,
@@ -175,7 +181,7 @@ impl ConnectionActor {
             let from = if skip < datagram.len() { skip } else { 0 };
             let datagram = datagram.get_mut(from..).unwrap_or_default();
             // An error closes the connection with it: `notice_end` says so.
-            if let Err(error) = self.engine.quic.recv(datagram, info)
+            if let Err(error) = self.engine.receive(datagram, info)
                 && error != quiche::Error::Done
             {
                 tracing::debug!(peer = %info.from, %error, "packet refused");
@@ -186,7 +192,7 @@ impl ConnectionActor {
         self.shared.counters.bytes_in.add(length as u64);
         self.shared.recycle(packets.buffer);
         if self.keep_alive_at.is_some() {
-            self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
+            self.keep_alive_at = self.keep_alive.map(|every| later(self.engine.now, every));
         }
     }
 
@@ -252,7 +258,8 @@ impl ConnectionActor {
         // Never refused for want of room: the endpoint keeps some for each connection.
         let theirs = self.engine.quic.peer_transport_params().and_then(|theirs| theirs.stateless_reset_token);
         drop(self.endpoint.tell(ToEndpoint::Established(self.slot, theirs)));
-        self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
+        self.keep_alive = self.engine.keep_alive();
+        self.keep_alive_at = self.keep_alive.map(|every| later(self.engine.now, every));
         self.engine.origin = Some(Origin { mail: turn.mail(), ended: self.ended.clone() });
         match self.purpose.take() {
             Some(Purpose::Wanted(reply, application)) => {
@@ -353,12 +360,7 @@ impl ConnectionActor {
     fn tick(&mut self) {
         self.catch_up();
         let now = self.engine.now;
-        if self.engine.quic.timeout_instant().is_some_and(|at| at <= now) {
-            self.engine.quic.on_timeout();
-            if self.engine.phase != Phase::Handshaking {
-                self.look_for_acknowledgements();
-            }
-        }
+        self.timer = true;
         if self.engine.phase == Phase::Handshaking
             && now >= later(self.engine.born, self.engine.settings.handshake_timeout)
         {
@@ -370,7 +372,7 @@ impl ConnectionActor {
         if self.keep_alive_at.is_some_and(|at| at <= now) {
             // Refused only while closing.
             let _asked = self.engine.quic.send_ack_eliciting();
-            self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(now, every));
+            self.keep_alive_at = self.keep_alive.map(|every| later(now, every));
         }
         self.mover.tick(&mut self.engine, &self.endpoint, self.slot);
         if self.close_by.is_some_and(|at| at <= now) {
@@ -383,6 +385,18 @@ impl ConnectionActor {
             && application.deadline().is_some_and(|at| at <= now)
         {
             application.on_deadline(&mut self.engine);
+        }
+    }
+
+    /// QUIC's timer, after the packets of the turn: on an arbiter that is late it is not their fault that they were not
+    /// read before it came.
+    fn time_out(&mut self) {
+        self.timer = false;
+        if self.engine.quic.timeout_instant().is_some_and(|at| at <= self.engine.now) {
+            self.engine.time_out();
+            if self.engine.phase != Phase::Handshaking {
+                self.look_for_acknowledgements();
+            }
         }
     }
 
@@ -533,6 +547,9 @@ impl Protocol for ConnectionActor {
 
     fn flush(&mut self, turn: &mut Turn<'_, ToConnection>) -> Result<Progress, Fault> {
         self.engine.now = turn.now();
+        if self.timer {
+            self.time_out();
+        }
         let mut more = self.drive(turn);
         self.exchange_ids();
         if self.paced_until.is_none() || self.engine.phase == Phase::Ended {

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::actor_engine::{Engine, Phase};
+use super::actor_paths::Asking;
 use super::actor_shared::{Counters, Shared};
 use super::settings::Congestion;
 use super::state_pacer::{Pacer, Path};
@@ -77,7 +78,7 @@ pub(super) enum Sent {
 /// The way out of one connection.
 pub(super) struct Outlet {
     pacer: Pacer,
-    /// At most the rest of a train and the packet behind it.
+    /// At most the rest of a train, the packet behind it, and one for each path that is asked again.
     pending: VecDeque<Pending>,
     /// The packet that closes the connection has left.
     pub(super) close_left: bool,
@@ -114,6 +115,11 @@ impl Outlet {
 
     /// Sends what may be sent in one turn, less of it if it is not `alone` on its arbiter, `buffer` being scratch space.
     pub(super) fn send(&mut self, engine: &mut Engine, way: &impl Way, buffer: &mut [u8], alone: bool) -> Sent {
+        for Asking { bytes, from, to } in engine.paths.asking.drain(..) {
+            way.counters().packets_out.add(1);
+            way.counters().bytes_out.add(bytes.len() as u64);
+            self.pending.push_back(Pending { bytes, segment: None, from, to });
+        }
         while let Some(pending) = self.pending.pop_front() {
             if !self.offer(way, &pending.bytes, pending.segment, pending.from, pending.to) {
                 return Sent::Blocked;
