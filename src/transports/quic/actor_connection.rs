@@ -101,10 +101,14 @@ pub(super) struct ConnectionActor {
     end_by: Option<Instant>,
     /// Ids were asked for and have not come.
     asked_ids: bool,
+    /// Packets or ids have come, or time has passed, since it was looked whether there are enough.
+    look_at_ids: bool,
     /// The endpoint knows that the socket takes no more.
     told_blocked: bool,
     /// Where the last packets came from.
     from: Option<SocketAddr>,
+    /// Bytes of all packets that came.
+    came: u64,
     tally: Option<Tally>,
     reported: bool,
     /// Turns of all actors of the arbiter when it last sent.
@@ -151,8 +155,10 @@ impl ConnectionActor {
             close_by: None,
             end_by: None,
             asked_ids: false,
+            look_at_ids: true,
             told_blocked: false,
             from: None,
+            came: 0,
             tally: None,
             reported: false,
             turns: 0,
@@ -163,7 +169,10 @@ impl ConnectionActor {
         let info = quiche::RecvInfo { from: packets.from, to: packets.to };
         let length = packets.len;
         self.from = Some(packets.from);
+        self.came += length as u64;
         self.engine.heard = true;
+        self.outlet.heard();
+        self.look_at_ids = true;
         self.engine.unread.came(length);
         if self.engine.is_late(packets.buffer.get(..length).unwrap_or_default()) {
             self.shared.counters.retired_id.add(length.div_ceil(packets.stride.max(1)) as u64);
@@ -343,11 +352,13 @@ impl ConnectionActor {
         let wanted = quic.scids_left().min((self.paths + reserve).saturating_sub(quic.active_scids()));
         if wanted > 0 && !self.asked_ids {
             self.asked_ids = self.endpoint.tell(ToEndpoint::WantIds(self.slot, wanted)).is_ok();
+            self.look_at_ids |= !self.asked_ids;
         }
     }
 
     fn ids(&mut self, ids: Vec<(Cid, u128)>) {
         self.asked_ids = false;
+        self.look_at_ids = true;
         for (id, token) in ids {
             let known = quiche::ConnectionId::from_ref(id.bytes());
             if self.engine.quic.new_scid(&known, token, false).is_err() {
@@ -359,6 +370,7 @@ impl ConnectionActor {
     /// What time alone brings.
     fn tick(&mut self) {
         self.catch_up();
+        self.look_at_ids = true;
         let now = self.engine.now;
         self.timer = true;
         if self.engine.phase == Phase::Handshaking
@@ -394,6 +406,7 @@ impl ConnectionActor {
         self.timer = false;
         if self.engine.quic.timeout_instant().is_some_and(|at| at <= self.engine.now) {
             self.engine.time_out();
+            self.outlet.heard();
             if self.engine.phase != Phase::Handshaking {
                 self.look_for_acknowledgements();
             }
@@ -551,7 +564,9 @@ impl Protocol for ConnectionActor {
             self.time_out();
         }
         let mut more = self.drive(turn);
-        self.exchange_ids();
+        if std::mem::take(&mut self.look_at_ids) {
+            self.exchange_ids();
+        }
         if self.paced_until.is_none() || self.engine.phase == Phase::Ended {
             let turns = turn.turns_of_all();
             let alone = turns.saturating_sub(std::mem::replace(&mut self.turns, turns)) <= ALONE;
@@ -640,7 +655,6 @@ impl Protocol for ConnectionActor {
     }
 
     fn traffic(&self) -> Traffic {
-        let stats = self.engine.quic.stats();
-        Traffic { peer: self.from, bytes_in: stats.recv_bytes, bytes_out: stats.sent_bytes }
+        Traffic { peer: self.from, bytes_in: self.came, bytes_out: self.outlet.sent }
     }
 }

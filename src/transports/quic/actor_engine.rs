@@ -30,8 +30,9 @@ const NEWS: usize = 1_024;
 /// Streams that QUIC may take nothing from before a feed gives up: then it is the connection that is held back.
 const MISSES: usize = 8;
 
-/// Bytes that may be handed to QUIC as they are written, at most: what is longer waits for its turn.
-const PASSED: usize = 4 << 10;
+/// Bytes that may be handed to QUIC as they are written, at most, if its congestion window takes them: what is longer
+/// waits for its turn.
+const PASSED: usize = 16 << 10;
 /// How long an end alone waits for a congestion window with room. It is in no window of flow control.
 const END_PATIENCE: Duration = Duration::from_millis(100);
 /// Finished streams that are remembered before it is looked which of them were acknowledged.
