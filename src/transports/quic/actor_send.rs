@@ -128,6 +128,7 @@ impl Outlet {
         for Asking { bytes, from, to } in engine.paths.asking.drain(..) {
             way.counters().packets_out.add(1);
             way.counters().bytes_out.add(bytes.len() as u64);
+            self.sent += bytes.len() as u64;
             self.pending.push_back(Pending { bytes, segment: None, from, to });
         }
         while let Some(pending) = self.pending.pop_front() {
