@@ -43,9 +43,9 @@ const CLOSE_BEFORE: Duration = Duration::from_millis(500);
 /// A drained connection whose streams were all delivered is closed after this long: a close makes the peer's QUIC drop
 /// what its application has not read yet.
 const CLOSE_AFTER: Duration = Duration::from_millis(250);
-/// Turns of all actors from one turn of a connection to its next, if no other connection has work: its own, and its
-/// endpoint's.
-const ALONE: u64 = 2;
+/// Turns of all actors from one turn of a connection, or of its endpoint, to its next, if no other connection has work:
+/// one of each.
+pub(super) const ALONE: u64 = 2;
 /// QUIC's code for a connection that was refused (RFC 9000, section 20.1).
 const CONNECTION_REFUSED: u64 = 0x2;
 

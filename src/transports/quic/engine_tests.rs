@@ -581,6 +581,13 @@ fn what_was_lost_on_the_path_that_a_client_leaves_is_sent_again_on_the_new_one()
         }
         got
     };
+    // Ids for one more path, which the actors ask their endpoint for.
+    for (end, number) in [(&mut ends.server, 3), (&mut ends.client, 4)] {
+        let id = [number; 16];
+        let id = quiche::ConnectionId::from_ref(&id);
+        end.quic.new_scid(&id, u128::from(number), false).unwrap();
+    }
+    ends.settle();
     // A congestion window of some size.
     let (mut sent, mut got) = (0, 0);
     while got < 2 * WINDOW {
@@ -606,12 +613,6 @@ fn what_was_lost_on_the_path_that_a_client_leaves_is_sent_again_on_the_new_one()
         }
     }
     assert!(lost > 40, "{lost} packets");
-    // Ids for one more path, which the actors ask their endpoint for.
-    for (end, number) in [(&mut ends.server, 3), (&mut ends.client, 4)] {
-        let id = [number; 16];
-        let id = quiche::ConnectionId::from_ref(&id);
-        end.quic.new_scid(&id, u128::from(number), false).unwrap();
-    }
     let end = now() + Duration::from_secs(5);
     let mut moved = false;
     while got < sent {
