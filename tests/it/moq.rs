@@ -114,7 +114,8 @@ impl Peer {
         Self::saying(connection, draft, Setup { tokens: vec![token], ..Setup::default() }).await
     }
 
-    async fn saying(connection: Connection, draft: Draft, setup: Setup) -> Self {
+    /// The same, with this SETUP.
+    pub(crate) async fn saying(connection: Connection, draft: Draft, setup: Setup) -> Self {
         let control = connection.open_uni(Priority::default()).await.expect("a stream");
         control.write(bytes_of(&Message::Setup(Box::new(setup)), draft)).await.expect("written");
         let theirs = soon("a control stream", connection.accept_uni()).await.expect("a stream");
@@ -402,6 +403,16 @@ fn fifty_sessions_are_fifty_actors_and_then_none() {
         let sessions: Vec<_> = actors.iter().filter(|actor| actor.kind == "quic").collect();
         assert_eq!(sessions.len(), 50);
         assert!(sessions.iter().all(|actor| actor.turns > 0), "each had turns on its arbiter");
+        let pinned = |view: &portway::actors::MeshView| {
+            view.of_kind("quic").map(|actor| (actor.id, actor.arbiter)).collect::<std::collections::BTreeSet<_>>()
+        };
+        let first = pinned(&view);
+        assert!((0..2).all(|arbiter| first.iter().any(|(_, on)| *on == arbiter)), "{first:?}");
+        for peer in &mut peers {
+            let mut none = peer.subscribe_with("none", Params::default()).await;
+            assert_eq!(code_of(none.words.next().await), RequestCode::DoesNotExist);
+        }
+        assert_eq!(pinned(&running.gateway().mesh().view().await), first, "none has moved");
         for peer in peers {
             peer.connection.close(0, "");
         }

@@ -499,6 +499,10 @@ fn a_session_of_webtransport_that_is_refused_says_why() {
         let failed = totals.get("webtransport_client_failed", "moq-client", reason);
         assert_eq!((failed, totals.family("webtransport_client_failed")), (1, 1), "{reason}");
     }
+    // At the relay it is a session without a draft that it speaks, closed as such at once.
+    let closed = || running.totals().get("moq_sessions_failed", "web", "no_common_draft");
+    eventually("it is counted there as well", || closed() == 1);
+    assert_eq!(running.totals().family("moq_sessions_failed"), 1);
 }
 
 /// A server of HTTP/3 that breaks a rule, or says nothing, costs the session that was wanted there, with its code.

@@ -13,13 +13,13 @@ use portway::transports::moq::codec_subgroup::{ObjectEncoder, SubgroupHeader, Su
 use portway::transports::moq::model::{Draft, Location, ObjectStatus};
 use portway::transports::moq::model_codes::{DoneCode, RequestCode, ResetCode, SessionCode};
 use portway::transports::moq::model_message::{
-    Fetch, FetchOk, FetchWhat, Goaway, Message, Publish, PublishDone, Redirect, RequestError, RequestUpdate,
+    Fetch, FetchOk, FetchWhat, Goaway, Message, Publish, PublishDone, Redirect, RequestError, RequestUpdate, Setup,
     SubscribeOk,
 };
 use portway::transports::moq::model_params::{Filter, Params, Properties};
 use portway::transports::moq::{Relay, RelaySettings, Scope, Site};
 use portway::transports::quic::{
-    ClientSettings, Priority, QuicClient, QuicServer, RecvStream, ServerSettings, StreamError,
+    ClientSettings, Code, Priority, QuicClient, QuicServer, RecvStream, ServerSettings, StreamError,
 };
 use portway::transports::tls;
 
@@ -688,4 +688,87 @@ fn an_object_for_another_arbiter_wakes_it_at_once() {
         assert!(median < Duration::from_millis(60), "{median:?}, and {:?} at most", took.last());
         drop(publish);
     });
+}
+
+/// Scopes are chosen by path and by authority, know nothing of each other, and one that is not there is refused at once.
+#[test]
+fn scopes_are_chosen_by_path_and_by_authority() {
+    let scopes = "[[listener.moq.scope]]\npath = \"/a\"\n[[listener.moq.scope]]\nauthority = \"b.example\"\n";
+    let running = Running::start(&relay(2, scopes));
+    let to = running.address("moq");
+    let clients = Clients::new();
+    let _open = wait(async {
+        let connection = || async { soon("a connection", clients.connect(to, Draft::D20.alpn())).await };
+        let setup = |path: &str, authority: &str| Setup {
+            path: Some(path.to_owned()).filter(|path| !path.is_empty()),
+            authority: Some(authority.to_owned()).filter(|authority| !authority.is_empty()),
+            ..Setup::default()
+        };
+        let mut publishers = Vec::new();
+        for (path, authority) in [("/a?x=1", ""), ("/other", "B.example:4443")] {
+            let mut publisher = Peer::saying(connection().await, Draft::D20, setup(path, authority)).await;
+            let publish = publisher.publish("here", 1).await;
+            let mut subscriber = Peer::saying(connection().await, Draft::D20, setup(path, authority)).await;
+            let (subscription, _) = subscriber.subscribe("here").await;
+            publishers.push((publisher, subscriber, path, publish, subscription));
+        }
+        for (publisher, _, path, ..) in &publishers {
+            publisher.send_subgroup(1, 0, &[path.as_bytes()]).await;
+        }
+        for (_, subscriber, path, ..) in &publishers {
+            assert_eq!(subscriber.receive().await.objects, [(0, Bytes::from(*path))], "of its own scope alone");
+        }
+        let other = connection().await;
+        let control = other.open_uni(Priority::default()).await.expect("a stream");
+        let hello = Message::Setup(Box::new(setup("/none", "c.example")));
+        control.write(bytes_of(&hello, Draft::D20)).await.expect("written");
+        let end = soon("a close", other.join()).await.end;
+        assert_eq!(end.code, Code::Application(SessionCode::InvalidPath.number(Draft::D20)));
+        publishers[0].0.send_subgroup(1, 1, &[b"on"]).await;
+        assert!(publishers[0].1.receive().await.whole);
+        publishers
+    });
+    let totals = running.totals();
+    assert_eq!(
+        (totals.get("moq_sessions_failed", "moq", "no_such_scope"), totals.family("moq_sessions_failed")),
+        (1, 1)
+    );
+}
+
+/// A scope has its share of tracks, a session its share of requests: what is beyond is refused, and all else goes on.
+#[test]
+fn a_scope_has_its_share_of_tracks_and_a_session_of_requests() {
+    let running = Running::start(&relay(1, "[listener.moq]\ntracks = 3\nrequests = 4\n"));
+    let clients = Clients::new();
+    wait(async {
+        let mut near = Near::of(&clients, &running).await;
+        let mut peer = Peer::connect(&clients, running.address("moq"), Draft::D20).await;
+        let offer = |name: &str, alias| {
+            let track = track(name);
+            move |request_id| {
+                let (params, properties) = (Params::default(), Properties::default());
+                Message::Publish(Box::new(Publish { request_id, track, track_alias: alias, params, properties }))
+            }
+        };
+        let mut kept = vec![peer.publish("one", 1).await, peer.publish("two", 2).await];
+        let mut beyond = peer.ask(offer("three", 3)).await;
+        assert_eq!(code_of(beyond.words.next().await), RequestCode::ExcessiveLoad, "of tracks");
+        kept.extend([peer.subscribe("one").await.0, peer.subscribe("two").await.0]);
+        let mut beyond = peer.subscribe_with("near", Params::default()).await;
+        assert_eq!(code_of(beyond.words.next().await), RequestCode::ExcessiveLoad, "of requests");
+        near.lost_nothing().await;
+        peer.send_subgroup(1, 0, &[b"one"]).await;
+        assert!(peer.receive().await.whole);
+        // With one that is given up there is room for another.
+        let given_up = kept.pop().expect("one");
+        given_up.send.reset(1).await.expect("reset");
+        given_up.words.stream.stop(1).await.expect("stopped");
+        let (again, _) = peer.subscribe("near").await;
+        near.lost_nothing().await;
+        drop((kept, again));
+    });
+    let totals = running.totals();
+    let refused = totals.get("moq_requests_refused", "moq", "excessive_load");
+    assert_eq!((refused, totals.family("moq_requests_refused")), (2, 2));
+    assert_eq!(totals.family("moq_sessions_failed"), 0);
 }

@@ -693,3 +693,23 @@ const fn urgency(subscriber: u8, publisher: u8) -> u8 {
     let both = (subscriber & 0xf0) | (publisher >> 4);
     if both < 2 { 2 } else { both }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::actor_words::REQUESTS;
+    use super::*;
+
+    /// Rules 5 and 6: what QUIC sends first is what the drafts name first, by lower numbers; the subscriber's word counts
+    /// before the publisher's, and requests come before all objects.
+    #[test]
+    fn the_urgency_of_objects_follows_their_priorities() {
+        assert!(REQUESTS.urgency < urgency(0, 0));
+        assert!(urgency(0, 255) < urgency(128, 0) && urgency(128, 255) < urgency(255, 0));
+        assert!(urgency(128, 0) < urgency(128, 128) && urgency(128, 128) < urgency(128, 255));
+        for one in 0..=255 {
+            for other in one..=255 {
+                assert!(urgency(one, 128) <= urgency(other, 128) && urgency(128, one) <= urgency(128, other));
+            }
+        }
+    }
+}

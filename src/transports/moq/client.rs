@@ -278,15 +278,22 @@ impl MoqClient {
     ) -> Result<Self, JoinError> {
         let ClientOptions { name, carrier, path, authority, tokens, drafts, setup: patience } = options;
         let protocols: Vec<&str> = drafts.iter().map(|draft| draft.alpn()).collect();
-        let mut setup = Setup { path, authority, tokens, ..super::Site::setup() };
+        // Over WebTransport its request names them.
         #[cfg(feature = "http")]
-        let dial = (carrier == Carrier::WebTransport).then(|| Dial {
-            name: name.clone(),
-            authority: setup.authority.take().unwrap_or_else(|| authority_of(&tls.name, to)),
-            path: request_path(setup.path.take()),
-            protocols: protocols.iter().map(|name| (*name).to_owned()).collect(),
-            patience,
-        });
+        let (path, authority, dial) = match carrier {
+            Carrier::Quic => (path, authority, None),
+            Carrier::WebTransport => {
+                let dial = Dial {
+                    name: name.clone(),
+                    authority: authority.unwrap_or_else(|| authority_of(&tls.name, to)),
+                    path: request_path(path),
+                    protocols: protocols.iter().map(|name| (*name).to_owned()).collect(),
+                    patience,
+                };
+                (None, None, Some(dial))
+            }
+        };
+        let setup = Setup { path, authority, tokens, ..super::Site::setup() };
         tls.protocols = match carrier {
             Carrier::Quic => protocols.iter().map(|name| name.as_bytes().to_vec()).collect(),
             #[cfg(feature = "http")]
