@@ -628,16 +628,19 @@ fn objects_that_are_too_late_are_reset_with_their_code() {
     let running = Running::start(&relay(1, "[listener.moq]\ncache = \"64MiB\"\n"));
     let clients = Clients::new();
     wait(async {
-        let params = Params { object_delivery_timeout: Some(Duration::from_millis(200)), ..Params::default() };
+        let params = Params { object_delivery_timeout: Some(Duration::from_secs(1)), ..Params::default() };
         let mut publisher = Peer::connect(&clients, running.address("moq"), Draft::D20).await;
         let mut near = Near::of(&clients, &running).await;
         let publish = publisher.publish("late", 1).await;
         let mut stalled = Stalled::connect(&running, 64 << 10, 16 << 10).await;
         let mut request = stalled.peer.subscribe_with("late", params).await;
         assert!(matches!(request.words.next().await, Some(Message::SubscribeOk(_))));
-        publisher.send_subgroup(1, 0, &[&pattern(1 << 20)]).await;
-        // Before it is reset: a stream that nobody has accepted by then is gone.
-        let begun = soon("a stream", stalled.peer.connection.accept_uni()).await.expect("a stream");
+        // Accepted as it comes: a stream that is reset before that is gone.
+        let large = pattern(1 << 20);
+        let accepted = soon("a stream", stalled.peer.connection.accept_uni());
+        let payloads: [&[u8]; 1] = [&large];
+        let ((), begun) = tokio::join!(publisher.send_subgroup(1, 0, &payloads), accepted);
+        let begun = begun.expect("a stream");
         counted(&running, "moq_streams_reset", "delivery_timeout", 1).await;
         let (_, ended) = read(&begun).await;
         assert_eq!(ended, Err(ResetCode::DeliveryTimeout.number(Draft::D18)));
