@@ -137,12 +137,7 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("udp_datagrams", "listener", "way", "Datagrams relayed, by way"),
     ("udp_dropped", "listener", "reason", "Datagrams that were not relayed, by reason"),
     ("udp_kernel_dropped", "listener", "", "Datagrams the kernel dropped since nobody had read them in time"),
-    (
-        "webtransport_client_failed",
-        "client",
-        "reason",
-        "Sessions that a client was not given, or lost to a broken rule",
-    ),
+    ("webtransport_client_failed", "client", "reason", "Sessions a client did not get, or lost to a broken rule"),
     ("webtransport_client_strays", "client", "", "Datagrams that belong to no session of a client"),
     ("wireguard_bytes_in", "listener", "", "Bytes of packets that came out of tunnels"),
     ("wireguard_bytes_out", "listener", "", "Bytes of packets that went into tunnels"),
