@@ -155,7 +155,7 @@ impl Alarm {
     /// Asks for a turn at `at`. An alarm set for an earlier time may stay as it is: it costs one early turn, where moving
     /// it would cost every turn. But a timer that was set while something was under way, and is not wanted any more
     /// because that came, does not call: a far alarm takes its place. True if the time has come already.
-    pub(super) fn arm(&mut self, at: Instant, now: Instant, cx: &mut Context<'_>) -> bool {
+    pub(super) fn arm(&mut self, at: Instant, now: Instant, cx: &Context<'_>) -> bool {
         if at <= now {
             return true;
         }
@@ -225,13 +225,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn with(test: impl FnOnce(Instant, &Arc<Calls>, &mut Context<'_>)) {
+    fn with(test: impl FnOnce(Instant, &Arc<Calls>, &Context<'_>)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _entered = runtime.enter();
         ticks_here();
         let calls = Arc::new(Calls::default());
         let waker = Waker::from(calls.clone());
-        test(clock::now(), &calls, &mut Context::from_waker(&waker));
+        test(clock::now(), &calls, &Context::from_waker(&waker));
         FAR.with_borrow(|far| assert!(far.as_ref().unwrap().slots.is_empty(), "an alarm left its entry behind"));
     }
 

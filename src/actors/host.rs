@@ -446,7 +446,7 @@ impl<P: Protocol> Runner<P> {
 
     /// Sets the one alarm to the earlier of the protocol's deadline and the end of the drain. True if the time has
     /// come already.
-    fn arm(&mut self, deadline: Option<Instant>, now: Instant, cx: &mut Context<'_>) -> bool {
+    fn arm(&mut self, deadline: Option<Instant>, now: Instant, cx: &Context<'_>) -> bool {
         let at = match (deadline, self.draining) {
             (Some(a), Some(b)) => a.min(b),
             (Some(at), None) | (None, Some(at)) => at,
