@@ -6,8 +6,8 @@
 //! only within [`NEAR`] of its time does it become a timer of the event loop, with that one's exactness. A far alarm
 //! therefore costs its actor one early turn, in which nothing is due. One that is near and not wanted any more, since
 //! what it stood by for has come, costs none: it stays where it is, behind a far one, and calls nobody. Whether an alarm
-//! still waits is asked in every turn, so that answer stands beside the alarm and is not looked up. Where no ticker runs (a simulation) every alarm
-//! is a timer at once.
+//! still waits is asked in every turn, so that answer stands beside the alarm and is not looked up. Where no ticker runs (a
+//! simulation) every alarm is a timer at once.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -318,6 +318,29 @@ mod tests {
             assert_eq!(near(&alarm), Some(now + ms(160)));
             alarm.arm(now + ms(90), now + ms(70), cx);
             assert_eq!(near(&alarm), Some(now + ms(90)));
+        });
+    }
+
+    #[test]
+    fn an_alarm_that_is_armed_at_the_end_of_a_long_turn_calls() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let calls = Arc::new(Calls::default());
+        let waker = Waker::from(calls.clone());
+        let mut alarm = Alarm::default();
+        let at = clock::now() + Duration::from_millis(30);
+        runtime.block_on(async {
+            std::future::poll_fn(|cx| {
+                while std::pin::pin!(tokio::task::coop::consume_budget()).poll(cx).is_ready() {}
+                assert!(!alarm.arm(at, clock::now(), &Context::from_waker(&waker)));
+                std::task::Poll::Ready(())
+            })
+            .await;
+            // The next turn, in which nothing is due.
+            tokio::task::yield_now().await;
+            assert!(!alarm.arm(at, clock::now(), &Context::from_waker(&waker)));
+            let before = calls.0.load(Ordering::Relaxed);
+            clock::sleep_until(at + Duration::from_millis(20)).await;
+            assert_eq!(calls.0.load(Ordering::Relaxed), before + 1);
         });
     }
 
