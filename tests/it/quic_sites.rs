@@ -6,11 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::gateway::{Binary, Running, free, get, temp_dir};
-use crate::probe::{SOON, eventually, now};
+use crate::probe::{SOON, eventually, eventually_within, now};
 use crate::quic_gateway::{listening, listening_on, pem, tcp_server, upstream};
 
-/// Answers everything at once.
+/// Answers everything at once, as long as there is a client.
 fn answer_at_once(mut stream: TcpStream) {
+    stream.set_read_timeout(None).expect("set");
     let mut buffer = [0; 4_096];
     while let Ok(length @ 1..) = stream.read(&mut buffer) {
         if stream.write_all(&buffer[..length]).is_err() {
@@ -29,9 +30,11 @@ fn far(address: SocketAddr, quic: &str, server: SocketAddr) -> String {
 fn near(tunnels: &[(&str, SocketAddr, String)], beside: SocketAddr) -> Running {
     let mut text = "version = 1\n[runtime]\narbiters = 1\n".to_owned();
     for (name, to, tls) in tunnels {
+        // A busy machine takes its time for a handshake.
+        let patience = if *name == "nobody" { "1s" } else { "8s" };
         text += &format!(
             "[[upstream]]\nname = \"{name}\"\nservers = [\"quic://{to}\"]\n\
-             [upstream.limits]\nconnect_timeout = \"1s\"\n[upstream.tls]\n{tls}\n"
+             [upstream.limits]\nconnect_timeout = \"{patience}\"\n[upstream.tls]\n{tls}\n"
         );
     }
     text += &upstream("beside", beside);
@@ -49,7 +52,7 @@ fn trusts(ca: &str, name: &str, alpn: &str) -> String {
 
 fn client(to: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(to).expect("connected");
-    stream.set_read_timeout(Some(SOON)).expect("set");
+    stream.set_read_timeout(Some(SOON * 2)).expect("set");
     stream
 }
 
@@ -90,12 +93,13 @@ fn a_far_gateway_that_was_killed_and_started_again_is_used_at_once() {
     let began = now();
     open.write_all(b"anybody there?").expect("written");
     // Both: it is the tunnel that was lost.
-    is_reset(&mut open, SOON / 2);
-    is_reset(&mut quiet, SOON / 2);
+    is_reset(&mut open, SOON);
+    is_reset(&mut quiet, SOON);
     near.counts("connections_closed", "in", "upstream_reset", 2);
     near.counts("quic_connections_closed", "upstreams", "reset", 1);
     says(&mut client(near.address("in")), b"after");
-    assert!(now().duration_since(began) < SOON, "{:?}", now().duration_since(began));
+    // Far less than the idle timeout of half a minute.
+    assert!(now().duration_since(began) < SOON * 2, "{:?}", now().duration_since(began));
     says(&mut beside, b"unharmed");
     std::fs::remove_dir_all(dir).expect("removed");
 }
@@ -124,12 +128,12 @@ fn a_tunnel_whose_far_gateway_is_gone_ends_with_its_idle_timeout() {
     near.counts("connections_closed", "in", "upstream_reset", 1);
     near.counts("quic_connections_closed", "upstreams", "idle", 1);
     says(&mut beside, b"unharmed");
-    is_reset(&mut client(near.address("in")), SOON);
+    is_reset(&mut client(near.address("in")), SOON * 2);
     near.counts("connections_closed", "in", "connect_timeout", 1);
     far.again(&text);
     far.address("q");
     // Whoever comes while it is still being waited for is refused once more.
-    eventually("it is found again", || {
+    eventually_within(SOON * 3, "it is found again", || {
         let mut stream = client(near.address("in"));
         stream.write_all(b"after").is_ok() && stream.read_exact(&mut [0; 5]).is_ok()
     });
@@ -162,7 +166,7 @@ fn tls_that_fails_towards_a_server_over_quic_is_named_as_tls() {
         ("nobody", "connect_timeout"),
     ];
     for (number, (name, reason)) in (0..).zip(reasons) {
-        is_reset(&mut client(near.address(name)), SOON);
+        is_reset(&mut client(near.address(name)), SOON * 2);
         near.counts("connections_closed", name, reason, 1);
         near.counts("upstream_failures", name, reason, 1);
         assert_eq!(near.totals().family("upstream_failures"), number + 1, "none but that");
