@@ -348,6 +348,8 @@ fn a_second_signal_ends_it_at_once() {
     // A client that does not go away holds the drain for the two seconds of its lingering end.
     binary.signal("TERM");
     binary.says("draining");
+    // Sooner it would be taken for the first once more.
+    std::thread::sleep(Duration::from_millis(150));
     binary.signal("INT");
     let asked = now();
     assert_eq!(binary.ends_within(SOON).code(), Some(1));
