@@ -223,12 +223,7 @@ impl Builder {
             _ => return Err(StartError::Several(failed)),
         }
         let tunnels = tunnels::bind(&config, &passed)?;
-        let budget = Budget::new(
-            config
-                .runtime
-                .memory
-                .map_or_else(limits::half_of_memory, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
-        );
+        let budget = Budget::new(limits::memory_of(&config.runtime));
         let mesh = Mesh::start(MeshConfig {
             arbiters: config.runtime.arbiters,
             apart: tunnels::apart(&config),

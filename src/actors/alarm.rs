@@ -4,16 +4,19 @@
 //! own in every round: about 0.4 µs of a 10 µs echo. Most deadlines are idle limits, minutes away. So an alarm that is
 //! far waits in a slot of its arbiter with those of about the same time, and the ticker looks for slots every 100 ms;
 //! only within [`NEAR`] of its time does it become a timer of the event loop, with that one's exactness. A far alarm
-//! therefore costs its actor one early turn, in which nothing is due. Whether an alarm still waits is asked in every
-//! turn, so that answer stands beside the alarm and is not looked up. Where no ticker runs (a simulation) every alarm
-//! is a timer at once.
+//! therefore costs its actor one early turn, in which nothing is due. One that is near and not wanted any more, since
+//! what it stood by for has come, costs none: it stays where it is, behind a far one, and calls nobody. Whether an alarm
+//! still waits is asked in every turn, so that answer stands beside the alarm and is not looked up. Where no ticker runs (a
+//! simulation) every alarm is a timer at once.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Waker};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use super::clock;
@@ -95,63 +98,92 @@ pub(super) fn tick(now: Instant) {
 /// See the top of the file. Must be used on the thread it was first armed on.
 #[derive(Default)]
 pub(super) struct Alarm {
-    at: Option<Instant>,
-    place: Place,
+    far: Option<(Instant, Rc<Entry>)>,
+    near: Option<Near>,
 }
 
-#[derive(Default)]
-enum Place {
-    #[default]
-    Nowhere,
-    Far(Rc<Entry>),
-    Near(clock::Sleep),
+/// A timer of the event loop.
+struct Near {
+    at: Instant,
+    sleep: clock::Sleep,
+    call: Arc<Call>,
+    waker: Waker,
+}
+
+/// Whom a timer calls, as long as it is wanted.
+struct Call {
+    wanted: AtomicBool,
+    waker: Waker,
+}
+
+impl Wake for Call {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.wanted.load(Ordering::Relaxed) {
+            self.waker.wake_by_ref();
+        }
+    }
+}
+
+impl Near {
+    fn new(at: Instant, waker: &Waker) -> Self {
+        let call = Arc::new(Call { wanted: AtomicBool::new(true), waker: waker.clone() });
+        Self { at, sleep: clock::sleep_until(at), waker: Waker::from(call.clone()), call }
+    }
+
+    /// Calls at `at`, or before that if half of the time is still left to when it was to call. True if `at` has come.
+    fn arm(&mut self, at: Instant, now: Instant) -> bool {
+        self.call.wanted.store(true, Ordering::Relaxed);
+        let (left, wanted) = (self.at.saturating_duration_since(now), at.saturating_duration_since(now));
+        if self.at <= at && left >= wanted / 2 && !self.sleep.is_elapsed() {
+            return false;
+        }
+        self.at = at;
+        self.sleep.reset(at);
+        self.poll()
+    }
+
+    fn poll(&mut self) -> bool {
+        Pin::new(&mut self.sleep).poll(&mut Context::from_waker(&self.waker)).is_ready()
+    }
 }
 
 impl Alarm {
-    /// Asks for a turn at `at`. An alarm set for an earlier time stays as it is: it costs one early turn, where moving
-    /// it would cost every turn. True if the time has come already.
-    pub(super) fn arm(&mut self, at: Instant, now: Instant, cx: &mut Context<'_>) -> bool {
+    /// Asks for a turn at `at`. An alarm set for an earlier time may stay as it is: it costs one early turn, where moving
+    /// it would cost every turn. But a timer that was set while something was under way, and is not wanted any more
+    /// because that came, does not call: a far alarm takes its place. True if the time has come already.
+    pub(super) fn arm(&mut self, at: Instant, now: Instant, cx: &Context<'_>) -> bool {
         if at <= now {
             return true;
         }
-        let at = self.at.filter(|earlier| *earlier <= at && self.is_set()).unwrap_or(at);
-        let far = at.saturating_duration_since(now) > NEAR;
-        match &mut self.place {
-            Place::Far(entry) if far && self.at == Some(at) && entry.place.get().is_some() => return false,
-            Place::Near(sleep) if !far || self.at == Some(at) => {
-                if self.at == Some(at) && !sleep.is_elapsed() {
-                    return false;
-                }
-                sleep.reset(at);
-                self.at = Some(at);
-                return Pin::new(sleep).poll(cx).is_ready();
+        if at.saturating_duration_since(now) > NEAR && self.wait(at, cx.waker()) {
+            if let Some(near) = &self.near {
+                near.call.wanted.store(false, Ordering::Relaxed);
             }
-            Place::Nowhere | Place::Far(_) | Place::Near(_) => {}
-        }
-        self.clear();
-        self.at = Some(at);
-        if far && let Some(entry) = wait(at, cx.waker()) {
-            self.place = Place::Far(entry);
             return false;
         }
-        let mut sleep = clock::sleep_until(at);
-        let due = Pin::new(&mut sleep).poll(cx).is_ready();
-        self.place = Place::Near(sleep);
-        due
-    }
-
-    /// Whether it still will call for a turn.
-    fn is_set(&self) -> bool {
-        match &self.place {
-            Place::Nowhere => false,
-            Place::Far(entry) => entry.place.get().is_some(),
-            Place::Near(sleep) => !sleep.is_elapsed(),
+        match &mut self.near {
+            Some(near) if near.call.waker.will_wake(cx.waker()) => near.arm(at, now),
+            Some(_) | None => self.near.insert(Near::new(at, cx.waker())).poll(),
         }
     }
 
-    /// No turn is wanted any more.
-    pub(super) fn clear(&mut self) {
-        if let Place::Far(entry) = std::mem::take(&mut self.place) {
+    /// Sees to it that a far alarm waits for `at` or an earlier time. False where nobody looks for those.
+    fn wait(&mut self, at: Instant, waker: &Waker) -> bool {
+        if self.far.as_ref().is_some_and(|(earlier, entry)| *earlier <= at && entry.place.get().is_some()) {
+            return true;
+        }
+        self.leave();
+        self.far = FAR.with_borrow_mut(|far| Some((at, far.as_mut()?.wait(at, waker))));
+        self.far.is_some()
+    }
+
+    /// Takes the far alarm out of its slot.
+    fn leave(&mut self) {
+        if let Some((_, entry)) = self.far.take() {
             // Not there any more when it has been called, nor while the thread's locals are being dropped.
             let _gone = FAR.try_with(|far| {
                 if let Ok(mut far) = far.try_borrow_mut()
@@ -161,7 +193,12 @@ impl Alarm {
                 }
             });
         }
-        self.at = None;
+    }
+
+    /// No turn is wanted any more.
+    pub(super) fn clear(&mut self) {
+        self.leave();
+        self.near = None;
     }
 }
 
@@ -171,16 +208,9 @@ impl Drop for Alarm {
     }
 }
 
-/// Puts an alarm into its slot. `None` where nobody looks for it.
-fn wait(at: Instant, waker: &Waker) -> Option<Rc<Entry>> {
-    FAR.with_borrow_mut(|far| Some(far.as_mut()?.wait(at, waker)))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
@@ -195,14 +225,22 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn with(test: impl FnOnce(Instant, &Arc<Calls>, &mut Context<'_>)) {
+    fn with(test: impl FnOnce(Instant, &Arc<Calls>, &Context<'_>)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _entered = runtime.enter();
         ticks_here();
         let calls = Arc::new(Calls::default());
         let waker = Waker::from(calls.clone());
-        test(clock::now(), &calls, &mut Context::from_waker(&waker));
+        test(clock::now(), &calls, &Context::from_waker(&waker));
         FAR.with_borrow(|far| assert!(far.as_ref().unwrap().slots.is_empty(), "an alarm left its entry behind"));
+    }
+
+    fn far(alarm: &Alarm) -> Option<Instant> {
+        alarm.far.as_ref().map(|(at, _)| *at)
+    }
+
+    fn near(alarm: &Alarm) -> Option<Instant> {
+        alarm.near.as_ref().map(|near| near.at)
     }
 
     #[test]
@@ -211,14 +249,14 @@ mod tests {
             let mut alarm = Alarm::default();
             let at = now + 60 * SECOND;
             assert!(!alarm.arm(at, now, cx));
-            assert!(matches!(alarm.place, Place::Far(_)));
+            assert!(alarm.far.is_some() && alarm.near.is_none());
             tick(now + 59 * SECOND);
             assert_eq!(calls.0.load(Ordering::Relaxed), 0);
             let close = at - NEAR / 2;
             tick(close);
             assert_eq!(calls.0.load(Ordering::Relaxed), 1);
             assert!(!alarm.arm(at, close, cx));
-            assert!(matches!(alarm.place, Place::Near(_)), "now it is a timer of the event loop");
+            assert_eq!(alarm.near.as_ref().map(|near| near.at), Some(at), "now it is a timer of the event loop");
         });
     }
 
@@ -228,17 +266,81 @@ mod tests {
             let mut alarm = Alarm::default();
             alarm.arm(now + 10 * SECOND, now, cx);
             alarm.arm(now + 20 * SECOND, now, cx);
-            assert_eq!(alarm.at, Some(now + 10 * SECOND), "moving it would cost every turn");
+            assert_eq!(far(&alarm), Some(now + 10 * SECOND), "moving it would cost every turn");
             alarm.arm(now + 5 * SECOND, now, cx);
-            assert_eq!(alarm.at, Some(now + 5 * SECOND));
+            assert_eq!(far(&alarm), Some(now + 5 * SECOND));
             let then = now + 5 * SECOND;
             tick(then);
             assert_eq!(calls.0.load(Ordering::Relaxed), 1);
             alarm.arm(now + 20 * SECOND, then, cx);
-            assert_eq!(alarm.at, Some(now + 20 * SECOND));
-            assert!(matches!(alarm.place, Place::Far(_)));
+            assert_eq!(far(&alarm), Some(now + 20 * SECOND));
+            assert!(alarm.near.is_none());
             tick(then);
             assert_eq!(calls.0.load(Ordering::Relaxed), 1, "the time left behind calls nobody");
+        });
+    }
+
+    /// As of a connection that sends, has it acknowledged, and sends again, thirty times a second.
+    #[test]
+    fn a_timer_that_is_not_wanted_any_more_calls_nobody() {
+        with(|now, calls, cx| {
+            let ms = Duration::from_millis;
+            let mut alarm = Alarm::default();
+            let calls = || calls.0.load(Ordering::Relaxed);
+            // What the event loop does when the timer's time has come.
+            let fire = |alarm: &Alarm| alarm.near.as_ref().unwrap().waker.wake_by_ref();
+            assert!(!alarm.arm(now + ms(30), now, cx));
+            fire(&alarm);
+            assert_eq!(calls(), 1, "nothing came");
+            assert!(!alarm.arm(now + 30 * SECOND, now + ms(2), cx));
+            assert_eq!(far(&alarm), Some(now + 30 * SECOND));
+            fire(&alarm);
+            assert_eq!(calls(), 1);
+            // It is wanted again, and the far alarm stays.
+            assert!(!alarm.arm(now + ms(63), now + ms(33), cx));
+            assert_eq!((near(&alarm), far(&alarm)), (Some(now + ms(63)), Some(now + 30 * SECOND)));
+            fire(&alarm);
+            assert_eq!(calls(), 2);
+            tick(now + 30 * SECOND);
+            assert_eq!(calls(), 3);
+        });
+    }
+
+    #[test]
+    fn a_timer_moves_when_half_of_its_time_is_over_or_for_an_earlier_time() {
+        with(|now, _, cx| {
+            let ms = Duration::from_millis;
+            let mut alarm = Alarm::default();
+            alarm.arm(now + ms(100), now, cx);
+            alarm.arm(now + ms(120), now + ms(20), cx);
+            assert_eq!(near(&alarm), Some(now + ms(100)), "moving it would cost every turn");
+            alarm.arm(now + ms(160), now + ms(60), cx);
+            assert_eq!(near(&alarm), Some(now + ms(160)));
+            alarm.arm(now + ms(90), now + ms(70), cx);
+            assert_eq!(near(&alarm), Some(now + ms(90)));
+        });
+    }
+
+    #[test]
+    fn an_alarm_that_is_armed_at_the_end_of_a_long_turn_calls() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let calls = Arc::new(Calls::default());
+        let waker = Waker::from(calls.clone());
+        let mut alarm = Alarm::default();
+        let at = clock::now() + Duration::from_millis(30);
+        runtime.block_on(async {
+            std::future::poll_fn(|cx| {
+                while std::pin::pin!(tokio::task::coop::consume_budget()).poll(cx).is_ready() {}
+                assert!(!alarm.arm(at, clock::now(), &Context::from_waker(&waker)));
+                std::task::Poll::Ready(())
+            })
+            .await;
+            // The next turn, in which nothing is due.
+            tokio::task::yield_now().await;
+            assert!(!alarm.arm(at, clock::now(), &Context::from_waker(&waker)));
+            let before = calls.0.load(Ordering::Relaxed);
+            clock::sleep_until(at + Duration::from_millis(20)).await;
+            assert_eq!(calls.0.load(Ordering::Relaxed), before + 1);
         });
     }
 

@@ -60,6 +60,8 @@ pub(crate) struct Runner<P: Protocol> {
     entry: Rc<Entry>,
     place: Option<Key>,
     alarm: Alarm,
+    /// What the protocol said at the end of its last turn.
+    deadline: Option<Instant>,
     draining: Option<Instant>,
     wish: Wish,
     started: bool,
@@ -164,6 +166,7 @@ impl<P: Protocol> Runner<P> {
             entry,
             place,
             alarm: Alarm::default(),
+            deadline: None,
             draining: None,
             wish: Wish::GoOn,
             started: false,
@@ -283,7 +286,9 @@ impl<P: Protocol> Runner<P> {
             done.handled += 1;
             state.on(m, &mut turn).map_err(Exit::Fault)?;
         }
-        if turn.wish != Wish::Stop && state.deadline().is_some_and(|at| at <= now) {
+        // Asked anew only if what it said at the end of its last turn has come: some have many to choose from.
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if turn.wish != Wish::Stop && due(self.deadline) && due(state.deadline()) {
             place.set("deadline");
             state.on_deadline(&mut turn).map_err(Exit::Fault)?;
         }
@@ -335,6 +340,7 @@ impl<P: Protocol> Runner<P> {
         self.wish = turn.wish;
         place.set("deadline");
         done.deadline = state.deadline();
+        self.deadline = done.deadline;
         done.held = state.held();
         done.traffic = state.traffic();
         Ok(done)
@@ -368,6 +374,7 @@ impl<P: Protocol> Runner<P> {
         (0..outstanding).for_each(|_| self.shared.lane.release(0));
         self.shared.lane.end(self.batch.len(), self.handled_bytes, cx.waker());
         self.started = false;
+        self.deadline = None;
         self.wish = Wish::GoOn;
         if let Some(keeper) = &mut self.keeper {
             keeper.revive = Some(at);
@@ -439,7 +446,7 @@ impl<P: Protocol> Runner<P> {
 
     /// Sets the one alarm to the earlier of the protocol's deadline and the end of the drain. True if the time has
     /// come already.
-    fn arm(&mut self, deadline: Option<Instant>, now: Instant, cx: &mut Context<'_>) -> bool {
+    fn arm(&mut self, deadline: Option<Instant>, now: Instant, cx: &Context<'_>) -> bool {
         let at = match (deadline, self.draining) {
             (Some(a), Some(b)) => a.min(b),
             (Some(at), None) | (None, Some(at)) => at,

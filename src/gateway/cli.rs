@@ -7,9 +7,10 @@ pub(super) mod texts;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
+use tracing_appender::non_blocking::WorkerGuard;
 
 use super::config::Config;
 use super::watch::{Watched, stamp};
@@ -226,7 +227,7 @@ fn private_network() -> ExitCode {
 
 fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
     let builder = builder.clone().passed_sockets();
-    let _log = log::start(&config.log);
+    let log = log::start(&config.log);
     let files = limits::raise_open_files();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -235,7 +236,7 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
     // Before anything is started, so that a signal sent during the start is not lost.
     let mut signals = {
         let _entered = runtime.enter();
-        match Signals::new() {
+        match Signals::new(log) {
             Ok(signals) => signals,
             Err(error) => return complain(&error, FAILED),
         }
@@ -276,7 +277,7 @@ fn run(builder: &Builder, config: Config, path: &Path) -> ExitCode {
     runtime.block_on(async {
         while !stopping.is_finished() {
             tokio::select! {
-                name = signals.next() => end_at_once(name),
+                name = signals.again() => signals.end_at_once(name),
                 () = clock::sleep(Duration::from_millis(5)) => {}
             }
         }
@@ -346,7 +347,7 @@ async fn until_told(
     let report = tokio::select! {
         report = gateway.drain() => report,
         () = service::report_in(gateway.mesh()) => return false,
-        name = signals.next() => end_at_once(name),
+        name = signals.again() => signals.end_at_once(name),
         () = gateway.keep_budget() => return false,
     };
     for left in &report.unfinished {
@@ -461,32 +462,56 @@ fn read_and_apply(gateway: &Gateway, builder: &Builder, path: &Path) -> (bool, S
     }
 }
 
-fn end_at_once(signal: &str) -> ! {
-    tracing::warn!(signal, "ended at once by a second signal");
-    std::process::exit(i32::from(FAILED));
-}
+/// Signals that come so soon after the first were meant as one: a terminal and a script may both tell of the same end. No
+/// hand is so quick.
+const TOGETHER: Duration = Duration::from_millis(100);
 
 struct Signals {
     hangup: Option<tokio::signal::unix::Signal>,
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    /// When the first came.
+    told: Option<Instant>,
+    /// Writes what still waits when it is dropped, which an exit does not do.
+    log: Option<WorkerGuard>,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    fn new(log: WorkerGuard) -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self {
             hangup: Some(signal(SignalKind::hangup())?),
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            told: None,
+            log: Some(log),
         })
     }
 
     async fn next(&mut self) -> &'static str {
-        tokio::select! {
+        let name = tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+        };
+        self.told.get_or_insert_with(clock::now);
+        name
+    }
+
+    /// The next that was not sent together with the first.
+    async fn again(&mut self) -> &'static str {
+        loop {
+            let name = self.next().await;
+            if self.told.is_none_or(|first| clock::now().saturating_duration_since(first) >= TOGETHER) {
+                return name;
+            }
+            tracing::info!(signal = name, "draining already");
         }
+    }
+
+    fn end_at_once(&mut self, signal: &str) -> ! {
+        tracing::warn!(signal, "ended at once by a second signal");
+        drop(self.log.take());
+        std::process::exit(i32::from(FAILED));
     }
 }
 

@@ -1,5 +1,6 @@
 //! What this process may use of the machine.
 
+use super::config::Runtime;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Raises the soft limit on open files to the hard one: each connection is a file. Answers the limit then in force.
@@ -16,8 +17,13 @@ pub(super) fn raise_open_files() -> u64 {
     now
 }
 
+/// The bytes of the memory budget by these settings.
+pub(super) fn memory_of(runtime: &Runtime) -> usize {
+    runtime.memory.map_or_else(half_of_memory, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
 /// Half of the memory this process may use: of the machine, or of its control group if that has less.
-pub(super) fn half_of_memory() -> usize {
+fn half_of_memory() -> usize {
     let machine = read_kib("/proc/meminfo", "MemTotal:").unwrap_or(1 << 30);
     let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max")
         .ok()

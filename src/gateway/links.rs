@@ -16,8 +16,12 @@ use crate::transports::tls;
 
 /// A connection that carries nothing asks this often whether the other end is still there.
 const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(10);
+/// Then a handshake begins anew: QUIC waits twice as long after each packet that nobody has answered, and a server that is
+/// back is to be found within seconds.
+const HANDSHAKE: std::time::Duration = std::time::Duration::from_secs(5);
 /// Bytes of a stream, and of a connection, that may wait for a slow client: as for listeners.
-const TRANSPORT: fn() -> Transport = || Transport { keep_alive: Some(KEEP_ALIVE), ..Transport::default() };
+const TRANSPORT: fn() -> Transport =
+    || Transport { keep_alive: Some(KEEP_ALIVE), handshake_timeout: HANDSHAKE, ..Transport::default() };
 
 /// The ways by the names of their upstreams. A clone is the same ones.
 #[derive(Clone, Default)]

@@ -8,25 +8,26 @@
 pub(super) mod plan;
 #[cfg(feature = "quic")]
 pub(super) mod quic;
+mod settings;
 
 use std::fmt;
-use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::admin::Terms;
-use super::config::{Config, Listener, Log, Runtime};
+use super::config::{Config, Listener, Log};
 use super::sites::{Certificates, Web};
 #[cfg(feature = "udp")]
 use super::udp;
 use super::upstreams::Upstreams;
 use super::upstreams::secure::Secure;
-use super::{Gateway, Leaving, ListenerStatus, StartError, in_order, listeners, tunnels};
+use super::{Gateway, Leaving, ListenerStatus, StartError, in_order, limits, listeners, tunnels};
 use crate::actors::{Control, clock};
 use crate::transports::tcp;
 use plan::same_around;
+use settings::Differences;
 
 /// How long a reload waits for another to be done.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -45,7 +46,9 @@ pub struct Reloaded {
     pub renewed: Vec<String>,
     /// Closed; their connections finish.
     pub removed: Vec<String>,
-    /// Tables of the file that have changed and need a restart.
+    /// Keys beside listeners and upstreams that have changed and are in use now.
+    pub settings: Vec<&'static str>,
+    /// Keys, or tables, that have changed and need a restart.
     pub restart: Vec<&'static str>,
 }
 
@@ -59,6 +62,9 @@ impl fmt::Display for Reloaded {
         if !self.renewed.is_empty() {
             write!(f, "; made anew, sessions cut off: {}", self.renewed.join(", "))?;
         }
+        if !self.settings.is_empty() {
+            write!(f, "; settings changed: {}", self.settings.join(", "))?;
+        }
         if self.restart.is_empty() { Ok(()) } else { write!(f, "; needs a restart: {}", self.restart.join(", ")) }
     }
 }
@@ -71,11 +77,6 @@ struct Step<'a> {
     old: &'a [Arc<ListenerStatus>],
     before: (&'a Upstreams, &'a Certificates),
     now: (&'a Upstreams, &'a Certificates),
-}
-
-/// What of `[admin]` holds until a restart.
-fn admin_of(config: &Config) -> Option<(SocketAddr, Option<&PathBuf>)> {
-    config.admin.as_ref().map(|admin| (admin.listen, admin.control.as_ref()))
 }
 
 /// The same listener, wherever in the file it stands.
@@ -102,21 +103,11 @@ impl Gateway {
         result
     }
 
-    /// The tables in which a new configuration differs and that hold until a restart.
-    pub(super) fn needs_restart(&self, new: &Config) -> Vec<&'static str> {
-        let running = self.config.read();
-        let restart = [
-            ("runtime", Runtime { drain: new.runtime.drain, ..running.runtime.clone() } != new.runtime),
-            ("admin", admin_of(&running) != admin_of(new)),
-            ("log", running.log.format != new.log.format),
-        ];
-        restart.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
-    }
-
     fn apply(&self, new: Config) -> Result<Reloaded, StartError> {
         let _one_at_a_time = self.status.reloading.write_within(PATIENCE).map_err(StartError::Reloading)?;
         let running = self.config.read();
-        let mut done = Reloaded { restart: self.needs_restart(&new), ..Reloaded::default() };
+        let Differences { taken, held } = Differences::between(&running, &new);
+        let mut done = Reloaded { settings: taken, restart: held, ..Reloaded::default() };
         let old = self.status.listeners();
         let tunnels_before = self.status.tunnels();
 
@@ -274,13 +265,14 @@ impl Gateway {
         in_order(&mut now, &new);
         self.status.listeners.publish(now);
         self.status.leaving.publish(leaving);
-        let Config { listeners, upstreams, certificates, .. } = new;
-        let runtime = Runtime { drain: new.runtime.drain, ..running.runtime.clone() };
-        let mut admin = running.admin.clone();
-        if let (Some(admin), Some(new)) = (&mut admin, new.admin) {
-            (admin.token, admin.watch, admin.tls) = (new.token, new.watch, new.tls);
+        let (runtime, admin) = (settings::runtime(&running, &new), settings::admin(&running, &new));
+        if new.admin.is_some() && admin.is_some() {
             self.status.terms.publish(terms);
         }
+        if done.settings.contains(&"runtime.memory") {
+            self.status.budget.set_limit(limits::memory_of(&runtime));
+        }
+        let Config { listeners, upstreams, certificates, .. } = new;
         let log = Log { level: new.log.level, ..running.log };
         super::log::set_level(log.level);
         self.status.drain.publish(runtime.drain);

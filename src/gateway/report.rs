@@ -63,7 +63,11 @@ impl Mistakes {
         self.0.push(Mistake { span, message: message.into(), hint: hint.into(), also });
     }
 
-    #[cfg(feature = "wireguard")]
+    /// Adds to the hints of those that were noted since there were `before`.
+    pub(super) fn hint_also(&mut self, before: usize, more: &str) {
+        self.0.iter_mut().skip(before).for_each(|mistake| mistake.hint.push_str(more));
+    }
+
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }

@@ -3,13 +3,14 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Number, length and last change of a file; `None` if it is not there.
+/// Number, length and last change of a file, that of its attributes included: a copy may keep the length and the time of
+/// writing. `None` if it is not there.
 pub(super) type Stamp = Option<(u64, u64, i64, i64)>;
 
 /// The stamp of a file now.
 pub(super) fn stamp(file: &Path) -> Stamp {
     let found = std::fs::metadata(file).ok()?;
-    Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+    Some((found.ino(), found.len(), found.ctime(), found.ctime_nsec()))
 }
 
 /// Tells when a file has changed and has then been left alone: an editor that writes in pieces is waited for.
@@ -46,6 +47,20 @@ impl Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_with_the_same_length_and_time_of_writing_is_another() {
+        let file = std::env::temp_dir().join(format!("portway-stamp-{}", std::process::id()));
+        std::fs::write(&file, "one").unwrap();
+        let (before, written) = (stamp(&file), std::fs::metadata(&file).unwrap().modified().unwrap());
+        // The kernel's clock for files is coarse.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::fs::write(&file, "two").unwrap();
+        std::fs::File::options().write(true).open(&file).unwrap().set_modified(written).unwrap();
+        assert_ne!(stamp(&file), before);
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(stamp(&file), None);
+    }
 
     #[test]
     fn a_change_counts_once_and_when_it_is_over() {

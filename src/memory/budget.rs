@@ -68,7 +68,7 @@ pub struct Budget {
 
 #[derive(Debug)]
 struct Inner {
-    limit: usize,
+    limit: AtomicUsize,
     used: AtomicUsize,
 }
 
@@ -81,7 +81,7 @@ impl Budget {
     /// ```
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { inner: Arc::new(Inner { limit, used: AtomicUsize::new(0) }) }
+        Self { inner: Arc::new(Inner { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0) }) }
     }
 
     /// The bytes there are.
@@ -92,7 +92,25 @@ impl Budget {
     /// ```
     #[must_use]
     pub fn limit(&self) -> usize {
-        self.inner.limit
+        self.inner.limit.load(Ordering::Relaxed)
+    }
+
+    /// Changes how many bytes there are, for all clones. Leases go on as they are, also those that more bytes were granted
+    /// for than there are now: nobody new is let in until enough has come back, and whoever keeps the budget ends the
+    /// largest holders.
+    ///
+    /// ```
+    /// # use portway::memory::{Budget, Level};
+    /// let budget = Budget::new(100);
+    /// let lease = budget.lease(60)?;
+    /// budget.set_limit(50);
+    /// assert_eq!((lease.bytes(), budget.level()), (60, Level::Critical));
+    /// budget.set_limit(1_000);
+    /// assert_eq!(budget.level(), Level::Normal);
+    /// # Ok::<(), portway::memory::OverBudget>(())
+    /// ```
+    pub fn set_limit(&self, bytes: usize) {
+        self.inner.limit.store(bytes, Ordering::Relaxed);
     }
 
     /// The bytes leased now.
@@ -120,7 +138,7 @@ impl Budget {
     /// ```
     #[must_use]
     pub fn level(&self) -> Level {
-        let (used, limit) = (self.used() as u128 * 100, self.inner.limit as u128);
+        let (used, limit) = (self.used() as u128 * 100, self.limit() as u128);
         if used >= limit * 95 {
             Level::Critical
         } else if used >= limit * 80 {
@@ -162,7 +180,7 @@ impl Budget {
 
     /// Takes bytes without a lease; whoever does gives them back himself.
     pub(super) fn take(&self, more: usize) -> Result<(), OverBudget> {
-        let ceiling = (self.inner.limit as u128 * 80 / 100) as usize;
+        let ceiling = (self.limit() as u128 * 80 / 100) as usize;
         self.inner
             .used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use portway::gateway::{Builder, check};
 
-use crate::gateway::{Client, Neighbour, Running, free};
-use crate::probe::{eventually, view, wait};
+use crate::gateway::{Binary, Client, Neighbour, Running, free};
+use crate::probe::{SOON, eventually, view, wait};
 
 fn parse(text: &str) -> portway::gateway::config::Config {
     let text = format!("version = 1\n[runtime]\narbiters = 2\ndrain = \"5s\"\n{text}");
@@ -41,6 +41,29 @@ fn a_relay_of_the_configuration_joins_and_names_its_ends() {
     assert_eq!(running.totals().get("relay_bytes_up", "front", ""), 1_049_593);
     assert_eq!(running.totals().get("relay_bytes_down", "front", ""), 1_049_593);
     running.is_empty();
+}
+
+#[test]
+fn signals_that_come_together_are_one_and_a_later_one_ends_it_at_once() {
+    let (echo, front) = (free(), free());
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = relay(echo, front, &[server.local_addr().unwrap()], "");
+    let mut binary = Binary::start(&format!("version = 1\n[runtime]\ndrain = \"60s\"\n{text}"));
+    binary.says("listener=front ");
+    let mut client = Client::to(front);
+    let (mut held, _) = server.accept().unwrap();
+    binary.signal("TERM");
+    binary.signal("INT");
+    binary.says("draining already");
+    // The stream goes on, both ways.
+    client.0.write_all(b"up").unwrap();
+    held.read_exact(&mut [0; 2]).unwrap();
+    held.write_all(b"down").unwrap();
+    client.0.read_exact(&mut [0; 4]).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    binary.signal("TERM");
+    binary.says("ended at once by a second signal");
+    assert_eq!(binary.ends_within(SOON).code(), Some(1));
 }
 
 #[test]

@@ -92,6 +92,8 @@ mod quic_moving;
 #[cfg(feature = "qlog")]
 mod quic_qlog;
 #[cfg(feature = "quic")]
+mod quic_sites;
+#[cfg(feature = "quic")]
 mod quic_strangers;
 #[cfg(feature = "quic")]
 mod quic_streams;

@@ -183,11 +183,22 @@ const TUPLES: &[&str] = &[
 ];
 
 fn all_tuples(webtransport: bool) {
-    let (_running, url) = reached(webtransport);
+    let (running, url) = reached(webtransport);
     let mut failed = Vec::new();
     for tuple in TUPLES {
-        let said = test_client(&url, &["--moq-test-tuple", &format!("moq-test-00/{tuple}")]);
-        let passed = said.lines().any(|line| line.starts_with("ok "));
+        // The client loses datagrams that have come to it: on a busy machine about every third run lacks one or more,
+        // with whatever relay (docs/interop.md). What the relay took and gave is asserted below.
+        let attempts = if tuple.starts_with("3/") { 30 } else { 1 };
+        let ask = || test_client(&url, &["--moq-test-tuple", &format!("moq-test-00/{tuple}")]);
+        let passes = |said: &String| said.lines().any(|line| line.starts_with("ok "));
+        let mut said = ask();
+        for _ in 1..attempts {
+            if passes(&said) {
+                break;
+            }
+            said = ask();
+        }
+        let passed = passes(&said);
         let transport = if webtransport { "WebTransport" } else { "QUIC" };
         note("moq-test-client 0.2.0", "18", transport, &format!("tuple {tuple}"), passed);
         if !passed {
@@ -195,6 +206,13 @@ fn all_tuples(webtransport: bool) {
         }
     }
     assert!(failed.is_empty(), "{} of {}: {failed:#?}", failed.len(), TUPLES.len());
+    let totals = running.totals();
+    let relay = if webtransport { "web" } else { "moq" };
+    let early = totals.get("moq_datagrams_dropped", relay, "unknown_alias");
+    let (came, left) = (totals.get("moq_datagrams_in", relay, ""), totals.get("moq_datagrams_out", relay, ""));
+    assert!(came >= 15, "{came}");
+    assert_eq!(came, left + early, "each whose track was known was passed on");
+    assert_eq!(totals.family("quic_datagrams_dropped"), 0);
 }
 
 #[test]

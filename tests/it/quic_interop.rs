@@ -433,14 +433,13 @@ fn interop_migration_server() {
     }
 }
 
-/// Our client moves to another socket on purpose, between transfers.
+/// Our client moves to another socket on purpose, between transfers, more than once.
 #[test]
 fn interop_migration_client() {
-    // Each connection moves once: what moves again stalls now and then (docs/quic.md).
     towards(&[], async |clients, to| {
+        let connection = clients.connect(to, "echo").await;
+        transfers(&connection, 1_000).await;
         for _ in 0..3 {
-            let connection = clients.connect(to, "echo").await;
-            transfers(&connection, 1_000).await;
             let before = connection.info().await.expect("open").local;
             let local = moves(&connection).await;
             assert_ne!(local.port(), before.port());

@@ -13,10 +13,10 @@ use portway::transports::quic::{
     Application, Applications, Connection, Datagram, Echo, Event, Priority, QuicClient, Session, StreamKind,
 };
 
-use crate::gateway::Binary;
-use crate::probe::{SOON, eventually, mesh, now, stop, wait};
+use crate::gateway::{Binary, free, get};
+use crate::probe::{SOON, eventually, eventually_within, mesh, now, stop, wait};
 use crate::quic::{Pair, echo, round_trip};
-use crate::quic_gateway::{Clients, listening};
+use crate::quic_gateway::{Clients, ECHO, exchange, listening, pattern};
 use crate::quic_moving::Translator;
 use crate::quic_strangers::initial;
 
@@ -375,4 +375,41 @@ fn clients_that_do_not_read_cost_no_memory_beyond_their_credit() {
     let grown = binary.resident().saturating_sub(before);
     assert!(grown < most, "{grown} bytes more after {read} for one who reads");
     drop((idle, reader, clients));
+}
+
+/// As many clients as a test has the time for, which say nothing more once they are in: each is an actor on its arbiter
+/// that holds little memory, and nothing is left of them.
+#[test]
+fn thousands_of_idle_connections_are_as_many_actors_and_hold_little_memory() {
+    const MANY: usize = 2_000;
+    /// Bytes of a connection, by the resident memory of a process that does nothing else. A release build takes 32 KiB.
+    const EACH: usize = 128 << 10;
+    let admin = free();
+    let text = listening(2, &format!("{ECHO}[admin]\nlisten = \"{admin}\"\n"));
+    let mut server = Binary::start(&text);
+    let address = server.address("q");
+    let clients = Clients::new();
+    let neighbour = wait(clients.connect(address, "echo"));
+    let actors = || {
+        let metrics = get(admin, "/metrics").1;
+        let line =
+            metrics.lines().find_map(|line| line.strip_prefix("portway_actors{kind=\"quic\"} ")?.parse::<f64>().ok());
+        line.unwrap_or(0.0) as usize
+    };
+    let before = server.resident();
+    // A slow machine has fewer: what is asserted holds for each.
+    let end = now() + SOON / 2;
+    let mut idle = Vec::new();
+    while idle.len() < MANY && (idle.len() < MANY / 10 || now() < end) {
+        let some = (0..25).map(|_| clients.connect(address, "echo"));
+        idle.extend(wait(futures_util::future::join_all(some)));
+    }
+    eventually_within(SOON * 3, "each is an actor", || actors() == idle.len() + 1);
+    let grown = server.resident().saturating_sub(before);
+    assert!(grown / idle.len() < EACH, "{} connections took {grown} bytes", idle.len());
+    assert_eq!(wait(exchange(&neighbour, pattern(10_000))), pattern(10_000));
+    assert!(idle.iter().all(|connection| connection.end().is_none()));
+    drop(idle);
+    eventually_within(SOON * 6, "none is left", || actors() == 1);
+    assert_eq!(wait(exchange(&neighbour, pattern(10_000))), pattern(10_000));
 }

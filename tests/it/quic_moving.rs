@@ -348,3 +348,35 @@ fn a_client_whose_port_changes_in_the_midst_of_a_bulk_transfer_is_served_to_the_
     drop(network);
     pair.end();
 }
+
+/// What asks a client for proof of its new address is lost for longer than quiche tries: the connection is the same
+/// afterwards, whoever was heard first.
+#[test]
+fn a_client_that_hears_nothing_at_its_new_port_for_a_while_keeps_its_connection() {
+    let pair = Pair::new(2, echo());
+    let network = Translator::start(pair.server.local_addr());
+    let body = Bytes::from(vec![7; 300_000]);
+    let both = wait(async {
+        let connection = pair.client.connect(network.address, pair.tls.clone()).await.expect("connected");
+        let neighbour = pair.connect().await;
+        for _ in 0..2 {
+            round_trip(&connection, body.clone()).await;
+            network.forget();
+            network.mute.store(true, Ordering::SeqCst);
+            let end = now() + Duration::from_secs(3);
+            let unheard = async {
+                while now() < end {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                network.mute.store(false, Ordering::SeqCst);
+            };
+            tokio::join!(round_trip(&connection, body.clone()), unheard);
+            round_trip(&neighbour, Bytes::from("unmoved")).await;
+        }
+        (connection, neighbour)
+    });
+    assert_eq!(view(&pair.mesh).totals.family("quic_connections_closed"), 0);
+    assert_eq!(pair.counter("quic_connections_opened", "q", ""), 2);
+    drop(both);
+    pair.end();
+}

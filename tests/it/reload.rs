@@ -138,10 +138,60 @@ fn names_may_swap_their_addresses_and_what_needs_a_restart_is_named() {
     new.runtime.pin_cores = true;
     let done = running.gateway().reload(new).unwrap();
     assert_eq!(done.changed, ["a", "b"]);
-    assert_eq!(done.restart, ["runtime"]);
+    assert_eq!(done.restart, ["runtime.pin_cores"]);
+    assert!(done.settings.is_empty());
     on_a.works();
     Neighbour::of(a).works();
     Neighbour::of(b).works();
+}
+
+#[test]
+fn the_memory_budget_changes_with_a_reload() {
+    let a = free();
+    let with = |memory: &str| {
+        let text = format!(
+            "version = 1\n[runtime]\narbiters = 2\nmemory = \"{memory}\"\n{}",
+            listener("a", a, "[listener.framed]\nslow_after = \"60s\"\n")
+        );
+        check::parse("test.toml", &text, &check::Known::default()).unwrap_or_else(|r| panic!("{}", r.render(false)))
+    };
+    let running = Running::of(Builder::new().start(with("256MiB")).unwrap());
+    let mut neighbour = Neighbour::of(a);
+    // They send and never read: what is echoed to them is held.
+    let frame = [&1_000_000u32.to_be_bytes()[..], &vec![1; 1_000_000]].concat();
+    let mut holders = Vec::new();
+    while running.gateway().memory_leased() < 20 << 20 {
+        let mut holder = std::net::TcpStream::connect(a).unwrap();
+        holder.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        while holder.write_all(&frame).is_ok() {}
+        holders.push(holder);
+        assert!(holders.len() < 200, "{} bytes held", running.gateway().memory_leased());
+    }
+    assert_eq!(running.totals().get("connections_refused", "a", "memory"), 0);
+
+    let done = running.gateway().reload(with("16MiB")).unwrap();
+    assert_eq!((done.kept, done.settings, done.restart.len()), (vec!["a".to_owned()], vec!["runtime.memory"], 0));
+    let refused = Client::to(a).rest();
+    assert!(refused.is_empty());
+    eventually("the newcomer is counted", || running.totals().get("connections_refused", "a", "memory") == 1);
+    neighbour.works();
+    wait(async {
+        tokio::select! {
+            () = running.gateway().keep_budget() => {}
+            () = async {
+                while running.gateway().memory_leased() > 14 << 20 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            } => {}
+        }
+    });
+    assert!(running.totals().get("connections_closed", "a", "memory") > 0);
+    neighbour.works();
+
+    assert_eq!(running.gateway().reload(with("256MiB")).unwrap().settings, ["runtime.memory"]);
+    Neighbour::of(a).works();
+    neighbour.works();
+    assert_eq!(running.totals().get("connections_refused", "a", "memory"), 1);
 }
 
 #[test]

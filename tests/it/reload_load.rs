@@ -57,7 +57,11 @@ impl Places {
             peer(2)
         );
         [
-            format!("version = 1\n[runtime]\narbiters = 2\ndrain = \"10s\"\n{}", certificate()),
+            format!(
+                "version = 1\n[runtime]\narbiters = 2\ndrain = \"10s\"\nmemory = \"{}MiB\"\n{}",
+                1_024 + n % 64,
+                certificate()
+            ),
             format!("[[upstream]]\nname = \"back\"\nservers = [\"{}\"]\n", self.steady),
             format!("[upstream.limits]\nconnections = {}\n", 1_000 + n % 1_000),
             listener("framed", self.framed, "protocol = \"framed\"\nservice = \"echo\"\n"),

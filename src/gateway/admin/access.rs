@@ -103,7 +103,8 @@ pub(super) fn judge(wish: Wish, headers: &HeaderMap, rules: Rules<'_>) -> Result
     }
     let host = text(&HOST).unwrap_or_default();
     let name = name_of(host);
-    if !names_this_machine(name) && !rules.names.is_some_and(|names| names.cover(name)) {
+    let is_ours = |name| names_this_machine(name) || rules.names.is_some_and(|names| names.cover(name));
+    if !name.is_some_and(is_ours) {
         let words = "the Host must be an IP address, localhost or a name of the certificate\n";
         return Err(refused(StatusCode::FORBIDDEN, "host", words));
     }
@@ -138,12 +139,14 @@ pub(super) fn judge(wish: Wish, headers: &HeaderMap, rules: Rules<'_>) -> Result
     }
 }
 
-/// `Host` without its port.
-fn name_of(host: &str) -> &str {
-    match host.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
-    }
+/// `Host` without its port; `None` if it is not written as RFC 3986, section 3.2, has it.
+fn name_of(host: &str) -> Option<&str> {
+    let (name, port) = match host.strip_prefix('[') {
+        Some(v6) => v6.split_once(']').filter(|(name, _)| name.contains(':'))?,
+        None => host.split_at(host.find(':').unwrap_or(host.len())),
+    };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)).then_some(name)
 }
 
 /// RFC 9110 section 7.2 makes `Host` the client's idea of who we are: a browser led here by a foreign name says that
@@ -219,11 +222,15 @@ mod tests {
 
     #[test]
     fn only_addresses_and_localhost_name_this_machine() {
-        for good in ["127.0.0.1", "127.0.0.1:9180", "localhost:9180", "LOCALHOST", "[::1]:9180", "[::1]"] {
-            assert!(names_this_machine(name_of(good)), "{good}");
+        for good in ["127.0.0.1", "127.0.0.1:9180", "localhost:9180", "LOCALHOST", "[::1]:9180", "[::1]", "127.0.0.1:"]
+        {
+            assert!(name_of(good).is_some_and(names_this_machine), "{good}");
         }
-        for bad in ["", "example.com", "localhost.example.com:9180", "127.0.0.1.example.com", "[::1", "["] {
-            assert_eq!(names_this_machine(name_of(bad)), bad == "[::1", "{bad}");
+        let foreign = ["", "example.com", "localhost.example.com:9180", "127.0.0.1.example.com"];
+        let broken =
+            ["[::1", "[", "[]", "[127.0.0.1]", "[::1]x", "[::1]:x", "[::1]80", "localhost:80:80", "127.0.0.1:x"];
+        for bad in foreign.into_iter().chain(broken) {
+            assert!(!name_of(bad).is_some_and(names_this_machine), "{bad}");
         }
     }
 

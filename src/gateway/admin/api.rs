@@ -141,14 +141,15 @@ struct Running {
     renewed: Vec<String>,
     added: Vec<String>,
     removed: Vec<String>,
-    /// Tables of the file that have changed and need a restart.
-    needs_restart: Vec<String>,
+    /// Keys beside listeners and upstreams that have changed and are in use.
+    settings: Vec<&'static str>,
+    /// Keys, or tables, that have changed and need a restart.
+    needs_restart: Vec<&'static str>,
 }
 
 /// Which configuration runs: `last_reload` is the last that was tried, the lists are of the last that was applied.
 pub(super) fn config(status: &Status) -> Result<String, serde_json::Error> {
     let done = status.last_applied.read();
-    let restart = done.restart.iter().map(|table| (*table).to_owned());
     serde_json::to_string_pretty(&Running {
         applied: status.applied(),
         file: status.file.read().as_ref().map(|file| file.display().to_string()),
@@ -158,7 +159,8 @@ pub(super) fn config(status: &Status) -> Result<String, serde_json::Error> {
         renewed: done.renewed.clone(),
         added: done.added.clone(),
         removed: done.removed.clone(),
-        needs_restart: restart.collect(),
+        settings: done.settings.clone(),
+        needs_restart: done.restart.clone(),
     })
 }
 

@@ -105,6 +105,13 @@ fn tokens(raw: &RawGuards, folder: &Path, mistakes: &mut Mistakes) -> Option<Htt
         }
         return None;
     };
+    if !Tokens::knows(&algorithm.value.text) {
+        let hint = "HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA are; tokens \
+                    without a signature are never taken";
+        let message = format!("{} is no way to sign tokens that is known here", algorithm.value.shown());
+        mistakes.add(algorithm.span, message, hint);
+        return None;
+    }
     let (key, at) = match (&raw.jwt_key, &raw.jwt_key_file) {
         (Field::Is(key), Field::Is(file)) => {
             mistakes.add_pair(file.span, "the key of tokens is there twice", hint, key.span, "here already");

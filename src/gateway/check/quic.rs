@@ -128,19 +128,20 @@ fn generated(generate: Texts, mistakes: &mut Mistakes) -> Option<(Span, Certific
         mistakes.add(span, "`generate` is empty", "write `generate = [\"localhost\", \"127.0.0.1\"]`");
         return None;
     }
-    let mut names = Vec::new();
+    let (mut names, many) = (Vec::new(), texts.len());
     for text in texts {
-        let At { value: text, span } = text.at()?;
+        let Some(At { value: text, span }) = text.at() else { continue };
         let host = text.text.strip_prefix("*.").unwrap_or(&text.text);
         let is_host = is_name(host) && !host.ends_with('.');
         if !is_host && text.text.parse::<std::net::IpAddr>().is_err() {
             let hint = "write host names and addresses without ports, such as \"localhost\" or \"::1\"";
             mistakes.add(span, format!("{} is neither a host name nor an address", text.shown()), hint);
-            return None;
+        } else {
+            names.push(text.into_plain());
         }
-        names.push(text.into_plain());
     }
-    Some((span, CertificateSource::Generated(names)))
+    // Whichever is missing was told of.
+    (names.len() == many).then_some((span, CertificateSource::Generated(names)))
 }
 
 fn files(cert: &At<Text>, key: &At<Text>, folder: &Path, mistakes: &mut Mistakes) -> Option<(Span, CertificateSource)> {

@@ -269,7 +269,10 @@ impl<'r, 'd> Section<'r, 'd> {
         if found.get_ref().as_str() == Some("auto") {
             return Field::Is(At { value: None, span: found.span().into() });
         }
-        read(self).and_then(|At { value, span }| Field::Is(At { value: Some(value), span }))
+        let before = self.reader.mistakes.len();
+        let inner = read(self);
+        self.reader.mistakes.hint_also(before, " (or `\"auto\"`)");
+        inner.and_then(|At { value, span }| Field::Is(At { value: Some(value), span }))
     }
 
     pub(crate) fn address(&mut self, key: &'static str) -> Field<SocketAddr> {

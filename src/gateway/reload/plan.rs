@@ -8,6 +8,7 @@ use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
+use super::settings::Differences;
 #[cfg(feature = "quic")]
 use crate::gateway::certificates::Certificates as Loaded;
 use crate::gateway::config::{Config, Listener, Protocol};
@@ -65,7 +66,10 @@ pub struct Step {
 pub struct Plan {
     /// Listeners, then upstreams, each in the order of the new file, those that go at the end.
     pub steps: Vec<Step>,
-    /// Tables of the file that differ and need a restart.
+    /// Keys beside listeners and upstreams that differ and would be in use at once.
+    #[serde(default)]
+    pub settings: Vec<String>,
+    /// Keys, or tables, that differ and need a restart.
     pub restart: Vec<String>,
 }
 
@@ -90,6 +94,9 @@ impl Plan {
             };
             // Writing to a String does not fail.
             let _ = writeln!(out, "{}", format!("{fate:<7} {of:<9} {name:<width$}  {tail}").trim_end());
+        }
+        if !self.settings.is_empty() {
+            let _ = writeln!(out, "settings changed: {}", self.settings.join(", "));
         }
         if !self.restart.is_empty() {
             let _ = writeln!(out, "needs a restart: {}", self.restart.join(", "));
@@ -119,8 +126,9 @@ impl Gateway {
         #[cfg(not(feature = "http"))]
         let certificates = Certificates;
         let changed = changed_upstreams(&running, new, (&before, &certificates));
-        let mut plan =
-            Plan { restart: self.needs_restart(new).into_iter().map(str::to_owned).collect(), ..Plan::default() };
+        let Differences { taken, held } = Differences::between(&running, new);
+        let owned = |keys: Vec<&str>| keys.into_iter().map(str::to_owned).collect();
+        let mut plan = Plan { settings: owned(taken), restart: owned(held), ..Plan::default() };
         let tunnels = self.status.tunnels();
         for listener in &new.listeners {
             let was = running.listeners.iter().find(|was| was.name == listener.name);
@@ -299,10 +307,11 @@ mod tests {
             |fate, name: &str, sessions| Step { fate, of: "listener".to_owned(), name: name.to_owned(), sessions };
         let plan = Plan {
             steps: vec![step(Fate::Keep, "a", 1), step(Fate::Drain, "long", 2), step(Fate::Start, "new", 0)],
-            restart: vec!["runtime".to_owned()],
+            settings: vec!["runtime.memory".to_owned(), "log.level".to_owned()],
+            restart: vec!["admin".to_owned()],
         };
         let expected = "keep    listener  a     1 session\ndrain   listener  long  2 sessions to finish\n\
-                        start   listener  new\nneeds a restart: runtime\n";
+                        start   listener  new\nsettings changed: runtime.memory, log.level\nneeds a restart: admin\n";
         assert_eq!(plan.text(), expected);
     }
 }

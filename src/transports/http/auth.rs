@@ -179,7 +179,7 @@ impl Tokens {
         issuer: Option<&str>,
         audience: Option<&str>,
     ) -> Result<Self, &'static str> {
-        let algorithm = algorithm.parse::<Algorithm>().map_err(|_| "the algorithm is none of those known")?;
+        let algorithm = algorithm.parse::<Algorithm>().map_err(|_| "it signs nothing that is known")?;
         let bytes = key.expose();
         let key = match algorithm {
             Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 if bytes.len() < 32 => {
@@ -212,6 +212,11 @@ impl Tokens {
         required.extend(audience.map(|_| "aud"));
         validation.set_required_spec_claims(&required);
         Ok(Self { key, validation })
+    }
+
+    /// Whether tokens may be signed in this way at all.
+    pub fn knows(algorithm: &str) -> bool {
+        algorithm.parse::<Algorithm>().is_ok()
     }
 
     /// Whether a request bears a good token.

@@ -166,7 +166,14 @@ impl MoqSession {
             | What::OfOrigin { .. }
             | What::Over => return,
         };
-        let Some(feed) = sub.reader.as_ref().map(|reader| reader.feed.clone()) else { return };
+        let Some(reader) = &sub.reader else { return };
+        if sub.established && !is_status && matches!(*reader.feed.status.borrow(), Status::Live(_)) {
+            if sub.delivery.look(&reader.feed.groups.borrow()) {
+                self.ready.mark(number);
+            }
+            return;
+        }
+        let feed = reader.feed.clone();
         let status = feed.status.borrow().clone();
         match status {
             Status::Pending => sub.waited |= feed.heard.get(),
@@ -491,16 +498,33 @@ impl MoqSession {
         Some((number, rank))
     }
 
-    /// Carries out one step of a subscription.
+    /// Carries out one step of a subscription, and the next at once if that has opened a stream: mostly an object is at
+    /// hand as a whole, and its stream is over before anything has to be kept of it.
     fn send(&mut self, number: u64, rank: Rank, session: &mut dyn Session) {
-        let entry = rank.no;
-        let stream = self.outgoing.stream(number, entry);
-        let Some(What::Sub(sub)) = self.requests.get(&number).map(|request| &request.what) else { return };
-        let Some(feed) = sub.reader.as_ref().map(|reader| reader.feed.clone()) else { return };
-        if stream.is_some_and(|stream| !self.write_head(number, entry, stream, session)) {
+        let stream = self.outgoing.stream(number, rank.no);
+        if stream.is_some_and(|stream| !self.write_head(number, rank.no, stream, session)) {
             return;
         }
-        let Some(What::Sub(sub)) = self.requests.get_mut(&number).map(|request| &mut request.what) else { return };
+        let Some(opened) = self.step(number, rank, stream, session) else { return };
+        self.step(number, rank, Some(opened), session);
+        if let Some(What::Sub(sub)) = self.requests.get(&number).map(|request| &request.what)
+            && sub.delivery.is_open(rank.no)
+        {
+            self.outgoing.insert(opened, number, rank.no);
+        }
+    }
+
+    /// Carries out one step. Answers the stream that it has opened, whose head is written and which nobody knows yet.
+    fn step(
+        &mut self,
+        number: u64,
+        rank: Rank,
+        stream: Option<StreamId>,
+        session: &mut dyn Session,
+    ) -> Option<StreamId> {
+        let entry = rank.no;
+        let What::Sub(sub) = &mut self.requests.get_mut(&number)?.what else { return None };
+        let feed = sub.reader.as_ref()?.feed.clone();
         let room = match stream {
             None => 0,
             Some(stream) => {
@@ -508,7 +532,7 @@ impl MoqSession {
                 if room == 0 {
                     sub.delivery.block(entry);
                     session.want_room(stream);
-                    return;
+                    return None;
                 }
                 room.min(QUEUED)
             }
@@ -524,9 +548,17 @@ impl MoqSession {
                     Ok(stream) => {
                         let mut bytes = BytesMut::with_capacity(48);
                         subgroup_head(&mut bytes, alias, &head, first);
-                        self.outgoing.insert(stream, number, entry);
-                        self.outgoing.put_head(stream, bytes.freeze());
                         self.counters.streams_out.add(1);
+                        let head = bytes.freeze();
+                        if session.room(stream) >= head.len() {
+                            if session.write(stream, head).is_ok() {
+                                return Some(stream);
+                            }
+                            sub.delivery.drop_entry(entry);
+                            return None;
+                        }
+                        self.outgoing.insert(stream, number, entry);
+                        self.outgoing.put_head(stream, head);
                         self.write_head(number, entry, stream, session);
                     }
                     Err(OpenError::Limit) => sub.delivery.not_opened(entry),
@@ -534,7 +566,7 @@ impl MoqSession {
                 }
             }
             Step::Write { bytes, expires, last } => {
-                let Some(stream) = stream else { return };
+                let stream = stream?;
                 if let Some(at) = expires {
                     session.expire(stream, Some(at), ResetCode::DeliveryTimeout.number(self.draft));
                 }
@@ -562,7 +594,7 @@ impl MoqSession {
                 }
             }
             Step::Finish => {
-                let Some(stream) = stream else { return };
+                let stream = stream?;
                 self.outgoing.remove(stream);
                 let _stopped = session.finish(stream);
             }
@@ -581,6 +613,7 @@ impl MoqSession {
             }
             Step::Wait => {}
         }
+        None
     }
 
     /// A subscriber lost something because it is slow.

@@ -416,6 +416,12 @@ impl Delivery {
         self.out.remove(&no);
     }
 
+    /// Whether the stream of an entry is open.
+    #[must_use]
+    pub fn is_open(&self, no: u64) -> bool {
+        self.out.get(&no).is_some_and(|out| out.open)
+    }
+
     /// Entries with open streams.
     pub fn open_entries(&self) -> impl Iterator<Item = u64> + '_ {
         self.out.iter().filter(|(_, out)| out.open).map(|(no, _)| *no)

@@ -43,9 +43,9 @@ const CLOSE_BEFORE: Duration = Duration::from_millis(500);
 /// A drained connection whose streams were all delivered is closed after this long: a close makes the peer's QUIC drop
 /// what its application has not read yet.
 const CLOSE_AFTER: Duration = Duration::from_millis(250);
-/// Turns of all actors from one turn of a connection to its next, if no other connection has work: its own, and its
-/// endpoint's.
-const ALONE: u64 = 2;
+/// Turns of all actors from one turn of a connection, or of its endpoint, to its next, if no other connection has work:
+/// one of each.
+pub(super) const ALONE: u64 = 2;
 /// QUIC's code for a connection that was refused (RFC 9000, section 20.1).
 const CONNECTION_REFUSED: u64 = 0x2;
 
@@ -90,6 +90,10 @@ pub(super) struct ConnectionActor {
     ended: Arc<OnceLock<Farewell>>,
     reaper: Reaper,
     paced_until: Option<Instant>,
+    /// A deadline has come in this turn, maybe that of QUIC.
+    timer: bool,
+    /// How often it asks whether the other end is there.
+    keep_alive: Option<Duration>,
     keep_alive_at: Option<Instant>,
     /// The connection is closed by then.
     close_by: Option<Instant>,
@@ -97,10 +101,14 @@ pub(super) struct ConnectionActor {
     end_by: Option<Instant>,
     /// Ids were asked for and have not come.
     asked_ids: bool,
+    /// Packets or ids have come, or time has passed, since it was looked whether there are enough.
+    look_at_ids: bool,
     /// The endpoint knows that the socket takes no more.
     told_blocked: bool,
     /// Where the last packets came from.
     from: Option<SocketAddr>,
+    /// Bytes of all packets that came.
+    came: u64,
     tally: Option<Tally>,
     reported: bool,
     /// Turns of all actors of the arbiter when it last sent.
@@ -141,12 +149,16 @@ impl ConnectionActor {
             joining: Vec::new(),
             ended: Arc::default(),
             paced_until: None,
+            timer: false,
+            keep_alive: None,
             keep_alive_at: None,
             close_by: None,
             end_by: None,
             asked_ids: false,
+            look_at_ids: true,
             told_blocked: false,
             from: None,
+            came: 0,
             tally: None,
             reported: false,
             turns: 0,
@@ -157,7 +169,10 @@ impl ConnectionActor {
         let info = quiche::RecvInfo { from: packets.from, to: packets.to };
         let length = packets.len;
         self.from = Some(packets.from);
+        self.came += length as u64;
         self.engine.heard = true;
+        self.outlet.heard();
+        self.look_at_ids = true;
         self.engine.unread.came(length);
         if self.engine.is_late(packets.buffer.get(..length).unwrap_or_default()) {
             self.shared.counters.retired_id.add(length.div_ceil(packets.stride.max(1)) as u64);
@@ -175,7 +190,7 @@ impl ConnectionActor {
             let from = if skip < datagram.len() { skip } else { 0 };
             let datagram = datagram.get_mut(from..).unwrap_or_default();
             // An error closes the connection with it: `notice_end` says so.
-            if let Err(error) = self.engine.quic.recv(datagram, info)
+            if let Err(error) = self.engine.receive(datagram, info)
                 && error != quiche::Error::Done
             {
                 tracing::debug!(peer = %info.from, %error, "packet refused");
@@ -186,7 +201,7 @@ impl ConnectionActor {
         self.shared.counters.bytes_in.add(length as u64);
         self.shared.recycle(packets.buffer);
         if self.keep_alive_at.is_some() {
-            self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
+            self.keep_alive_at = self.keep_alive.map(|every| later(self.engine.now, every));
         }
     }
 
@@ -252,7 +267,8 @@ impl ConnectionActor {
         // Never refused for want of room: the endpoint keeps some for each connection.
         let theirs = self.engine.quic.peer_transport_params().and_then(|theirs| theirs.stateless_reset_token);
         drop(self.endpoint.tell(ToEndpoint::Established(self.slot, theirs)));
-        self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(self.engine.now, every));
+        self.keep_alive = self.engine.keep_alive();
+        self.keep_alive_at = self.keep_alive.map(|every| later(self.engine.now, every));
         self.engine.origin = Some(Origin { mail: turn.mail(), ended: self.ended.clone() });
         match self.purpose.take() {
             Some(Purpose::Wanted(reply, application)) => {
@@ -336,11 +352,13 @@ impl ConnectionActor {
         let wanted = quic.scids_left().min((self.paths + reserve).saturating_sub(quic.active_scids()));
         if wanted > 0 && !self.asked_ids {
             self.asked_ids = self.endpoint.tell(ToEndpoint::WantIds(self.slot, wanted)).is_ok();
+            self.look_at_ids |= !self.asked_ids;
         }
     }
 
     fn ids(&mut self, ids: Vec<(Cid, u128)>) {
         self.asked_ids = false;
+        self.look_at_ids = true;
         for (id, token) in ids {
             let known = quiche::ConnectionId::from_ref(id.bytes());
             if self.engine.quic.new_scid(&known, token, false).is_err() {
@@ -352,13 +370,9 @@ impl ConnectionActor {
     /// What time alone brings.
     fn tick(&mut self) {
         self.catch_up();
+        self.look_at_ids = true;
         let now = self.engine.now;
-        if self.engine.quic.timeout_instant().is_some_and(|at| at <= now) {
-            self.engine.quic.on_timeout();
-            if self.engine.phase != Phase::Handshaking {
-                self.look_for_acknowledgements();
-            }
-        }
+        self.timer = true;
         if self.engine.phase == Phase::Handshaking
             && now >= later(self.engine.born, self.engine.settings.handshake_timeout)
         {
@@ -370,7 +384,7 @@ impl ConnectionActor {
         if self.keep_alive_at.is_some_and(|at| at <= now) {
             // Refused only while closing.
             let _asked = self.engine.quic.send_ack_eliciting();
-            self.keep_alive_at = self.engine.settings.keep_alive.map(|every| later(now, every));
+            self.keep_alive_at = self.keep_alive.map(|every| later(now, every));
         }
         self.mover.tick(&mut self.engine, &self.endpoint, self.slot);
         if self.close_by.is_some_and(|at| at <= now) {
@@ -383,6 +397,19 @@ impl ConnectionActor {
             && application.deadline().is_some_and(|at| at <= now)
         {
             application.on_deadline(&mut self.engine);
+        }
+    }
+
+    /// QUIC's timer, after the packets of the turn: on an arbiter that is late it is not their fault that they were not
+    /// read before it came.
+    fn time_out(&mut self) {
+        self.timer = false;
+        if self.engine.quic.timeout_instant().is_some_and(|at| at <= self.engine.now) {
+            self.engine.time_out();
+            self.outlet.heard();
+            if self.engine.phase != Phase::Handshaking {
+                self.look_for_acknowledgements();
+            }
         }
     }
 
@@ -534,8 +561,13 @@ impl Protocol for ConnectionActor {
 
     fn flush(&mut self, turn: &mut Turn<'_, ToConnection>) -> Result<Progress, Fault> {
         self.engine.now = turn.now();
+        if self.timer {
+            self.time_out();
+        }
         let mut more = self.drive(turn);
-        self.exchange_ids();
+        if std::mem::take(&mut self.look_at_ids) {
+            self.exchange_ids();
+        }
         if self.paced_until.is_none() || self.engine.phase == Phase::Ended {
             let turns = turn.turns_of_all();
             let alone = turns.saturating_sub(std::mem::replace(&mut self.turns, turns)) <= ALONE;
@@ -624,7 +656,6 @@ impl Protocol for ConnectionActor {
     }
 
     fn traffic(&self) -> Traffic {
-        let stats = self.engine.quic.stats();
-        Traffic { peer: self.from, bytes_in: stats.recv_bytes, bytes_out: stats.sent_bytes }
+        Traffic { peer: self.from, bytes_in: self.came, bytes_out: self.outlet.sent }
     }
 }

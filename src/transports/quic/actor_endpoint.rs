@@ -18,7 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use super::actor_connection::{ConnectionActor, Parts, Purpose};
+use super::actor_connection::{ALONE, ConnectionActor, Parts, Purpose};
 use super::actor_engine::{Engine, Quic};
 use super::actor_listen::{Door, Listen};
 use super::actor_shared::{Counters, Shared};
@@ -36,6 +36,8 @@ use crate::transports::udp::{Group, Options, RecvMeta, UdpSocket};
 
 /// Trains read from the socket in one turn, at most.
 const READS: usize = 32;
+/// The same while others on the arbiter have work.
+const READS_BESIDE: usize = 128;
 /// Trains of one system call, at most: of many clients each has its own, and most are single packets.
 const BATCH: usize = 8;
 /// And after a long one: one more than is expected, since a call that brings less than there was room for has brought
@@ -43,6 +45,9 @@ const BATCH: usize = 8;
 const BATCH_OF_LONG: usize = 2;
 /// Time for all, at most; looked at every few trains.
 const READ_TIME: Duration = Duration::from_micros(50);
+/// The same while others on the arbiter have work. What nobody has read the kernel drops, of whoever it is: where one
+/// connection sends faster than it is served, its own mailbox is to be what is full, and not the socket of all.
+const READ_TIME_BESIDE: Duration = Duration::from_micros(200);
 const LOOK_EVERY: usize = 4;
 /// Messages a connection's mailbox takes beside its packets: requests, and room kept for the handles of its streams.
 const REQUESTS: usize = 16_384;
@@ -131,6 +136,9 @@ pub(super) struct Endpoint {
     buffers: [Vec<u8>; BATCH],
     /// How many of them it offers to the kernel.
     room: usize,
+    /// Turns of all actors of the arbiter when it last read, and whether no more than one connection had work since.
+    turns: u64,
+    alone: bool,
 }
 
 impl Endpoint {
@@ -154,6 +162,8 @@ impl Endpoint {
             unknown: Vec::new(),
             buffers: Default::default(),
             room: BATCH_OF_LONG,
+            turns: 0,
+            alone: true,
         }
     }
 
@@ -189,6 +199,8 @@ impl Endpoint {
     /// Reads the socket for one run, and then those of connections that have moved.
     fn read(&mut self, turn: &Turn<'_, ToEndpoint>) -> Result<Progress, Fault> {
         let Some(shared) = self.shared.clone() else { return Ok(Progress::Idle) };
+        let turns = turn.turns_of_all();
+        self.alone = turns.saturating_sub(std::mem::replace(&mut self.turns, turns)) <= ALONE;
         let mut progress = self.read_from(&shared.socket, &shared, turn);
         let mut number = 0;
         while number < self.others
@@ -205,7 +217,9 @@ impl Endpoint {
     fn read_from(&mut self, socket: &UdpSocket, shared: &Rc<Shared>, turn: &Turn<'_, ToEndpoint>) -> Progress {
         let began = turn.now();
         let (mut count, mut look) = (0, LOOK_EVERY);
-        while count < READS {
+        let (time, reads, of_long) =
+            if self.alone { (READ_TIME, READS, BATCH_OF_LONG) } else { (READ_TIME_BESIDE, READS_BESIDE, BATCH) };
+        while count < reads {
             let mut metas: [RecvMeta; BATCH] = Default::default();
             match self.receive(socket, shared, &mut metas, turn) {
                 Poll::Pending => return Progress::Idle,
@@ -213,7 +227,7 @@ impl Endpoint {
                     count += received;
                     let room = self.room;
                     let long = metas.iter().take(received).any(|meta| meta.len > super::actor_shared::SMALL);
-                    self.room = if long { BATCH_OF_LONG } else { BATCH };
+                    self.room = if long { of_long } else { BATCH };
                     for (number, meta) in metas.iter().enumerate().take(received) {
                         let to = if self.plan.listen.is_some() { socket.asked(meta) } else { socket.local_addr() };
                         let buffer = self.buffers.get_mut(number).map(std::mem::take).unwrap_or_default();
@@ -232,7 +246,7 @@ impl Endpoint {
                 }
             }
             if count >= look {
-                if clock::now().saturating_duration_since(began) > READ_TIME {
+                if clock::now().saturating_duration_since(began) > time {
                     break;
                 }
                 look = count + LOOK_EVERY;

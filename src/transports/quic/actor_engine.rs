@@ -31,8 +31,9 @@ const NEWS: usize = 1_024;
 /// Streams that QUIC may take nothing from before a feed gives up: then it is the connection that is held back.
 const MISSES: usize = 8;
 
-/// Bytes that may be handed to QUIC as they are written, at most: what is longer waits for its turn.
-const PASSED: usize = 4 << 10;
+/// Bytes that may be handed to QUIC as they are written, at most, if its congestion window takes them: what is longer
+/// waits for its turn.
+const PASSED: usize = 16 << 10;
 /// How long an end alone waits for a congestion window with room. It is in no window of flow control.
 const END_PATIENCE: Duration = Duration::from_millis(100);
 /// Finished streams that are remembered before it is looked which of them were acknowledged.
@@ -178,6 +179,16 @@ impl Engine {
         }
     }
 
+    /// How often the other end is to be asked whether it is there: thrice in the time after which it counts as gone, at
+    /// least, and that is the smaller one of both ends (RFC 9000, section 10.1).
+    pub(super) fn keep_alive(&self) -> Option<Duration> {
+        let every = self.settings.keep_alive?;
+        let theirs = self.quic.peer_transport_params().map_or(0, |theirs| theirs.max_idle_timeout);
+        let both = [Duration::from_millis(theirs), self.settings.idle_timeout];
+        let idle = both.into_iter().filter(|idle| !idle.is_zero()).min();
+        Some(idle.map_or(every, |idle| every.min(idle / 3)))
+    }
+
     /// Whether nothing is left to be delivered: no stream is open, and all that was finished was acknowledged.
     pub(super) fn is_delivered(&mut self) -> bool {
         self.streams.is_empty() && !self.is_leaving()
@@ -255,22 +266,8 @@ impl Engine {
         }
         self.look_for_silent_ends();
         self.look_for_stopped();
-        while let Some(event) = self.quic.path_event_next() {
-            match event {
-                quiche::PathEvent::PeerMigrated(local, peer) => {
-                    self.peer_moved(local, peer);
-                    self.events.push_back(Event::PathChanged { local, peer });
-                }
-                quiche::PathEvent::Validated(local, peer) => self.note_proved(local, peer, true),
-                quiche::PathEvent::FailedValidation(local, peer) => self.note_proved(local, peer, false),
-                // Of paths that nobody asked for, and of sizes that quiche uses by itself.
-                quiche::PathEvent::New(..)
-                | quiche::PathEvent::Closed(..)
-                | quiche::PathEvent::ReusedSourceConnectionId(..)
-                | quiche::PathEvent::PmtuUpdated { .. }
-                | _ => {}
-            }
-        }
+        self.look_at_paths();
+        self.ask_again();
         self.ask_left_paths();
         if self.quic.dgram_recv_queue_len() > 0 && !std::mem::replace(&mut self.announced, true) {
             self.events.push_back(Event::Datagrams);
@@ -283,13 +280,6 @@ impl Engine {
             }
         }
         left == 0
-    }
-
-    /// A server's paths are its peer's to choose.
-    fn note_proved(&mut self, local: SocketAddr, peer: SocketAddr, valid: bool) {
-        if self.role == Role::Client {
-            self.proved.push((local, peer, valid));
-        }
     }
 
     /// Streams of a kind that may be opened now.
@@ -313,7 +303,12 @@ impl Engine {
             // Only this file closes, and it states the end itself: this one is quiche's answer to a peer's mistake.
             Some(ended(Who::Local, error, "protocol_error"))
         } else if self.quic.is_closed() {
-            let reason = if !self.quic.is_timed_out() { "reset" } else { "idle" };
+            // Servers have tokens for resets, and clients none.
+            let reason = match (self.quic.is_timed_out(), self.role) {
+                (true, _) => "idle",
+                (false, Role::Client) => "reset",
+                (false, Role::Server) => "no_path",
+            };
             Some(End { who: Who::Nobody, code: Code::None, text: "".into(), reason })
         } else {
             None

@@ -121,7 +121,7 @@ impl Mover {
                 continue;
             }
             let Some(moving) = self.moving.take_if(|moving| moving.path == Some((local, peer))) else { continue };
-            if engine.quic.migrate(local, peer).is_err() {
+            if engine.move_to(local, peer).is_err() {
                 leave(local, endpoint, slot);
                 let _gone = moving.answer.send(Err(MigrateError::Unreachable));
                 continue;

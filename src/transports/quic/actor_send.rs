@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::actor_engine::{Engine, Phase};
+use super::actor_paths::Asking;
 use super::actor_shared::{Counters, Shared};
 use super::settings::Congestion;
 use super::state_pacer::{Pacer, Path};
@@ -77,10 +78,15 @@ pub(super) enum Sent {
 /// The way out of one connection.
 pub(super) struct Outlet {
     pacer: Pacer,
-    /// At most the rest of a train and the packet behind it.
+    /// At most the rest of a train, the packet behind it, and one for each path that is asked again.
     pending: VecDeque<Pending>,
     /// The packet that closes the connection has left.
     pub(super) close_left: bool,
+    /// Bytes of all packets.
+    pub(super) sent: u64,
+    /// The path as it was when something of it was heard last, and whether something was since.
+    path: Option<Path>,
+    stale: bool,
 }
 
 /// A packet as QUIC has written it.
@@ -104,7 +110,12 @@ struct Train {
 
 impl Outlet {
     pub(super) const fn new(now: Instant) -> Self {
-        Self { pacer: Pacer::new(now), pending: VecDeque::new(), close_left: false }
+        Self { pacer: Pacer::new(now), pending: VecDeque::new(), close_left: false, sent: 0, path: None, stale: true }
+    }
+
+    /// Packets, or the time, have told QUIC something of the path.
+    pub(super) const fn heard(&mut self) {
+        self.stale = true;
     }
 
     /// Whether packets wait for the socket.
@@ -114,6 +125,12 @@ impl Outlet {
 
     /// Sends what may be sent in one turn, less of it if it is not `alone` on its arbiter, `buffer` being scratch space.
     pub(super) fn send(&mut self, engine: &mut Engine, way: &impl Way, buffer: &mut [u8], alone: bool) -> Sent {
+        for Asking { bytes, from, to } in engine.paths.asking.drain(..) {
+            way.counters().packets_out.add(1);
+            way.counters().bytes_out.add(bytes.len() as u64);
+            self.sent += bytes.len() as u64;
+            self.pending.push_back(Pending { bytes, segment: None, from, to });
+        }
         while let Some(pending) = self.pending.pop_front() {
             if !self.offer(way, &pending.bytes, pending.segment, pending.from, pending.to) {
                 return Sent::Blocked;
@@ -123,10 +140,13 @@ impl Outlet {
         let ending = engine.phase == Phase::Ended;
         let paced = engine.settings.pacing && engine.phase != Phase::Handshaking && !ending;
         if paced && engine.settings.congestion != Congestion::Bbr2 {
-            // The path is looked at once per turn, not per packet.
-            if let Some(path) = engine.quic.path_stats().find(|path| path.active) {
+            if std::mem::replace(&mut self.stale, false) {
+                let path = engine.quic.path_stats().find(|path| path.active);
                 let packet = engine.quic.max_send_udp_payload_size();
-                self.pacer.update(Path { window: path.cwnd, rtt: path.rtt, packet }, engine.now);
+                self.path = path.map(|path| Path { window: path.cwnd, rtt: path.rtt, packet });
+            }
+            if let Some(path) = self.path {
+                self.pacer.update(path, engine.now);
             }
         }
         // A packet that was made leaves, whatever the pacer and the number of trains say.
@@ -159,6 +179,7 @@ impl Outlet {
             sent += train.length;
             way.counters().packets_out.add(train.count as u64);
             way.counters().bytes_out.add(train.length as u64);
+            self.sent += train.length as u64;
             let segment = (train.count > 1).then_some(train.first.length);
             let bytes = buffer.get(..train.length).unwrap_or_default();
             let (from, to) = engine.addressed(train.first.from, train.first.to);
@@ -173,6 +194,7 @@ impl Outlet {
                     self.pacer.spent(next.length);
                     way.counters().packets_out.add(1);
                     way.counters().bytes_out.add(next.length as u64);
+                    self.sent += next.length as u64;
                     let (from, to) = engine.addressed(next.from, next.to);
                     self.pending.push_back(Pending { bytes, segment: None, from, to });
                 }

@@ -487,3 +487,171 @@ fn a_stream_that_was_opened_and_not_used_can_be_ended_reset_and_left() {
     }
     assert!(ends.server.end.is_none() && ends.client.end.is_none());
 }
+
+impl Ends {
+    /// The client is behind another port from now on; answers `true` of `pass` reach it.
+    fn turn_from(&mut self, port: u16, pass: bool, mut again: usize) {
+        let [server, client] = self.addresses;
+        let new = SocketAddr::from(([127, 0, 0, 1], port));
+        let mut packet = [0; 2_048];
+        for end in [&mut self.client, &mut self.server] {
+            end.now = now();
+            if end.quic.timeout_instant().is_some_and(|at| at <= end.now) {
+                end.time_out();
+            }
+            end.learn();
+            end.feed();
+        }
+        while let Ok((length, _)) = self.client.quic.send(&mut packet) {
+            self.server.heard = true;
+            if again > 0 {
+                again -= 1;
+                self.client.quic.send_ack_eliciting().unwrap();
+            }
+            // What ends the connection is seen by the test.
+            let _refused = self.server.receive(&mut packet[..length], quiche::RecvInfo { from: new, to: server });
+        }
+        let asking: Vec<_> = self.server.paths.asking.drain(..).map(|asking| (asking.bytes, asking.to)).collect();
+        let more = std::iter::from_fn(|| {
+            let (length, info) = self.server.quic.send(&mut packet).ok()?;
+            Some((packet[..length].to_vec(), self.server.addressed(info.from, info.to).1))
+        });
+        let said: Vec<_> = asking.into_iter().chain(more).collect();
+        for (mut bytes, to) in said {
+            if pass && to == new {
+                self.client.heard = true;
+                self.client.quic.recv(&mut bytes, quiche::RecvInfo { from: server, to: client }).unwrap();
+            }
+        }
+        self.client.learn();
+        self.server.learn();
+    }
+}
+
+/// A client's port changes, and what asks for proof of the new one is lost. quiche gives the new path up when its timer
+/// comes and nothing more may be sent there, or at the third time; and would end the connection with the second packet
+/// that comes from there afterwards.
+#[test]
+fn a_new_address_that_was_not_proved_in_time_is_asked_again_when_something_comes_from_it() {
+    let mut ends = Ends::new(|_, _| ());
+    let stream = ends.client.open(StreamKind::Bidirectional, Priority::default()).unwrap();
+    ends.client.write(stream, Bytes::from("question")).unwrap();
+    ends.settle();
+    // More than three times what the client says from its new port.
+    ends.server.write(stream, Bytes::from(vec![7; 100_000])).unwrap();
+    ends.client.write(stream, Bytes::from("x")).unwrap();
+    let end = now() + Duration::from_secs(20);
+    while ends.server.paths.failed.is_empty() {
+        assert!(now() < end, "never given up");
+        ends.turn_from(3, false, 0);
+    }
+    for _ in 0..3 {
+        ends.client.quic.send_ack_eliciting().unwrap();
+        ends.turn_from(3, false, 2);
+        assert_eq!(ends.server.quic.local_error(), None);
+        assert!(!ends.server.quic.is_closed());
+    }
+    let mut got = 0;
+    while got < 100_000 {
+        assert!(
+            now() < end && ends.server.end.is_none(),
+            "{got} bytes came; {:?} {:?} {:#?} {:#?}",
+            ends.server.end,
+            ends.server.paths,
+            ends.server.quic.path_stats().collect::<Vec<_>>(),
+            ends.client.quic.path_stats().collect::<Vec<_>>()
+        );
+        ends.turn_from(3, true, 0);
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok((length, _)) = ends.client.quic.stream_recv(stream.0, &mut buffer) {
+            got += length;
+        }
+    }
+    assert!(ends.server.paths.failed.is_empty() && ends.server.paths.left.iter().all(|left| left.path.1.port() != 3));
+}
+
+/// A client moves while much of what it has sent is lost. quiche finds that out by later packets of the path that was left,
+/// and without one sends the same two packets again at each of its timers.
+#[test]
+fn what_was_lost_on_the_path_that_a_client_leaves_is_sent_again_on_the_new_one() {
+    const WINDOW: usize = 300_000;
+    let mut ends = Ends::new(|server, _| server.stream_window = 4 << 20);
+    let [server, old] = ends.addresses;
+    let new = SocketAddr::from(([127, 0, 0, 1], 4));
+    let stream = ends.client.open(StreamKind::Unidirectional, Priority::default()).unwrap();
+    let mut buffer = vec![0; 1 << 16];
+    let mut read = |ends: &mut Ends| {
+        let mut got = 0;
+        while let Ok((length, _)) = ends.server.quic.stream_recv(stream.0, &mut buffer) {
+            got += length;
+        }
+        got
+    };
+    // Ids for one more path, which the actors ask their endpoint for.
+    for (end, number) in [(&mut ends.server, 3), (&mut ends.client, 4)] {
+        let id = [number; 16];
+        let id = quiche::ConnectionId::from_ref(&id);
+        end.quic.new_scid(&id, u128::from(number), false).unwrap();
+    }
+    ends.settle();
+    // A congestion window of some size.
+    let (mut sent, mut got) = (0, 0);
+    while got < 2 * WINDOW {
+        while ends.client.room(stream) >= 10_000 {
+            ends.client.write(stream, Bytes::from(vec![7; 10_000])).unwrap();
+            sent += 10_000;
+        }
+        ends.exchange();
+        got += read(&mut ends);
+    }
+    // And what it has under way is lost, all of it.
+    let mut packet = [0; 2_048];
+    let (mut lost, mut before) = (0, usize::MAX);
+    while before != lost {
+        before = lost;
+        while ends.client.room(stream) >= 10_000 {
+            ends.client.write(stream, Bytes::from(vec![7; 10_000])).unwrap();
+            sent += 10_000;
+        }
+        ends.client.feed();
+        while ends.client.quic.send(&mut packet).is_ok() {
+            lost += 1;
+        }
+    }
+    assert!(lost > 40, "{lost} packets");
+    let end = now() + Duration::from_secs(5);
+    let mut moved = false;
+    while got < sent {
+        assert!(now() < end, "{got} of {sent} bytes came, {lost} packets were lost");
+        for one in [&mut ends.client, &mut ends.server] {
+            one.now = now();
+            if one.quic.timeout_instant().is_some_and(|at| at <= one.now) {
+                one.time_out();
+            }
+            one.learn();
+            one.feed();
+        }
+        if !moved && ends.client.quic.available_dcids() > 0 && ends.client.quic.path_stats().count() == 1 {
+            ends.client.quic.probe_path(new, server).unwrap();
+        }
+        for (local, peer, valid) in std::mem::take(&mut ends.client.proved) {
+            if valid && local == new && !moved {
+                ends.client.move_to(local, peer).unwrap();
+                moved = true;
+            }
+        }
+        while let Ok((length, info)) = ends.client.quic.send(&mut packet) {
+            assert!(info.from == old || info.from == new);
+            let info = quiche::RecvInfo { from: info.from, to: server };
+            ends.server.heard = true;
+            ends.server.receive(&mut packet[..length], info).unwrap();
+        }
+        while let Ok((length, info)) = ends.server.quic.send(&mut packet) {
+            let (_, to) = ends.server.addressed(info.from, info.to);
+            ends.client.heard = true;
+            ends.client.receive(&mut packet[..length], quiche::RecvInfo { from: server, to }).unwrap();
+        }
+        got += read(&mut ends);
+    }
+    assert!(moved);
+}

@@ -127,6 +127,7 @@ fn serve(ends: &mut Ends, way: &Fickle, streams: usize, length: impl Fn(u64) -> 
             }
         }
         ends.answer();
+        outlet.heard();
     }
     way.refuses.set(0);
     outlet.send(&mut ends.server, way, &mut buffer, true);

@@ -131,7 +131,7 @@ pub struct End {
     /// What the one who closed it says; empty if nothing.
     pub text: Arc<str>,
     /// A stable word for counters: `closed`, `peer_closed`, `peer_error`, `protocol_error`, `idle`,
-    /// `handshake_timeout`, `reset`, `no_acknowledgement`, `abandoned`, `drained`, `stopped`, `refused`, `backlog_full`.
+    /// `handshake_timeout`, `reset`, `no_path`, `no_acknowledgement`, `abandoned`, `drained`, `stopped`, `refused`, `backlog_full`.
     pub reason: &'static str,
 }
 

@@ -34,7 +34,8 @@ pub struct Transport {
     pub idle_timeout: Duration,
     /// A handshake that takes longer ends. Default 10 s.
     pub handshake_timeout: Duration,
-    /// How often a quiet connection says that it lives. Default never.
+    /// How often a quiet connection says that it lives; oftener where the idle timeout of either end asks for it. Default
+    /// never.
     pub keep_alive: Option<Duration>,
     /// A peer that acknowledges nothing for this long, though asked, is dropped. Default 60 s.
     pub acknowledge_within: Duration,

@@ -15,7 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::detour::{Detour, Through};
 use super::pipe::Plain;
 #[cfg(feature = "http")]
-use super::shielded::{NotShielded, Shielding};
+use super::shielded::Shielding;
 use super::state::Failure;
 use crate::transports::kit::balance::Address;
 #[cfg(feature = "http")]
@@ -276,9 +276,34 @@ pub(super) fn poll_connected(stream: &mut Upstream, cx: &mut Context<'_>) -> Pol
     })
 }
 
+/// Why TLS with a server did not come about, over TCP or in QUIC.
+#[cfg(any(feature = "http", feature = "quic"))]
+#[derive(Debug)]
+pub(super) struct NotShielded {
+    failure: Failure,
+    why: String,
+}
+
+#[cfg(any(feature = "http", feature = "quic"))]
+impl NotShielded {
+    pub(super) const fn new(failure: Failure, why: String) -> Self {
+        Self { failure, why }
+    }
+}
+
+#[cfg(any(feature = "http", feature = "quic"))]
+impl fmt::Display for NotShielded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+#[cfg(any(feature = "http", feature = "quic"))]
+impl std::error::Error for NotShielded {}
+
 /// What the error of a connection attempt means.
 pub(super) fn failure_of(error: &io::Error) -> Failure {
-    #[cfg(feature = "http")]
+    #[cfg(any(feature = "http", feature = "quic"))]
     if let Some(not) = error.get_ref().and_then(|inner| inner.downcast_ref::<NotShielded>()) {
         return not.failure;
     }

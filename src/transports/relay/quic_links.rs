@@ -11,9 +11,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::dial::NotShielded;
 use super::quic_wire::Opening;
+use super::state::Failure;
 use crate::actors::{Control, Fault, Mail, Mesh, Place, Protocol, Reply, SpawnError, Spec, Turn};
-use crate::transports::quic::{ConnectError, Connection, Duplex, OpenError, Priority, QuicClient};
+use crate::transports::quic::{ConnectError, Connection, Duplex, End, OpenError, Priority, QuicClient, Who};
 use crate::transports::tls;
 
 /// Streams that may be waited for at once, on each arbiter.
@@ -225,6 +227,11 @@ impl Protocol for Keeper {
 
 /// The error as the relay reads those of sockets: whose fault it is decides what becomes of the server.
 fn meaning(error: &ConnectError) -> io::Error {
+    if let ConnectError::Ended(end) = error
+        && let Some(failure) = broken_handshake(end)
+    {
+        return io::Error::other(NotShielded::new(failure, error.to_string()));
+    }
     let kind = match error {
         ConnectError::Ended(end) if end.reason == "handshake_timeout" => io::ErrorKind::TimedOut,
         ConnectError::Ended(_) => io::ErrorKind::ConnectionRefused,
@@ -237,4 +244,41 @@ fn meaning(error: &ConnectError) -> io::Error {
         | ConnectError::OnArbiter => io::ErrorKind::Other,
     };
     io::Error::new(kind, error.to_string())
+}
+
+/// Whether TLS did not come about, in the words of TLS over TCP: its alerts are QUIC's errors (RFC 9001, section 4.8).
+fn broken_handshake(end: &End) -> Option<Failure> {
+    Some(match end.code.alert()? {
+        "bad_certificate"
+        | "unsupported_certificate"
+        | "certificate_revoked"
+        | "certificate_expired"
+        | "certificate_unknown"
+        | "unknown_ca"
+            if end.who != Who::Peer =>
+        {
+            Failure::Certificate
+        }
+        _ => Failure::Handshake,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transports::quic::Code;
+
+    #[test]
+    fn handshakes_that_tls_broke_off_have_the_words_of_tls() {
+        let of = |who, code| {
+            broken_handshake(&End { who, code: Code::Transport(code), text: "".into(), reason: "protocol_error" })
+        };
+        assert_eq!(of(Who::Local, 0x100 + 48), Some(Failure::Certificate));
+        assert_eq!(of(Who::Local, 0x100 + 46), Some(Failure::Certificate));
+        // Ours, which they do not want.
+        assert_eq!(of(Who::Peer, 0x100 + 48), Some(Failure::Handshake));
+        assert_eq!(of(Who::Peer, 0x100 + 116), Some(Failure::Handshake));
+        assert_eq!(of(Who::Peer, 0x100 + 120), Some(Failure::Handshake));
+        assert_eq!(of(Who::Peer, 0x2), None);
+    }
 }

@@ -6,7 +6,7 @@
 //!
 //! A handshake with a server is part of connecting to it: under the same limit, and a reason to try the next one.
 
-use std::error::Error;
+use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -18,7 +18,7 @@ use boring::x509::X509VerifyError;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_boring::{HandshakeError, SslStream, SslStreamBuilder};
 
-use super::dial::{Upstream, Wire, poll_connected};
+use super::dial::{NotShielded, Upstream, Wire, poll_connected};
 use super::state::Failure;
 
 /// See the top of the file.
@@ -243,13 +243,6 @@ impl AsyncWrite for Shielding {
     }
 }
 
-/// Why TLS with a server did not come about.
-#[derive(Debug)]
-pub(super) struct NotShielded {
-    pub(super) failure: Failure,
-    why: String,
-}
-
 impl NotShielded {
     fn of<S: fmt::Debug>(error: &HandshakeError<S>) -> Self {
         let unverified = error.ssl().is_some_and(|ssl| {
@@ -263,7 +256,7 @@ impl NotShielded {
         } else {
             Failure::Handshake
         };
-        Self { failure, why: error.to_string() }
+        Self::new(failure, error.to_string())
     }
 }
 
@@ -273,11 +266,3 @@ fn speaks_something_else<S: fmt::Debug>(error: &HandshakeError<S>) -> bool {
     let reasons = error.and_then(boring::ssl::Error::ssl_error).map(|stack| stack.errors());
     reasons.into_iter().flatten().any(|error| error.reason() == Some("WRONG_VERSION_NUMBER"))
 }
-
-impl fmt::Display for NotShielded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.why)
-    }
-}
-
-impl Error for NotShielded {}
