@@ -52,6 +52,7 @@ impl Engine {
             if let Some(s) = self.streams.get_mut(&stream) {
                 s.receive = Receive::AtEnd;
                 self.events.push_back(Event::Readable(stream));
+                self.forget_ended(stream);
             }
         }
     }

@@ -349,6 +349,7 @@ impl Engine {
             let _asked = done.send(Err(StreamError::Closed));
         }
         self.unread = Unread::default();
+        self.silent = Silent::default();
         self.wanting.clear();
         self.ends.clear();
         self.events.clear();

@@ -13,6 +13,16 @@ use crate::actors::clock::now;
 fn sent_again(ends: &mut Ends, kind: StreamKind) -> StreamId {
     ends.settle();
     let stream = ends.client.open(kind, Priority::default()).expect("one more");
+    if kind == StreamKind::Bidirectional {
+        // The other direction is over before.
+        ends.client.write(stream, Bytes::from_static(b"question")).unwrap();
+        ends.settle();
+        assert_eq!(ends.server.read(stream, 100), Ok(Read::Data(Bytes::from_static(b"question"))));
+        ends.server.write_last(stream, Bytes::from_static(b"answer")).unwrap();
+        ends.settle();
+        assert_eq!(ends.client.read(stream, 100), Ok(Read::Data(Bytes::from_static(b"answer"))));
+        assert_eq!(ends.client.read(stream, 100), Ok(Read::End));
+    }
     ends.client.write(stream, Bytes::from_static(b"data")).unwrap();
     ends.say();
     assert_eq!(ends.server.read(stream, 100), Ok(Read::Data(Bytes::from_static(b"data"))));
@@ -44,7 +54,7 @@ fn an_end_that_comes_with_data_that_were_read_is_told_once() {
         assert_eq!(ends.server.events.len(), 0, "once");
         assert_eq!(ends.server.read(stream, 100), Ok(Read::End));
         assert!(ends.server.events.contains(&Event::Finished(stream)));
-        assert_eq!(ends.server.streams.contains_key(&stream), kind == StreamKind::Bidirectional);
+        assert!(!ends.server.streams.contains_key(&stream));
         assert_eq!(ends.server.silent_due(), None);
     }
 }
@@ -68,6 +78,25 @@ fn ends_among_many_streams_are_told_a_little_later() {
     assert_eq!(ends.server.events.drain(..).collect::<Vec<_>>(), [Event::Readable(stream)]);
     assert_eq!(ends.server.read(stream, 100), Ok(Read::End));
     assert_eq!((ends.server.streams.len(), ends.server.silent_due()), (FEW, None));
+    // A connection that ends has no time to keep.
+    let more = ends.client.open(StreamKind::Unidirectional, Priority::default()).unwrap();
+    ends.client.write(more, Bytes::from_static(b"more")).unwrap();
+    ends.say();
+    assert!(ends.server.silent_due().is_some());
+    ends.server.close(0, "");
+    assert_eq!(ends.server.silent_due(), None);
+}
+
+#[test]
+fn bidirectional_streams_whose_end_came_so_leave_room_for_others() {
+    let mut ends = Ends::new(|server, _| server.bidirectional = 2);
+    for _ in 0..5 {
+        let stream = sent_again(&mut ends, StreamKind::Bidirectional);
+        ends.server.learn();
+        assert_eq!(ends.server.read(stream, 100), Ok(Read::End));
+        ends.settle();
+    }
+    assert_eq!((ends.server.streams.len(), ends.client.streams.len()), (0, 0));
 }
 
 /// A limit of quiche 0.30 that docs/quic.md names. When this fails, it is gone.
