@@ -22,6 +22,7 @@
 mod actor_connection;
 mod actor_dial;
 mod actor_endpoint;
+mod actor_ends;
 mod actor_engine;
 mod actor_lease;
 mod actor_listen;

@@ -658,6 +658,41 @@ fn objects_that_are_too_late_are_reset_with_their_code() {
     assert_eq!(totals.family("moq_sessions_failed"), 0);
 }
 
+/// Rule 17: what one arbiter has for another wakes it at once. One that looked every 200 ms would take 100 on the average.
+#[test]
+fn an_object_for_another_arbiter_wakes_it_at_once() {
+    const ROUNDS: u64 = 40;
+    let running = Running::start(&relay(2, ""));
+    let clients = Clients::new();
+    wait(async {
+        let mut publisher = Peer::connect(&clients, running.address("moq"), Draft::D18).await;
+        let publish = publisher.publish("wakes", 1).await;
+        let mut peers = Vec::new();
+        // Enough that both arbiters have some.
+        while peers.len() < 2 || counter(&running, "moq_cross_arbiter", "").await == 0 {
+            let mut peer = Peer::connect(&clients, running.address("moq"), Draft::D20).await;
+            let (request, _) = peer.subscribe("wakes").await;
+            peers.push((peer, request));
+            assert!(peers.len() < 30, "all on one arbiter");
+        }
+        let mut took = Vec::new();
+        for group in 0..ROUNDS {
+            // Long enough for all to sleep.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let begun = crate::probe::now();
+            publisher.send_subgroup(1, group, &[b"wake"]).await;
+            for (peer, _) in &peers {
+                assert!(peer.receive().await.whole);
+            }
+            took.push(crate::probe::now() - begun);
+        }
+        took.sort_unstable();
+        let median = took[took.len() / 2];
+        assert!(median < Duration::from_millis(60), "{median:?}, and {:?} at most", took.last());
+        drop(publish);
+    });
+}
+
 /// Scopes are chosen by path and by authority, know nothing of each other, and one that is not there is refused at once.
 #[test]
 fn scopes_are_chosen_by_path_and_by_authority() {

@@ -544,6 +544,7 @@ impl Protocol for ConnectionActor {
         let at = sooner(at, engine.expires_at());
         let end_due = engine.end_due().filter(|_| self.paced_until.is_none() && !self.outlet.is_blocked());
         let at = sooner(at, end_due);
+        let at = sooner(at, engine.silent_due());
         let at = sooner(at, self.reaper.deadline());
         let at = sooner(at, self.keep_alive_at);
         let at = sooner(at, self.mover.deadline());

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::actor_ends::Silent;
 use super::actor_paths::Paths;
 use super::actor_stops::Stops;
 use super::actor_streams::{Receive, SendSide, Stream, Streams};
@@ -122,6 +123,7 @@ pub(super) struct Engine {
     /// Streams whose end is on its way and was not acknowledged when last looked at.
     leaving: Vec<StreamId>,
     look_at: usize,
+    pub(super) silent: Silent,
     pub(super) stops: Stops,
     pub(super) paths: Paths,
     pub(super) unread: Unread,
@@ -163,6 +165,7 @@ impl Engine {
             received: Received::default(),
             leaving: Vec::new(),
             look_at: LEAVING,
+            silent: Silent::default(),
             stops: Stops::default(),
             paths: Paths::default(),
             unread: Unread::default(),
@@ -261,6 +264,7 @@ impl Engine {
         {
             self.sending.unblock(id);
         }
+        self.look_for_silent_ends();
         self.look_for_stopped();
         self.look_at_paths();
         self.ask_again();
@@ -345,6 +349,7 @@ impl Engine {
             let _asked = done.send(Err(StreamError::Closed));
         }
         self.unread = Unread::default();
+        self.silent = Silent::default();
         self.wanting.clear();
         self.ends.clear();
         self.events.clear();

@@ -73,6 +73,11 @@ impl Engine {
             }
         }
         let _known = self.quic.stream_shutdown(stream.0, quiche::Shutdown::Read, code);
+        self.forget_ended(stream);
+    }
+
+    /// quiche is to forget a stream that will not be read to its end there.
+    pub(super) fn forget_ended(&mut self, stream: StreamId) {
         if stream.kind() == StreamKind::Bidirectional {
             self.stops.unread.push(stream);
         }

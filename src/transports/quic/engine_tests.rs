@@ -79,6 +79,12 @@ impl Ends {
         self.server.learn();
     }
 
+    /// A turn of the client, of which the server takes no note yet.
+    pub(in super::super) fn tell(&mut self) {
+        let [server, client] = self.addresses;
+        one_turn(&mut self.client, &mut self.server, [client, server]);
+    }
+
     /// Turns until nothing is left to be said.
     pub(in super::super) fn settle(&mut self) {
         while self.exchange() {}
